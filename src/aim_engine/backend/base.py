@@ -1,0 +1,108 @@
+"""What AIM Engine must know of a serving engine to plan for it, start it and judge its command lines."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import msgspec
+
+from aim_engine.hardware.cluster import Finding
+from aim_engine.hardware.gpu import Gpu
+from aim_engine.model.spec import ModelSpec
+from aim_engine.recipe.recipe import Recipe
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A container image of an engine release."""
+
+    reference: str
+    """Repository and tag, such as vllm/vllm-openai-rocm:v0.32.0."""
+    digest: str | None = None
+    device: Literal["rocm", "cpu"]
+    archs: tuple[str, ...]
+    """Device targets that the image was built for."""
+    rocm: str | None = None
+    entrypoint: tuple[str, ...]
+    """What the image runs; arguments are appended."""
+    source: str
+
+
+class Flag(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One argument of an engine's command line in one release."""
+
+    flags: tuple[str, ...]
+    """Option strings, aliases and the --no- form included; empty for a positional."""
+    dest: str
+    type: str | None = None
+    action: str = "store"
+    nargs: str | int | None = None
+    choices: tuple[str, ...] | None = None
+    default: object = None
+    deprecated: bool = False
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """One release of an engine: what its command line and its environment accept."""
+
+    engine: str
+    version: str
+    flags: tuple[Flag, ...]
+    env: frozenset[str]
+    """Environment variables the engine itself reads."""
+    images: tuple[Image, ...]
+    source: str
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """How to start an engine: arguments after the image's entrypoint, or after `argv0` as a process."""
+
+    argv0: tuple[str, ...]
+    """Program and sub-command of a bare process, such as ("vllm", "serve")."""
+    args: tuple[str, ...]
+    env: dict[str, str]
+
+
+class Defaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine would use for a flag that is not given."""
+
+    gpu_memory_utilization: float
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+class Backend(Protocol):
+    """One serving engine."""
+
+    name: str
+
+    def versions(self) -> tuple[str, ...]:
+        """Known releases, newest first."""
+        ...
+
+    def release(self, version: str) -> Release:
+        """Flags, environment and images of a release. Raises: InvalidInput with the known ones."""
+        ...
+
+    def image(self, version: str, gpu: Gpu) -> Image:
+        """The image of a release for this device. Raises: InvalidInput when none was built for it."""
+        ...
+
+    def defaults(self, version: str, gpu: Gpu) -> Defaults:
+        """The engine's own defaults on this device."""
+        ...
+
+    def supports(self, model: ModelSpec, gpu: Gpu, precision: str) -> str | None:
+        """None when this engine has kernels for it, else the reason why not."""
+        ...
+
+    def tune(self, model: ModelSpec, gpu: Gpu, recipe: Recipe) -> Recipe:
+        """`recipe` with attention backend, environment and extra arguments that suit model, device and release."""
+        ...
+
+    def command(self, model: ModelSpec, recipe: Recipe, *, model_ref: str, host: str, port: int) -> Command:
+        """How to serve `recipe`. `model_ref` is a hub id or a folder."""
+        ...
+
+    def check(self, args: tuple[str, ...], env: dict[str, str], version: str) -> tuple[Finding, ...]:
+        """What that release would not accept in a command line and environment."""
+        ...

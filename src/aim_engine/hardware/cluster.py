@@ -1,0 +1,123 @@
+"""What is there: nodes and the devices in them, each field with the probe that said it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+import msgspec
+
+from aim_engine.errors import InvalidInput
+from aim_engine.hardware.gpu import Gpu
+
+
+class Cpu(msgspec.Struct, frozen=True, kw_only=True):
+    """The host processor and its memory."""
+
+    model: str
+    vendor: str
+    """As the processor reports it: AuthenticAMD, GenuineIntel, an ARM implementer, or unknown."""
+    architecture: str
+    """Machine name such as x86_64 or aarch64."""
+    sockets: int
+    cores: int
+    """Physical cores this process may use (cgroup quota and affinity included)."""
+    threads: int
+    numa_nodes: int
+    memory_total_bytes: int
+    """Memory this process may use: the smaller of the machine's and the cgroup's."""
+    memory_available_bytes: int
+    features: tuple[str, ...] = ()
+    """The vector features engines ask about: avx2, avx512f, avx512_bf16, avx512_vnni, amx_tile, amx_bf16, neon, bf16, sve."""
+    clock_hz: int | None = None
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """One compute device of a node. None means unknown, never zero."""
+
+    index: int
+    """Order in which ROCm enumerates it on this node."""
+    gpu: str | None
+    """Name in the GPU catalogue; None when the product is not in it."""
+    product: str
+    arch: str | None
+    bdf: str | None = None
+    """PCI address domain:bus:device.function; the function is the partition number."""
+    pci_id: str | None = None
+    uuid: str | None = None
+    """As the driver says it; all partitions of one package share it."""
+    partition: str | None = None
+    memory_partition: str | None = None
+    numa_node: int | None = None
+    render_minor: int | None = None
+    kfd_node: int | None = None
+    hive: str | None = None
+    compute_units: int | None = None
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    power_cap_w: int | None = None
+    driver: str | None = None
+    sources: dict[str, str] = {}
+    """Field name -> probe that said it (kfd, drm, amd-smi, catalogue, asked)."""
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """Something the user should know, with its evidence and the way out."""
+
+    id: str
+    severity: Literal["error", "warning", "info"]
+    message: str
+    evidence: str = ""
+    remedy: str = ""
+    source: str = ""
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine."""
+
+    name: str
+    cpu: Cpu | None = None
+    devices: tuple[Device, ...] = ()
+    driver_version: str | None = None
+    rocm_version: str | None = None
+    link_weights: dict[str, int] = {}
+    """"i-j" (device indices, i < j) -> KFD link weight: 13 same package, 15 one xGMI step, 40 and more PCIe."""
+    findings: tuple[Finding, ...] = ()
+
+
+class Cluster(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="aim-engine/cluster/v1"):
+    """Everything a plan may use. `origin` says whether it was detected or asked for."""
+
+    origin: Literal["detected", "asked"]
+    nodes: tuple[Node, ...]
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        return tuple(device for node in self.nodes for device in node.devices)
+
+    def describe(self) -> str:
+        """`8 x MI300X`, `2 x MI210 + 1 x W7900`, or `no GPU (CPU only)`."""
+        names = Counter(device.gpu or device.product for device in self.devices)
+        if not names:
+            return "no GPU (CPU only)"
+        return " + ".join(f"{count} x {name}" for name, count in sorted(names.items()))
+
+
+def asked(count: int, gpu: Gpu) -> Cluster:
+    """A cluster of one node that somebody asked about rather than has: `count` whole devices of one kind."""
+    if count < 1:
+        raise InvalidInput(f"{count}x{gpu.name}: the count must be at least 1")
+    devices = tuple(
+        Device(
+            index=index,
+            gpu=gpu.name,
+            product=gpu.product,
+            arch=gpu.arch,
+            compute_units=gpu.compute_units,
+            memory_total_bytes=gpu.memory_bytes,
+            hive="0" if gpu.links is not None and gpu.links.kind == "xgmi" else None,
+            sources={"gpu": "asked", "memory_total_bytes": "catalogue"},
+        )
+        for index in range(count)
+    )
+    return Cluster(origin="asked", nodes=(Node(name="asked", devices=devices),))

@@ -1,0 +1,80 @@
+"""The document every stage reads and adds to: what was asked, what was chosen and why."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from aim_engine.hardware.cluster import Cluster, Finding
+from aim_engine.hardware.gpu import Gpu
+from aim_engine.model.spec import ModelSpec
+from aim_engine.perf.estimate import Estimate
+from aim_engine.recipe.recipe import Recipe
+from aim_engine.workload import Objective, Slo, Workload
+
+SCHEMA = "aim-engine/plan/v1"
+
+
+class Inputs(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the choice depends on; the same inputs give the same plan, byte for byte."""
+
+    model: ModelSpec
+    cluster: Cluster
+    gpu: Gpu
+    """The kind of device that is planned on; a CPU when there is no GPU."""
+    workload: Workload
+    slo: Slo
+    objective: Objective
+    precision: str | None = None
+    engine: str
+    engine_version: str
+    max_model_len: int | None = None
+    allow_lossy: bool = False
+    """May the planner choose formats that the checkpoint was not made for (online fp8, fp8 KV cache)?"""
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe and what it would do."""
+
+    recipe: Recipe
+    estimate: Estimate
+    reason: str = ""
+
+
+class Rejection(msgspec.Struct, frozen=True, kw_only=True):
+    """A configuration that was looked at and why it lost its place."""
+
+    recipe: str
+    """`Recipe.key`, or a family of them such as `tp1 bf16`."""
+    reason: str
+    missing_bytes: int | None = None
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the six steps of recipe selection and what it found."""
+
+    name: Literal["detect", "analyse", "match", "rank", "validate", "fallback"]
+    summary: str
+    details: tuple[str, ...] = ()
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=SCHEMA):
+    """The answer: a chosen recipe, or None with the reasons and the nearest way out."""
+
+    inputs: Inputs
+    chosen: Candidate | None
+    alternatives: tuple[Candidate, ...] = ()
+    """Best first, without the chosen one."""
+    pareto: tuple[Candidate, ...] = ()
+    """No other candidate has both more tokens/s per user and more tokens/s per GPU."""
+    rejected: tuple[Rejection, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    steps: tuple[Step, ...] = ()
+    hint: str = ""
+    """The next thing to try when nothing was chosen."""
+
+
+def encode(plan: Plan) -> bytes:
+    """The plan as JSON, stable order, one line."""
+    return msgspec.json.encode(plan, order="deterministic")

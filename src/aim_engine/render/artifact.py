@@ -1,0 +1,47 @@
+"""A rendered file, and the contract of a render target."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from aim_engine.planner.plan import Plan
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a rendered deployment, not yet written."""
+
+    path: str
+    """Relative, POSIX style, inside the output folder."""
+    content: str
+    executable: bool = False
+    secret: bool = False
+    """Written with mode 0600 because it is where a token goes."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """Choices of the deployment that are not part of the plan."""
+
+    name: str
+    """DNS label for services, containers, pods."""
+    port: int = 8000
+    host: str = "127.0.0.1"
+    """Address a process or a published container port listens on."""
+    cache_dir: str = "~/.cache/huggingface"
+    namespace: str = "default"
+    storage_class: str | None = None
+    model_path: str | None = None
+    """A local folder that holds the checkpoint; None serves by hub id."""
+    api_key_secret: bool = False
+    """Require an API key taken from a Secret or env file."""
+
+
+class Target(Protocol):
+    """A place a plan can be written for."""
+
+    name: str
+
+    def render(self, plan: Plan, options: Options) -> tuple[Artifact, ...]:
+        """The files that serve `plan` on this target. Pure: same arguments, same bytes."""
+        ...
