@@ -115,7 +115,9 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _from_text(name: str, kind: Any, text: str, variable: str) -> Any:
     try:
         if kind is bool:
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[text.lower()]
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[
+                text.lower()
+            ]
         return kind(text)
     except (KeyError, ValueError) as err:
         raise InvalidInput(f"{variable}={text} is not a usable value for {name}") from err

@@ -79,7 +79,9 @@ def parse_ms(text: str) -> float:
     number, unit = _split(text, "a duration such as 500ms or 0.5s")
     if unit not in _TIME_UNITS_MS:
         why = f"unknown unit '{unit}'" if unit else "it has no unit"
-        raise InvalidInput(f"'{text}' is not a duration", why=why, hint=f"write for example {number:g}ms or {number:g}s")
+        raise InvalidInput(
+            f"'{text}' is not a duration", why=why, hint=f"write for example {number:g}ms or {number:g}s"
+        )
     return number * _TIME_UNITS_MS[unit]
 
 

@@ -42,6 +42,7 @@ class MemoryBreakdown(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total_bytes(self) -> int:
+        """All parts, a negative cache counted as none."""
         return (
             self.weights_bytes
             + self.activation_bytes

@@ -80,6 +80,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=
     max_num_seqs: int
     max_num_batched_tokens: int
     gpu_memory_utilization: float
+    kv_cache_memory_bytes: int | None = None
+    """Bytes of cache per device set outright, which makes the engine ignore gpu_memory_utilization; used on CPUs,
+    where the rest of the memory belongs to others."""
     trust_remote_code: bool = False
     extra_args: tuple[str, ...] = ()
     """Further engine arguments, verbatim tokens."""

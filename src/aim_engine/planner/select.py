@@ -1,0 +1,241 @@
+"""The choice, in six steps: detect, analyse, match, rank, validate, fall back. Each leaves its reasons in the plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from aim_engine.backend.base import Backend
+from aim_engine.hardware.cluster import Cluster, Device, Finding
+from aim_engine.hardware.gpu import Gpu
+from aim_engine.model.spec import ModelSpec
+from aim_engine.perf import memory
+from aim_engine.perf.calibration import Calibration
+from aim_engine.planner import fallback, rank, validate
+from aim_engine.planner.plan import Candidate, Inputs, Plan, Rejection, Step
+from aim_engine.planner.search import Found, search
+from aim_engine.recipe.database import Known
+from aim_engine.units import format_bytes, format_count, format_ms
+
+ALTERNATIVES = 5
+Catalogue = Callable[[], Sequence[Gpu]]
+"""Loads every card, called only when nothing fits and the nearest way out is wanted."""
+
+
+def select(
+    inputs: Inputs,
+    *,
+    backend: Backend,
+    calibration: Calibration,
+    known: tuple[Known, ...] = (),
+    catalogue: Catalogue = tuple,
+) -> Plan:
+    """The best recipe for `inputs`, or none with the reasons and the nearest way out."""
+    available = usable_devices(inputs.cluster, inputs.gpu)
+    steps = [_detected(inputs, available), _analysed(inputs.model)]
+    matching = tuple(entry for entry in known if inputs.gpu.name in entry.gpus and entry.gpu_count <= available)
+    steps.append(_matched(inputs, known, matching))
+    found = search(inputs, available, backend, calibration, matching)
+    ranked = rank.order(found.candidates, inputs.objective)
+    steps.append(_ranked(inputs, found, ranked))
+    sound, refused = _first_valid(inputs, ranked, backend)
+    steps.append(_validated(sound, refused))
+    rejected = (*found.rejected, *refused)
+    hint = ""
+    if sound is not None and sound.estimate.meets_slo:
+        chosen: Candidate | None = sound
+        steps.append(Step(name="fallback", summary="not needed"))
+    else:
+        chosen = None
+        if sound is not None:
+            rejected = (*rejected, Rejection(recipe=sound.recipe.key, reason=_missed_limits(sound)))
+        advice = fallback.advise(
+            inputs, available, ranked, backend=backend, calibration=calibration, catalogue=catalogue
+        )
+        hint = advice.hint
+        steps.append(Step(name="fallback", summary=advice.summary, details=advice.details))
+    others = [candidate for candidate in ranked if candidate is not chosen]
+    alternatives = rank.distinct(others, ALTERNATIVES + 1)
+    if chosen is not None:
+        alternatives = tuple(a for a in alternatives if not _same_shape(a, chosen))
+        chosen = msgspec.structs.replace(chosen, reason=_why(chosen, alternatives, inputs))
+    return Plan(
+        inputs=inputs,
+        chosen=chosen,
+        alternatives=alternatives[:ALTERNATIVES],
+        pareto=rank.pareto(found.candidates),
+        rejected=rejected,
+        findings=_findings(inputs, chosen, backend),
+        steps=tuple(steps),
+        hint=hint,
+    )
+
+
+def usable_devices(cluster: Cluster, gpu: Gpu) -> int:
+    """Devices of this kind that one deployment may use: those of the node that has most of them."""
+    if gpu.kind == "cpu":
+        return 0
+    return max(sum(device.gpu == gpu.name for device in node.devices) for node in cluster.nodes)
+
+
+def main_gpu(cluster: Cluster, load: Callable[[str], Gpu]) -> Gpu | None:
+    """The card to plan on: the kind that holds most memory in one node; None without a GPU.
+
+    Memory is what the devices themselves report, less what others use: the smallest of the kind counts, since ranks are equal.
+    """
+    best: tuple[int, str, list[Device]] | None = None
+    for node in cluster.nodes:
+        counts = Counter(device.gpu for device in node.devices if device.gpu is not None)
+        for name in sorted(counts):
+            devices = [device for device in node.devices if device.gpu == name]
+            total = sum(_free_bytes(device) or load(name).memory_bytes for device in devices)
+            if best is None or total > best[0]:
+                best = (total, name, devices)
+    if best is None:
+        return None
+    gpu = load(best[1])
+    known = [free for device in best[2] if (free := _free_bytes(device)) is not None]
+    return msgspec.structs.replace(gpu, memory_bytes=min(known)) if known else gpu
+
+
+def _free_bytes(device: Device) -> int | None:
+    if device.memory_total_bytes is None:
+        return None
+    return device.memory_total_bytes - (device.memory_used_bytes or 0)
+
+
+def _detected(inputs: Inputs, available: int) -> Step:
+    gpu = inputs.gpu
+    where = "asked for" if inputs.cluster.origin == "asked" else "found here"
+    if gpu.kind == "cpu":
+        summary = f"no GPU {where}: planning on the CPU, {format_bytes(gpu.memory_bytes)} usable"
+    else:
+        summary = f"{available} x {gpu.name} ({gpu.arch}, {format_bytes(gpu.memory_bytes)} each) {where}"
+    return Step(
+        name="detect",
+        summary=summary,
+        details=tuple(f.message for node in inputs.cluster.nodes for f in node.findings),
+    )
+
+
+def _analysed(spec: ModelSpec) -> Step:
+    kind = "mixture of experts" if spec.is_moe else "dense"
+    kinds = ", ".join(f"{group.count} {group.kind}" for group in spec.groups)
+    active = f" ({format_count(spec.active_parameters)} active)" if spec.is_moe else ""
+    weights = format_bytes(spec.weight_bytes or memory.checkpoint_bytes(spec))
+    return Step(
+        name="analyse",
+        summary=f"{kind}, {format_count(spec.parameters.total)} parameters{active}, {weights} of weights in {spec.format}",
+        details=(f"layers: {kinds}", f"described by: {spec.source} ({spec.basis})", *spec.warnings),
+    )
+
+
+def _matched(inputs: Inputs, known: tuple[Known, ...], matching: tuple[Known, ...]) -> Step:
+    if not known:
+        return Step(name="match", summary=f"no known recipe for {inputs.model.model_id}; candidates are generated")
+    if not matching:
+        cards = ", ".join(sorted({gpu for entry in known for gpu in entry.gpus}))
+        return Step(name="match", summary=f"{len(known)} known recipes, none for {inputs.gpu.name} (only {cards})")
+    return Step(
+        name="match",
+        summary=f"{len(matching)} of {len(known)} known recipes apply, beside generated candidates",
+        details=tuple(
+            f"{entry.parallelism.describe()} {entry.precision}: {entry.provenance.source}" for entry in matching
+        ),
+    )
+
+
+def _ranked(inputs: Inputs, found: Found, ranked: list[Candidate]) -> Step:
+    keeping = sum(candidate.estimate.meets_slo for candidate in ranked)
+    summary = f"{found.looked_at} configurations, {len(ranked)} that fit, by {inputs.objective}"
+    if inputs.slo != type(inputs.slo)():
+        summary += f"; {keeping} keep the limits"
+    return Step(
+        name="rank",
+        summary=summary,
+        details=tuple(
+            f"{candidate.recipe.key}: {candidate.estimate.output_tok_s.value:.0f} tok/s, "
+            f"{format_ms(candidate.estimate.tpot_ms.value)} per token"
+            for candidate in rank.distinct(ranked, 3)
+        ),
+    )
+
+
+def _first_valid(inputs: Inputs, ranked: list[Candidate], backend: Backend) -> tuple[Candidate | None, list[Rejection]]:
+    refused: list[Rejection] = []
+    for candidate in ranked:
+        errors = [
+            finding
+            for finding in validate.recipe_findings(candidate.recipe, inputs.model, inputs.gpu, backend)
+            if finding.severity == "error"
+        ]
+        if not errors:
+            return candidate, refused
+        refused.append(Rejection(recipe=candidate.recipe.key, reason=f"{errors[0].id}: {errors[0].message}"))
+    return None, refused
+
+
+def _validated(chosen: Candidate | None, refused: list[Rejection]) -> Step:
+    details = tuple(f"{rejection.recipe}: {rejection.reason}" for rejection in refused[:5])
+    if chosen is None:
+        return Step(name="validate", summary="nothing to validate" if not refused else "none is valid", details=details)
+    return Step(name="validate", summary=f"{chosen.recipe.key} passes every check", details=details)
+
+
+def _findings(inputs: Inputs, chosen: Candidate | None, backend: Backend) -> tuple[Finding, ...]:
+    found = [finding for node in inputs.cluster.nodes for finding in node.findings]
+    found.extend(
+        Finding(id="MOD100", severity="warning", message=warning, source=inputs.model.source)
+        for warning in inputs.model.warnings
+    )
+    if chosen is not None:
+        found.extend(validate.recipe_findings(chosen.recipe, inputs.model, inputs.gpu, backend))
+    return tuple(found)
+
+
+def _missed_limits(candidate: Candidate) -> str:
+    missed = [f"{name} by {-margin:.0%}" for name, margin in candidate.estimate.slo_margin.items() if margin < 0]
+    return f"misses the limit on {' and '.join(missed)}"
+
+
+def _same_shape(one: Candidate, other: Candidate) -> bool:
+    return len(rank.distinct([one, other], 2)) == 1
+
+
+def _why(chosen: Candidate, others: tuple[Candidate, ...], inputs: Inputs) -> str:
+    goal = {
+        "throughput": f"{chosen.estimate.output_tok_s.value:.0f} output tokens/s",
+        "latency": f"{format_ms(chosen.estimate.e2e_ms.value)} per request",
+        "cost": f"{chosen.recipe.gpu_count} GPUs",
+        "balanced": f"{chosen.estimate.output_tok_s_per_user:.0f} tok/s per user x "
+        f"{chosen.estimate.output_tok_s_per_gpu:.0f} tok/s per GPU",
+    }[inputs.objective]
+    text = f"best {inputs.objective}: {goal}"
+    if others:
+        ours, theirs = (rank.value(c, inputs.objective) for c in (chosen, others[0]))
+        if theirs > ours:
+            text += f"; {others[0].recipe.key} is within the error band, and {_preference(chosen, others[0])}"
+        elif theirs > 0:
+            text += f"; next is {others[0].recipe.key} ({ours / theirs - 1:.0%} behind)"
+    return text
+
+
+def _preference(chosen: Candidate, other: Candidate) -> str:
+    if chosen.recipe.provenance != "generated" and other.recipe.provenance == "generated":
+        return "the chosen one was run on this card before"
+    if chosen.recipe.gpu_count < other.recipe.gpu_count:
+        return f"the chosen one needs {other.recipe.gpu_count - chosen.recipe.gpu_count} GPUs less"
+    return "the chosen one is simpler"
+
+
+def requirements(inputs: Inputs) -> Mapping[str, object]:
+    """What `RecipeDatabase.find_matching_recipe` is asked for these inputs."""
+    return {
+        "model_id": inputs.model.model_id,
+        "gpu": inputs.gpu.name,
+        "gpu_count": usable_devices(inputs.cluster, inputs.gpu),
+        "precision": inputs.precision,
+        "objective": inputs.objective,
+    }
