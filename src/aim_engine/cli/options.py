@@ -1,0 +1,73 @@
+"""Options that several commands share, parsed from text with units into values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from aim_engine import settings as all_settings
+from aim_engine import units
+from aim_engine.settings import Settings
+from aim_engine.workflow import Request
+from aim_engine.workload import Slo, Workload
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_PLANNING = (
+    click.option("--gpus", metavar="NxCARD", help="Hardware to plan for, such as 8xMI300X or cpu. Default: this machine."),
+    click.option(
+        "--objective",
+        type=click.Choice(["throughput", "latency", "cost", "balanced"]),
+        default="throughput",
+        show_default=True,
+        help="What to make best.",
+    ),
+    click.option("--ttft", metavar="TIME", help="Limit on the mean time to first token, such as 500ms."),
+    click.option("--tpot", metavar="TIME", help="Limit on the mean time per output token, such as 30ms."),
+    click.option("--e2e", metavar="TIME", help="Limit on the mean time of a whole request, such as 20s."),
+    click.option("--concurrency", metavar="N", help="Requests in flight at once."),
+    click.option("--rate", type=float, metavar="N", help="Requests arriving per second."),
+    click.option("--input-tokens", metavar="N", default="1024", show_default=True, help="Mean prompt length."),
+    click.option("--output-tokens", metavar="N", default="512", show_default=True, help="Mean answer length."),
+    click.option("--max-model-len", metavar="N", help="Context length to serve. Default: the model's, or what fits."),
+    click.option("--precision", help="Weight format: bf16, fp16, fp8 and others. Default: the checkpoint's own."),
+    click.option("--allow-lossy", is_flag=True, help="Also consider fp8 weights and KV cache made on load."),
+    click.option("--engine", default="vllm", show_default=True, help="Serving engine."),
+    click.option("--engine-version", metavar="X.Y.Z", help="Engine release. Default: the newest known."),
+    click.option("--revision", help="Revision of the model on the hub."),
+    click.option("--offline", is_flag=True, default=None, help="Never ask the hub."),
+)
+
+
+def planning(command: Command) -> Command:
+    """The options that shape a plan."""
+    for option in reversed(_PLANNING):
+        command = option(command)
+    return command
+
+
+def request(model: str, flags: dict[str, Any]) -> tuple[Request, Settings]:
+    """The planning request and the settings that `flags` describe. Raises: InvalidInput."""
+    concurrency, length = flags["concurrency"], flags["max_model_len"]
+    limits = {f"{name}_ms": units.parse_ms(flags[name]) for name in ("ttft", "tpot", "e2e") if flags[name]}
+    asked = Request(
+        model=model,
+        gpus=flags["gpus"],
+        workload=Workload(
+            input_tokens=units.parse_count(flags["input_tokens"]),
+            output_tokens=units.parse_count(flags["output_tokens"]),
+            concurrency=units.parse_count(concurrency) if concurrency else None,
+            rate_requests_s=flags["rate"],
+        ),
+        slo=Slo(**limits),
+        objective=flags["objective"],
+        precision=flags["precision"],
+        engine=flags["engine"],
+        engine_version=flags["engine_version"],
+        max_model_len=units.parse_count(length) if length else None,
+        allow_lossy=flags["allow_lossy"],
+        revision=flags["revision"],
+    )
+    return asked, all_settings.load({"offline": flags["offline"]})

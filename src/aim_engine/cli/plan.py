@@ -1,0 +1,187 @@
+"""`aim-engine plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aim_engine import workflow
+from aim_engine.cli import options, output
+from aim_engine.errors import Unreachable
+from aim_engine.planner import plan as plans
+from aim_engine.planner.plan import Candidate, Plan
+from aim_engine.units import format_bytes, format_gib, format_ms
+
+
+@click.command(epilog="Example: aim-engine plan Qwen/Qwen3-32B --gpus 8xMI300X")
+@click.argument("model")
+@options.planning
+@click.option("--explain", is_flag=True, help="Show the six steps, the ledgers, what lost and by how much.")
+@click.option("-o", "--output", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to a file.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def plan(model: str, explain: bool, path: Path | None, as_json: bool, **flags: Any) -> int:
+    """Choose the best configuration for MODEL: a hub id, a folder or a config.json.
+
+    Plans for this machine, or for --gpus. Needs no GPU.
+    """
+    request, settings = options.request(model, flags)
+    document = workflow.choose(request, settings)
+    if path is not None:
+        write(document, path)
+    if as_json:
+        output.data(document)
+    else:
+        show(document, explain=explain)
+    if document.chosen is None:
+        return 1
+    output.next_step(f"aim-engine render {path or 'PLAN.json'} --target docker")
+    return 0
+
+
+def write(document: Plan, path: Path) -> None:
+    """The plan as a file, replaced in one step. Raises: Unreachable."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(plans.encode(document) + b"\n")
+        partial.replace(path)
+    except OSError as err:
+        partial.unlink(missing_ok=True)
+        raise Unreachable(f"the plan cannot be written to {path}", why=err.strerror) from err
+
+
+def show(document: Plan, *, explain: bool) -> None:
+    """The plan for a person."""
+    inputs = document.inputs
+    where = "this CPU" if inputs.gpu.kind == "cpu" else inputs.cluster.describe()
+    output.heading(f"{inputs.model.model_id} on {where}, {inputs.engine} {inputs.engine_version}")
+    if document.chosen is None:
+        _show_refusal(document)
+    else:
+        _show_choice(document.chosen)
+    if document.alternatives:
+        _show_alternatives(document)
+    for finding in document.findings:
+        if finding.severity != "info" or explain:
+            remedy = f" ({finding.remedy})" if finding.remedy else ""
+            output.text(f"{finding.severity}: {finding.message}{remedy}")
+    if explain:
+        _explain(document)
+    elif document.chosen is not None:
+        output.text(f"why: {document.chosen.reason}")
+
+
+def _show_choice(chosen: Candidate) -> None:
+    recipe, estimate = chosen.recipe, chosen.estimate
+    split = f"{recipe.replicas} replica{'s' * (recipe.replicas > 1)} of {recipe.parallelism.describe()}"
+    devices = f"{recipe.gpu_count} GPUs" if recipe.gpu_count else f"{recipe.resources.cpu_cores} CPU cores"
+    kv = "" if recipe.kv_cache_dtype == "auto" else f", KV cache {recipe.kv_cache_dtype}"
+    online = " (made on load)" if recipe.online_quantization else ""
+    backend = f", {recipe.attention_backend}" if recipe.attention_backend else ""
+    memory = estimate.memory
+    rows = [
+        ("recipe", f"{split}, {recipe.precision}{online}{kv}{backend}, {devices} ({recipe.provenance})"),
+        (
+            "limits",
+            f"max_model_len {recipe.max_model_len}, max_num_seqs {recipe.max_num_seqs}, "
+            f"max_num_batched_tokens {recipe.max_num_batched_tokens}",
+        ),
+        (
+            "memory",
+            f"{format_gib(memory.weights_bytes)} weights + {format_gib(memory.kv_cache_bytes)} KV cache of "
+            f"{format_gib(memory.device_bytes)} per device; {memory.kv_cache_tokens:,} tokens per replica",
+        ),
+        (f"at {estimate.concurrency} requests", ""),
+        ("  output", _range(estimate.output_tok_s, "tok/s")),
+        ("  per user", f"{estimate.output_tok_s_per_user:.1f} tok/s"),
+        ("  first token", _range_ms(estimate.ttft_ms)),
+        ("  per token", _range_ms(estimate.tpot_ms)),
+        ("  whole request", _range_ms(estimate.e2e_ms)),
+        ("basis", f"{estimate.tpot_ms.basis}: {estimate.tpot_ms.source}"),
+    ]
+    for name, value in rows:
+        output.text(f"  {name:<16} {value}".rstrip())
+
+
+def _show_refusal(document: Plan) -> None:
+    output.text("  no configuration does what was asked:")
+    for rejection in document.rejected[:6]:
+        lacking = f" ({format_bytes(rejection.missing_bytes)} missing)" if rejection.missing_bytes else ""
+        output.text(f"    {rejection.recipe}: {rejection.reason}{lacking}")
+    fallback = next((step for step in document.steps if step.name == "fallback"), None)
+    if fallback is not None:
+        output.text(f"  {fallback.summary}")
+    output.note(f"\nhint: {document.hint}")
+    for detail in fallback.details[1:] if fallback is not None else ():
+        output.note(f"  or: {detail}")
+
+
+def _show_alternatives(document: Plan) -> None:
+    output.table(
+        "alternatives" if document.chosen is not None else "closest",
+        ("recipe", "GPUs", "requests", "tok/s", "tok/s/GPU", "tok/s/user", "TTFT", "TPOT"),
+        [
+            (
+                f"{c.recipe.replicas} x {c.recipe.parallelism.describe()} {c.recipe.precision}"
+                + ("" if c.recipe.kv_cache_dtype == "auto" else f" kv {c.recipe.kv_cache_dtype}"),
+                str(c.recipe.gpu_count),
+                str(c.estimate.concurrency),
+                f"{c.estimate.output_tok_s.value:.0f}",
+                f"{c.estimate.output_tok_s_per_gpu:.0f}",
+                f"{c.estimate.output_tok_s_per_user:.1f}",
+                format_ms(c.estimate.ttft_ms.value),
+                format_ms(c.estimate.tpot_ms.value),
+            )
+            for c in document.alternatives
+        ],
+        right=("GPUs", "requests", "tok/s", "tok/s/GPU", "tok/s/user", "TTFT", "TPOT"),
+    )
+
+
+def _explain(document: Plan) -> None:
+    output.text()
+    for number, step in enumerate(document.steps, 1):
+        output.text(f"{number}. {step.name}: {step.summary}")
+        for detail in step.details:
+            output.text(f"     {detail}")
+    chosen = document.chosen
+    if chosen is not None:
+        memory = chosen.estimate.memory
+        ledger = [
+            ("weights", memory.weights_bytes),
+            ("activations", memory.activation_bytes),
+            ("graphs", memory.graphs_bytes),
+            ("runtime and collectives", memory.overhead_bytes),
+            ("KV cache", memory.kv_cache_bytes),
+            ("left to others", memory.device_bytes - memory.total_bytes),
+        ]
+        output.table("memory of one device", ("part", "size"), [(n, format_gib(b)) for n, b in ledger], right=("size",))
+        steps = sorted(chosen.estimate.step_ms.items(), key=lambda item: -item[1])
+        output.table(
+            "one decode step",
+            ("feature", "time"),
+            [(name, format_ms(ms)) for name, ms in steps if ms >= 1e-3],
+            right=("time",),
+        )
+        for name, margin in sorted(chosen.estimate.slo_margin.items()):
+            output.text(f"{name}: {margin:.0%} below the limit")
+        output.text(f"why: {chosen.reason}")
+    for rejection in document.rejected:
+        output.text(f"lost: {rejection.recipe}: {rejection.reason}")
+    front = ", ".join(
+        f"{c.estimate.output_tok_s_per_user:.0f}/{c.estimate.output_tok_s_per_gpu:.0f} ({c.recipe.parallelism.describe()})"
+        for c in document.pareto[:12]
+    )
+    if front:
+        output.text(f"Pareto front, tok/s per user / per GPU: {front}")
+
+
+def _range(figure: Any, unit: str) -> str:
+    return f"{figure.value:,.0f} {unit} ({figure.low:,.0f} to {figure.high:,.0f})"
+
+
+def _range_ms(figure: Any) -> str:
+    return f"{format_ms(figure.value)} ({format_ms(figure.low)} to {format_ms(figure.high)})"
+
+

@@ -1,0 +1,124 @@
+"""The whole walk, read this first: a model and the hardware go in, a running, watched deployment comes out.
+
+    cluster, gpu = hardware(...)          what is there, or was asked for
+    spec = describe(...)                  what must run
+    plan = choose(...)                    the best recipe, with reasons
+    artifacts = render(plan, ...)         written out for its target (aim_engine.render)
+    deployment = up(plan, ...)            fetched, started, watched (aim_engine.deploy, aim_engine.monitor)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from aim_engine.errors import InvalidInput
+from aim_engine.hardware.cluster import Cluster, asked
+from aim_engine.hardware.gpu import Gpu
+from aim_engine.model.spec import ModelSpec
+from aim_engine.planner.plan import Inputs, Plan
+from aim_engine.settings import Settings
+from aim_engine.workload import Objective, Slo, Workload
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user asks of the planner, in the user's own words."""
+
+    model: str
+    gpus: str | None = None
+    """Such as 8xMI300X, or cpu; None plans on this machine."""
+    workload: Workload = Workload()
+    slo: Slo = Slo()
+    objective: Objective = "throughput"
+    precision: str | None = None
+    engine: str = "vllm"
+    engine_version: str | None = None
+    max_model_len: int | None = None
+    allow_lossy: bool = False
+    revision: str | None = None
+
+
+def hardware(gpus: str | None, settings: Settings) -> tuple[Cluster, Gpu]:
+    """The cluster to plan on and the kind of device that counts. Raises: InvalidInput on an unknown card."""
+    from aim_engine.hardware import catalog, cpu, detect
+    from aim_engine.planner.select import main_gpu
+
+    overlay = overlay_dir(settings)
+    if gpus is not None and gpus.lower() != "cpu":
+        count, gpu = catalog.parse_request(gpus, overlay)
+        return asked(count, gpu), gpu
+    root = Path(settings.sysfs_root)
+    cluster = detect.detect(root, run_tools=settings.sysfs_root == "/", overlay=overlay)
+    found = None if gpus is not None else main_gpu(cluster, lambda name: catalog.load(name, overlay))
+    if found is not None:
+        return cluster, found
+    host = next((node.cpu for node in cluster.nodes if node.cpu is not None), None)
+    if host is None:
+        raise InvalidInput(
+            "no GPU was found and the CPU could not be read",
+            hint="name the hardware to plan for, for example --gpus 8xMI300X",
+        )
+    return cluster, cpu.as_gpu(host, cpu.measure_bandwidth())
+
+
+def describe(model: str, settings: Settings, revision: str | None = None) -> ModelSpec:
+    """The model's description from a folder, a config.json, the catalogue, the cache or the hub, in that order."""
+    from aim_engine.model import source
+
+    return source.describe(model, revision=revision, offline=settings.offline, overlay=overlay_dir(settings))
+
+
+def choose(request: Request, settings: Settings) -> Plan:
+    """Plan `request` on the hardware it names or finds."""
+    from aim_engine import backend
+    from aim_engine.hardware import catalog
+    from aim_engine.perf import calibration
+    from aim_engine.planner.select import select
+    from aim_engine.recipe.database import RecipeDatabase
+
+    overlay = overlay_dir(settings)
+    engine = backend.get(request.engine, overlay)
+    spec = describe(request.model, settings, request.revision)
+    cluster, gpu = hardware(request.gpus, settings)
+    inputs = Inputs(
+        model=spec,
+        cluster=cluster,
+        gpu=gpu,
+        workload=request.workload,
+        slo=request.slo,
+        objective=request.objective,
+        precision=request.precision,
+        engine=engine.name,
+        engine_version=engine_version(request, settings, gpu),
+        max_model_len=request.max_model_len,
+        allow_lossy=request.allow_lossy,
+    )
+    return select(
+        inputs,
+        backend=engine,
+        calibration=calibration.pick(calibration.load(overlay), gpu),
+        known=RecipeDatabase(overlay).load_recipes(spec.model_id),
+        catalogue=lambda: [catalog.load(name, overlay) for name in catalog.names(overlay)],
+    )
+
+
+def engine_version(request: Request, settings: Settings, gpu: Gpu) -> str:
+    """The release asked for, else the one in the settings, else the newest known that runs on this kind of device."""
+    from aim_engine import backend
+
+    engine = backend.get(request.engine, overlay_dir(settings))
+    wanted = request.engine_version or settings.engine_version
+    if wanted:
+        return engine.release(wanted).version
+    return engine.newest(gpu)
+
+
+def overlay_dir(settings: Settings) -> Path | None:
+    """The user's catalogue folder. Raises: InvalidInput when it is set and missing."""
+    if not settings.catalog_dir:
+        return None
+    path = Path(settings.catalog_dir).expanduser()
+    if not path.is_dir():
+        raise InvalidInput(f"the catalogue folder {path} does not exist", hint="aim-engine settings shows where it is set")
+    return path
