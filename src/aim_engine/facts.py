@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -35,12 +36,11 @@ def read(path: Path, kind: type[T]) -> T:
 
 
 def parse_yaml(content: bytes | str, name: str) -> object:
-    """One YAML document through the C parser where it is built. Raises: Corrupt."""
+    """One YAML document through the C parser where it is built; dates stay text. Raises: Corrupt."""
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return yaml.load(content, Loader=loader)  # noqa: S506 - always a safe loader
+        return yaml.load(content, Loader=_loader())  # noqa: S506 - always a safe loader
     except yaml.YAMLError as err:
         raise Corrupt(f"{name} is not readable as YAML", why=" ".join(str(err).split())) from err
 
@@ -51,3 +51,16 @@ def msgspec_convert(document: object, kind: type[T], name: str) -> T:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as err:
         raise InvalidInput(f"{name} is not a usable catalogue file", why=str(err)) from err
+
+
+@functools.cache
+def _loader() -> type[Any]:
+    """A safe loader that leaves `2026-11-23` as it is written."""
+    import yaml
+
+    base: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    resolvers = {
+        letter: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:timestamp"]
+        for letter, pairs in base.yaml_implicit_resolvers.items()
+    }
+    return type("FactsLoader", (base,), {"yaml_implicit_resolvers": resolvers})
