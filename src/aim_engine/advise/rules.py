@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from aim_engine.perf.estimate import Range
-from aim_engine.planner.plan import Plan
+from aim_engine.planner.plan import Candidate
 
 FULL_CACHE_FRACTION = 0.95
 MUCH_CACHE_FRACTION = 0.7
@@ -49,11 +49,9 @@ Kpis = Mapping[str, float | None]
 """Measured figures by the names of `kpi.names`; None where unknown."""
 
 
-def compare(plan: Plan, kpis: Kpis) -> tuple[Comparison, ...]:
-    """The plan's latency predictions beside what was measured, where it was."""
-    if plan.chosen is None:
-        return ()
-    estimate = plan.chosen.estimate
+def compare(chosen: Candidate, kpis: Kpis) -> tuple[Comparison, ...]:
+    """The latency predictions for a chosen recipe beside what was measured, where it was."""
+    estimate = chosen.estimate
     pairs: tuple[tuple[str, Range], ...] = (("ttft_ms", estimate.ttft_ms), ("tpot_ms", estimate.tpot_ms))
     return tuple(
         Comparison(
@@ -69,23 +67,22 @@ def compare(plan: Plan, kpis: Kpis) -> tuple[Comparison, ...]:
     )
 
 
-def suggest(plan: Plan, kpis: Kpis, finished_requests: float) -> tuple[Suggestion, ...]:
+def suggest(chosen: Candidate, kpis: Kpis, finished_requests: float) -> tuple[Suggestion, ...]:
     """What to change, most likely cause first; empty when there is nothing or too little to judge on."""
-    if plan.chosen is None or finished_requests < FEW_REQUESTS:
+    if finished_requests < FEW_REQUESTS:
         return ()
     for rule in _RULES:
-        found = rule(plan, kpis)
+        found = rule(chosen, kpis)
         if found is not None:
             return (found,)
     return ()
 
 
-def _cache_full(plan: Plan, kpis: Kpis) -> Suggestion | None:
+def _cache_full(chosen: Candidate, kpis: Kpis) -> Suggestion | None:
     usage, preempted = kpis.get("kv_usage_fraction"), kpis.get("preemptions")
     if usage is None or not preempted or usage < FULL_CACHE_FRACTION:
         return None
-    assert plan.chosen is not None
-    recipe, memory = plan.chosen.recipe, plan.chosen.estimate.memory
+    recipe, memory = chosen.recipe, chosen.estimate.memory
     slots = max(1, min(recipe.max_num_seqs - 1, memory.max_sequences))
     return Suggestion(
         id="K1",
@@ -97,10 +94,9 @@ def _cache_full(plan: Plan, kpis: Kpis) -> Suggestion | None:
     )
 
 
-def _slots_full(plan: Plan, kpis: Kpis) -> Suggestion | None:
+def _slots_full(chosen: Candidate, kpis: Kpis) -> Suggestion | None:
     running, waiting, usage = kpis.get("running"), kpis.get("waiting"), kpis.get("kv_usage_fraction")
-    assert plan.chosen is not None
-    slots = plan.chosen.recipe.max_num_seqs
+    slots = chosen.recipe.max_num_seqs
     if running is None or usage is None or not waiting or running < slots or usage >= MUCH_CACHE_FRACTION:
         return None
     return Suggestion(
@@ -113,10 +109,9 @@ def _slots_full(plan: Plan, kpis: Kpis) -> Suggestion | None:
     )
 
 
-def _cache_idle(plan: Plan, kpis: Kpis) -> Suggestion | None:
+def _cache_idle(chosen: Candidate, kpis: Kpis) -> Suggestion | None:
     running, waiting, usage = kpis.get("running"), kpis.get("waiting"), kpis.get("kv_usage_fraction")
-    assert plan.chosen is not None
-    recipe = plan.chosen.recipe
+    recipe = chosen.recipe
     if not running or waiting or usage is None or usage > IDLE_CACHE_FRACTION or recipe.parallelism.world_size == 1:
         return None
     return Suggestion(
@@ -128,8 +123,8 @@ def _cache_idle(plan: Plan, kpis: Kpis) -> Suggestion | None:
     )
 
 
-def _slower_than_predicted(plan: Plan, kpis: Kpis) -> Suggestion | None:
-    slow = [c for c in compare(plan, kpis) if c.measured > c.high]
+def _slower_than_predicted(chosen: Candidate, kpis: Kpis) -> Suggestion | None:
+    slow = [c for c in compare(chosen, kpis) if c.measured > c.high]
     if not slow:
         return None
     worst = max(slow, key=lambda c: c.measured / c.high)
@@ -141,7 +136,7 @@ def _slower_than_predicted(plan: Plan, kpis: Kpis) -> Suggestion | None:
     )
 
 
-_RULES: tuple[Callable[[Plan, Kpis], Suggestion | None], ...] = (
+_RULES: tuple[Callable[[Candidate, Kpis], Suggestion | None], ...] = (
     _cache_full,
     _slots_full,
     _slower_than_predicted,
