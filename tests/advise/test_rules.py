@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import specs
-
 from aim_engine.advise import rules
 from aim_engine.perf import calibration, memory, predict
 from aim_engine.perf.roofline import Model
