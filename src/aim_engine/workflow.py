@@ -71,6 +71,13 @@ def describe(model: str, settings: Settings, revision: str | None = None) -> Mod
 
 def choose(request: Request, settings: Settings) -> Plan:
     """Plan `request` on the hardware it names or finds."""
+    spec = describe(request.model, settings, request.revision)
+    cluster, gpu = hardware(request.gpus, settings)
+    return select_for(request, spec, cluster, gpu, settings)
+
+
+def select_for(request: Request, spec: ModelSpec, cluster: Cluster, gpu: Gpu, settings: Settings) -> Plan:
+    """The plan for a model and hardware that are known already."""
     from aim_engine import backend
     from aim_engine.hardware import catalog
     from aim_engine.perf import calibration
@@ -79,8 +86,6 @@ def choose(request: Request, settings: Settings) -> Plan:
 
     overlay = overlay_dir(settings)
     engine = backend.get(request.engine, overlay)
-    spec = describe(request.model, settings, request.revision)
-    cluster, gpu = hardware(request.gpus, settings)
     inputs = Inputs(
         model=spec,
         cluster=cluster,

@@ -16,7 +16,9 @@ from aim_engine.workload import Slo, Workload
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _PLANNING = (
-    click.option("--gpus", metavar="NxCARD", help="Hardware to plan for, such as 8xMI300X or cpu. Default: this machine."),
+    click.option(
+        "--gpus", metavar="NxCARD", help="Hardware to plan for, such as 8xMI300X or cpu. Default: this machine."
+    ),
     click.option(
         "--objective",
         type=click.Choice(["throughput", "latency", "cost", "balanced"]),

@@ -19,7 +19,9 @@ from aim_engine.units import format_bytes, format_gib, format_ms
 @click.argument("model")
 @options.planning
 @click.option("--explain", is_flag=True, help="Show the six steps, the ledgers, what lost and by how much.")
-@click.option("-o", "--output", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to a file.")
+@click.option(
+    "-o", "--output", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to a file."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def plan(model: str, explain: bool, path: Path | None, as_json: bool, **flags: Any) -> int:
     """Choose the best configuration for MODEL: a hub id, a folder or a config.json.
@@ -183,5 +185,3 @@ def _range(figure: Any, unit: str) -> str:
 
 def _range_ms(figure: Any) -> str:
     return f"{format_ms(figure.value)} ({format_ms(figure.low)} to {format_ms(figure.high)})"
-
-

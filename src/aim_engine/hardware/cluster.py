@@ -93,6 +93,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag
 
     @property
     def devices(self) -> tuple[Device, ...]:
+        """All devices of all nodes."""
         return tuple(device for node in self.nodes for device in node.devices)
 
     def describe(self) -> str:
