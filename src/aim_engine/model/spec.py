@@ -176,10 +176,12 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", t
 
     @property
     def is_moe(self) -> bool:
+        """Has expert layers."""
         return self.moe is not None
 
     @property
     def is_mla(self) -> bool:
+        """Keeps a compressed latent instead of keys and values."""
         return any(group.kind == "mla" for group in self.groups)
 
     @property

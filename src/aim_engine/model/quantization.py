@@ -1,0 +1,263 @@
+"""How a checkpoint's weights are stored: every quantisation scheme's own description as one value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from aim_engine.errors import InvalidInput
+from aim_engine.model.spec import Quantization, WeightFormat
+
+LINEAR_PARTS = ("attention", "attention_replicated", "dense_mlp", "experts", "shared_experts")
+_SCALED: dict[str, float] = {
+    "fp8": 1.0,
+    "int8": 1.0,
+    "mxfp8": 1 + 1 / 32,
+    "mxfp6": 0.75 + 1 / 32,
+    "mxfp4": 0.5 + 1 / 32,
+    "nvfp4": 0.5 + 1 / 16,
+    "nf4": 0.5 + 1 / 64 * 0.5,
+}
+"""Bytes per weight with scales: OCP MX keeps one byte per 32, NVFP4 one per 16, NF4 one (itself quantised) per 64."""
+_PART_WORDS = (
+    ("shared_experts", ("shared_expert",)),
+    ("experts", ("experts", "block_sparse_moe")),
+    ("attention", ("self_attn", "attention", "linear_attn", ".attn", "mixer", "q_proj", "qkv")),
+    ("dense_mlp", ("mlp", "feed_forward", "ffn")),
+)
+
+
+def parse(
+    description: Mapping[str, Any] | None,
+    *,
+    name: str,
+    layers: int,
+    has_experts: bool,
+    side_file: Mapping[str, Any] | None = None,
+    expert_dtype: str = "",
+) -> Quantization | None:
+    """The scheme in `quantization_config`, or in ModelOpt's side file; None for a plain checkpoint.
+
+    Raises: InvalidInput for a method that is not known.
+    """
+    if not description and side_file:
+        inner = side_file.get("quantization")
+        description = {"quant_method": "modelopt", **inner} if isinstance(inner, dict) else None
+    if not description:
+        return None
+    method = str(description.get("quant_method") or description.get("quant_type") or "").lower()
+    if not method and description.get("quant_algo"):
+        method = "modelopt"
+    ignored = _ignored(description)
+    if method in ("fp8", "fbgemm_fp8", "ptpc_fp8", "deepseek_v4_fp8"):
+        block = description.get("weight_block_size")
+        blocks = (int(block[0]), int(block[1])) if isinstance(block, list) and len(block) == 2 else None
+        if expert_dtype == "fp4" and has_experts:
+            return _made("deepseek_v4_fp8", "mxfp4", _SCALED["mxfp4"], ("experts",), "fp8", description)
+        size = 1 + 4 / (blocks[0] * blocks[1]) if blocks else 1.0
+        return _made(
+            method, "fp8_block" if blocks else "fp8", size, _kept(ignored, layers), "fp8", description, block=blocks
+        )
+    if method in (
+        "awq",
+        "gptq",
+        "gptq_marlin",
+        "awq_marlin",
+        "auto-round",
+        "intel/auto-round",
+        "inc",
+        "auto_awq",
+        "auto_gptq",
+    ):
+        bits = int(description.get("bits") or description.get("w_bit") or 4)
+        group = description.get("group_size") or description.get("q_group_size") or 128
+        return _integers(method, bits, int(group), ignored, layers, description)
+    if method == "compressed-tensors" or (method in ("modelopt", "") and "config_groups" in description):
+        return _groups(method or "compressed-tensors", description, ignored, layers)
+    if method in ("modelopt", "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8"):
+        return _modelopt(method, description, ignored, layers)
+    if method == "quark":
+        return _quark(description, ignored, layers)
+    if method in ("mxfp4", "gpt_oss_mxfp4"):
+        parts = ("experts",) if has_experts else _kept(ignored, layers)
+        return _made("mxfp4", "mxfp4", _SCALED["mxfp4"], parts, "16bit", description)
+    if method == "mxfp8":
+        return _made("mxfp8", "mxfp8", _SCALED["mxfp8"], _kept(ignored, layers), "fp8", description)
+    if method in ("bitsandbytes", "bnb"):
+        four = bool(description.get("load_in_4bit")) or "4bit" in str(description.get("quant_method"))
+        form: WeightFormat = "nf4" if four else "int8"
+        return _made("bitsandbytes", form, _SCALED[form], _kept(ignored, layers), "16bit", description)
+    if method == "torchao":
+        return _made("torchao", "int8", 1.0, _kept(ignored, layers), "16bit", description)
+    if method == "gguf":
+        return _made("gguf", "gguf", 0.5625, LINEAR_PARTS, "16bit", description)
+    raise InvalidInput(
+        f"{name}: the quantisation method '{method or 'unnamed'}' is not known",
+        why="its weights' size cannot be computed",
+        hint="use another checkpoint of this model",
+    )
+
+
+def _groups(method: str, description: Mapping[str, Any], ignored: list[str], layers: int) -> Quantization:
+    """compressed-tensors: the scheme of the group that has most targets of its own, the first among equals."""
+    groups = [g for g in (description.get("config_groups") or {}).values() if isinstance(g, dict)]
+    narrowest = min(groups, key=lambda g: _bits(g.get("weights")), default={})
+    weights = narrowest.get("weights") or {}
+    inputs = narrowest.get("input_activations")
+    bits, kind = _bits(weights), str(weights.get("type", "int"))
+    group = weights.get("group_size")
+    activations = _activations(inputs)
+    if kind == "float" and bits == 8:
+        block = weights.get("block_structure")
+        blocks = (int(block[0]), int(block[1])) if isinstance(block, list) and len(block) == 2 else None
+        if group == 32:
+            return _made(method, "mxfp8", _SCALED["mxfp8"], _kept(ignored, layers), activations, description)
+        size = 1 + 4 / (blocks[0] * blocks[1]) if blocks else 1.0
+        return _made(
+            method,
+            "fp8_block" if blocks else "fp8",
+            size,
+            _kept(ignored, layers),
+            activations,
+            description,
+            block=blocks,
+        )
+    if kind == "float":
+        form: WeightFormat = "mxfp4" if group == 32 else "nvfp4"
+        return _made(
+            method,
+            form,
+            _SCALED[form],
+            _kept(ignored, layers),
+            "fp4" if activations != "16bit" else "16bit",
+            description,
+        )
+    if bits == 8:
+        return _made(method, "int8", 1.0, _kept(ignored, layers), activations, description)
+    return _integers(method, bits, int(group or 128), ignored, layers, description)
+
+
+def _modelopt(method: str, description: Mapping[str, Any], ignored: list[str], layers: int) -> Quantization:
+    algorithm = str(description.get("quant_algo", "")).upper()
+    kept = _kept(ignored, layers)
+    if "NVFP4" in algorithm or algorithm in ("FP4", "W4A4_NVFP4", "MIXED_PRECISION"):
+        return _made(method, "nvfp4", _SCALED["nvfp4"], kept, "fp4", description)
+    if "MXFP8" in algorithm:
+        return _made(method, "mxfp8", _SCALED["mxfp8"], kept, "fp8", description)
+    if "W4A16" in algorithm or "W4A8" in algorithm:
+        return _integers(method, 4, int(description.get("group_size") or 128), ignored, layers, description)
+    return _made(method, "fp8", 1.0, kept, "fp8", description)
+
+
+def _quark(description: Mapping[str, Any], ignored: list[str], layers: int) -> Quantization:
+    scheme = description.get("global_quant_config") or {}
+    weight = scheme.get("weight") or {}
+    weight = weight[0] if isinstance(weight, list) and weight else weight
+    inputs = scheme.get("input_tensors")
+    inputs = inputs[0] if isinstance(inputs, list) and inputs else inputs
+    dtype = str(weight.get("dtype", "")).lower() if isinstance(weight, dict) else ""
+    group = weight.get("group_size") if isinstance(weight, dict) else None
+    kept = _kept(ignored, layers)
+    quantised_inputs = isinstance(inputs, dict) and bool(inputs.get("dtype"))
+    if dtype.startswith(("fp4", "mxfp4")):
+        return _made("quark", "mxfp4", _SCALED["mxfp4"], kept, "fp4" if quantised_inputs else "16bit", description)
+    if dtype.startswith(("fp6", "mxfp6")):
+        return _made("quark", "mxfp6", _SCALED["mxfp6"], kept, "fp8" if quantised_inputs else "16bit", description)
+    if dtype.startswith("fp8"):
+        return _made("quark", "fp8", 1.0, kept, "fp8" if quantised_inputs else "16bit", description)
+    if dtype in ("int8", "uint8"):
+        return _made("quark", "int8", 1.0, kept, "int8" if quantised_inputs else "16bit", description)
+    return _integers("quark", 4, int(group or 128), ignored, layers, description)
+
+
+def _integers(
+    method: str, bits: int, group: int, ignored: list[str], layers: int, description: Mapping[str, Any]
+) -> Quantization:
+    """Weight-only integers: packed weights, one 16-bit scale and one packed zero point per group."""
+    size = bits / 8 + (2 + bits / 8) / group if group > 0 else bits / 8
+    form: WeightFormat = "int8" if bits == 8 else "int4"
+    return _made(method, form, size, _kept(ignored, layers), "16bit", description, group=group if group > 0 else None)
+
+
+def _made(
+    method: str,
+    form: WeightFormat,
+    bytes_per_weight: float,
+    parts: tuple[str, ...],
+    activations: Literal["16bit", "fp8", "int8", "fp4"],
+    description: Mapping[str, Any],
+    *,
+    block: tuple[int, int] | None = None,
+    group: int | None = None,
+) -> Quantization:
+    return Quantization(
+        method=method,
+        format=form,
+        bytes_per_weight=bytes_per_weight,
+        quantised_parts=parts,
+        activations=activations,
+        kv_cache_dtype=_kv_dtype(description),
+        block_size=block,
+        group_size=group,
+    )
+
+
+def _kv_dtype(description: Mapping[str, Any]) -> str | None:
+    scheme = description.get("kv_cache_scheme") or description.get("kv_cache_quant_algo")
+    if isinstance(scheme, dict):
+        return "fp8" if scheme.get("num_bits") == 8 and scheme.get("type", "float") == "float" else None
+    if isinstance(scheme, str) and "FP8" in scheme.upper():
+        return "fp8"
+    layers = description.get("kv_cache_config") or description.get("layer_quant_config")
+    exported = description.get("export") or {}
+    if description.get("quant_method") == "quark" and (
+        description.get("kv_cache_quant_config") or (isinstance(exported, dict) and exported.get("kv_cache_group"))
+    ):
+        return "fp8"
+    if isinstance(layers, dict) and any(
+        "k_proj" in key and "fp8" in str(value).lower() and "output_tensors" in str(value)
+        for key, value in layers.items()
+    ):
+        return "fp8"
+    return None
+
+
+def _bits(weights: object) -> int:
+    return int(weights.get("num_bits") or 16) if isinstance(weights, dict) else 16
+
+
+def _activations(inputs: object) -> Literal["16bit", "fp8", "int8", "fp4"]:
+    if not isinstance(inputs, dict):
+        return "16bit"
+    if inputs.get("num_bits") == 4:
+        return "fp4"
+    return "fp8" if inputs.get("type") == "float" else "int8"
+
+
+def _ignored(description: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    for key in ("ignore", "ignored_layers", "modules_to_not_convert", "exclude", "exclude_modules", "exclude_layers"):
+        value = description.get(key)
+        if isinstance(value, list):
+            found.extend(str(each) for each in value)
+    return found
+
+
+def _kept(ignored: Iterable[str], layers: int) -> tuple[str, ...]:
+    """The parts that stay quantised: one whose modules are excluded in most layers, or by a pattern, is not."""
+    excluded: dict[str, set[int]] = {}
+    everywhere: set[str] = set()
+    for entry in ignored:
+        part = next((part for part, words in _PART_WORDS if any(word in entry for word in words)), None)
+        if part is None or re.search(r"(mlp\.gate|router|\.gate$|visual|vision|mtp|eh_proj)", entry):
+            continue
+        number = re.search(r"layers[.\\]+(\d+)[.\\]", entry)
+        if number:
+            excluded.setdefault(part, set()).add(int(number[1]))
+        elif "layers" in entry or "*" in entry or entry.startswith("re:") or entry.count(".") <= 1:
+            everywhere.add(part)
+    gone = everywhere | {part for part, where in excluded.items() if len(where) * 2 > layers}
+    if "attention" in gone:
+        gone.add("attention_replicated")
+    return tuple(part for part in LINEAR_PARTS if part not in gone)
