@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def opened(path: Path) -> Iterator[Path]:
 
 def _read(source: Path) -> str:
     if str(source) == "-":
-        return click.get_text_stream("stdin").read()
+        return sys.stdin.read()
     try:
         return source.read_text("utf-8", "replace")
     except OSError as err:

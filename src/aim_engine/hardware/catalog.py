@@ -1,19 +1,28 @@
-"""The cards we know: one YAML file each, found by name, alias, PCI id or arch."""
+"""The cards we know: one YAML file each, found by name, alias, PCI id or arch; and their partitions, computed from them."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from pathlib import Path
 
+import msgspec
+
 from aim_engine import facts
 from aim_engine.errors import InvalidInput
-from aim_engine.hardware.gpu import Gpu
+from aim_engine.hardware.gpu import Gpu, Provenance
 
 FOLDER = "gpus"
+PARTITIONS = {"DPX": 2, "TPX": 3, "QPX": 4}
+"""Partitions a device is split into by mode; SPX is the whole device, CPX one partition for each compute die."""
+_SAME_MEMORY_FRACTION = 0.15
+"""What a driver shows is up to this much less than the card's nominal memory (inline ECC takes 1/16, a VF some more)."""
 _REQUEST = re.compile(
-    r"^\s*(?:(?P<count>-?\d+)\s*[x*×]\s*)?(?P<name>[A-Za-z][\w .+-]*?)(?:\s*:\s*(?P<after>-?\d+))?\s*$"
+    r"^\s*(?:(?P<count>[-+]?\d+)\s*[x*×]\s*)?(?P<name>[A-Za-z0-9][\w .+-]*?)(?:\s*[:=]\s*(?P<after>[-+]?\d+))?\s*$",
+    re.IGNORECASE,
 )
+_PARTITION_NAME = re.compile(r"^(?P<name>.+)-(?P<mode>DPX|TPX|QPX|CPX)$", re.IGNORECASE)
 
 
 def names(overlay: Path | None = None) -> tuple[str, ...]:
@@ -22,25 +31,20 @@ def names(overlay: Path | None = None) -> tuple[str, ...]:
 
 
 def load(name: str, overlay: Path | None = None) -> Gpu:
-    """One card by name or alias, whatever the case. Raises: InvalidInput with close names."""
-    plain = name.strip()
-    path = facts.find(f"{FOLDER}/{plain.upper()}.yaml", overlay) if re.fullmatch(r"[\w.+-]+", plain) else None
-    if path is not None:
-        return facts.read(path, Gpu)
-    wanted = _normal(plain)
+    """One card by name or alias, whatever the case; `MI300X-CPX` is one partition of it. Raises: InvalidInput with close names."""
+    found = _find(name, overlay)
+    if found is not None:
+        return found
+    split = _PARTITION_NAME.match(name.strip())
+    if split is not None:
+        return partition(load(split["name"], overlay), split["mode"])
     paths = _paths(overlay)
-    for known, path in paths.items():
-        if _normal(known) == wanted:
-            return facts.read(path, Gpu)
-    for path in paths.values():
-        gpu = facts.read(path, Gpu)
-        if wanted in (_normal(gpu.product), *map(_normal, gpu.aliases)):
-            return gpu
-    close = difflib.get_close_matches(plain.upper(), paths, n=3, cutoff=0.5)
+    close = _close(name, paths)
     raise InvalidInput(
         f"'{name}' is not a card in the catalogue",
-        why=f"close names: {', '.join(close)}" if close else f"known: {', '.join(sorted(paths))}",
-        hint=f"use one of these, or describe it in {FOLDER}/{plain or 'NAME'}.yaml of your catalogue folder",
+        why=None if close else f"known: {', '.join(sorted(paths))}",
+        hint=(f"did you mean {' or '.join(close)}? " if close else "")
+        + f"A card that is missing can be described in {FOLDER}/NAME.yaml of your catalogue folder",
     )
 
 
@@ -49,45 +53,129 @@ def parse_request(text: str, overlay: Path | None = None) -> tuple[int, Gpu]:
     match = _REQUEST.match(text)
     if match is None or (match["count"] and match["after"]):
         raise InvalidInput(f"'{text}' is not a number of cards", hint="write for example 8xMI300X")
-    gpu = load(match["name"], overlay)
-    count = int(match["count"] or match["after"] or 1)
+    digits = match["count"] or match["after"] or "1"
+    try:
+        gpu = load(match["name"], overlay)
+    except InvalidInput:
+        # A name may begin like a count: 7900xtx is one card, not 7900 of a card called tx.
+        if not match["count"] or (whole := _find(text, overlay)) is None:
+            raise
+        return 1, whole
+    count = int(digits) if len(digits) <= 9 else 10**9
     if count < 1:
         raise InvalidInput(f"'{text}' asks for {count} cards", hint=f"write for example 1x{gpu.name}")
     if count > gpu.devices_per_node:
         raise InvalidInput(
-            f"'{text}' asks for {count} devices in one node",
+            f"'{text}' asks for {digits} devices in one node",
             why=f"a node holds at most {gpu.devices_per_node} {gpu.name}",
             hint=f"aim-engine plan MODEL --gpus {gpu.devices_per_node}x{gpu.name}",
         )
     return count, gpu
 
 
-def identify(
-    pci_id: str | None, *, product: str = "", memory_bytes: int | None = None, overlay: Path | None = None
-) -> Gpu | None:
-    """The card with this PCI device id; where several share the id, the one of this product or nearest memory.
+def partition(gpu: Gpu, mode: str) -> Gpu:
+    """One compute partition of a device, as its own kind of GPU: its share of everything. Raises: InvalidInput.
 
-    An RX 7900 XT and an XTX, for one, differ only in revision and memory. None when no card has the id.
+    Partitions share memory and compute evenly whatever the memory mode. They have no xGMI port of their own, so no links figure.
+    Source: AMD, ROCm documentation, GPU partitioning.
     """
-    if pci_id is None:
-        return None
+    wanted = mode.upper()
+    if wanted == "SPX":
+        return gpu
+    count = gpu.compute_dies if wanted == "CPX" else PARTITIONS.get(wanted)
+    if wanted not in gpu.partitions or count is None:
+        offered = ", ".join(gpu.partitions) or "none"
+        raise InvalidInput(f"{gpu.name} has no compute partition mode {wanted}", why=f"its modes: {offered}")
+    share = Provenance(kind="derived", source=f"1/{count} of {gpu.name}", checked=_checked(gpu))
+    figures = {
+        "memory_bytes": gpu.memory_bytes // count,
+        "compute_units": gpu.compute_units // count if gpu.compute_units else None,
+        "compute_dies": gpu.compute_dies // count if gpu.compute_dies else None,
+        "bandwidth_bytes_s": gpu.bandwidth_bytes_s // count if gpu.bandwidth_bytes_s else None,
+        "compute_flop_s": {dtype: flop_s // count for dtype, flop_s in gpu.compute_flop_s.items()},
+        "power_w": gpu.power_w // count if gpu.power_w else None,
+        "devices_per_node": gpu.devices_per_node * count,
+    }
+    kept = {key: value for key, value in gpu.provenance.items() if key in ("fp8_format", "pcie_generation", "pci_ids")}
+    return msgspec.structs.replace(
+        gpu,
+        name=f"{gpu.name}-{wanted}",
+        product=f"{gpu.product} ({wanted} partition)",
+        links=None,
+        partitions=(),
+        aliases=(),
+        provenance={**kept, **dict.fromkeys((key for key, value in figures.items() if value), share)},
+        **figures,
+    )
+
+
+def by_pci_id(
+    pci_id: str | None,
+    revision: str | None = None,
+    memory_bytes: int | None = None,
+    *,
+    compute_units: int | None = None,
+    product: str = "",
+    overlay: Path | None = None,
+) -> Gpu | None:
+    """The one card with this PCI device id; None when no card has it or when what is known does not tell the sharers apart.
+
+    Ids are shared: an RX 7900 XT and an XTX differ in revision and memory, an MI250 and an MI250X in compute units.
+    """
+    found = sharing(pci_id, revision, overlay)
+    if len(found) > 1 and product:
+        named = [
+            gpu for gpu in found if _normal(gpu.name) == _normal(product) or _normal(gpu.product) == _normal(product)
+        ]
+        found = tuple(named) or found
+    if len(found) > 1 and compute_units is not None:
+        found = tuple(gpu for gpu in found if gpu.compute_units in (None, compute_units)) or found
+    if len(found) > 1 and memory_bytes is not None:
+        found = tuple(
+            gpu for gpu in found if 0 <= gpu.memory_bytes - memory_bytes < _SAME_MEMORY_FRACTION * gpu.memory_bytes
+        )
+    return found[0] if len(found) == 1 else None
+
+
+def sharing(pci_id: str | None, revision: str | None = None, overlay: Path | None = None) -> tuple[Gpu, ...]:
+    """All cards with this PCI device id, or only those of the revision where one has it. Sorted by name."""
+    if not pci_id:
+        return ()
     wanted = pci_id.lower().removeprefix("0x")
-    sharing = [gpu for gpu in _all(overlay) if wanted in gpu.pci_ids]
-    named = [gpu for gpu in sharing if product and _normal(gpu.name) in _normal(product)]
-    if named:
-        return max(named, key=lambda gpu: len(gpu.name))
-    if memory_bytes is None or len(sharing) < 2:
-        return sharing[0] if len(sharing) == 1 else None
-    return min(sharing, key=lambda gpu: abs(gpu.memory_bytes - memory_bytes))
+    exact = f"{wanted}:{revision.lower().removeprefix('0x').zfill(2)}" if revision else None
+    needle = wanted.encode()
+    found = []
+    for _, path in sorted(_paths(overlay).items()):
+        if needle in path.read_bytes().lower():
+            gpu = _read(path)
+            if any(entry.partition(":")[0] == wanted for entry in gpu.pci_ids):
+                found.append(gpu)
+    if exact is None:
+        return tuple(found)
+    matching = [gpu for gpu in found if exact in gpu.pci_ids]
+    return tuple(matching or [gpu for gpu in found if wanted in gpu.pci_ids])
 
 
 def by_arch(arch: str, overlay: Path | None = None) -> tuple[Gpu, ...]:
-    """All cards of one device target."""
-    return tuple(gpu for gpu in _all(overlay) if gpu.arch == arch)
+    """All cards of one device target, sorted by name."""
+    return tuple(gpu for _, path in sorted(_paths(overlay).items()) if (gpu := _read(path)).arch == arch)
 
 
-def _all(overlay: Path | None) -> list[Gpu]:
-    return [facts.read(path, Gpu) for _, path in sorted(_paths(overlay).items())]
+def _find(name: str, overlay: Path | None) -> Gpu | None:
+    plain = name.strip()
+    path = facts.find(f"{FOLDER}/{plain.upper()}.yaml", overlay) if re.fullmatch(r"[\w.+-]+", plain) else None
+    if path is not None:
+        return _read(path)
+    wanted = _normal(plain)
+    paths = sorted(_paths(overlay).items())
+    for known, path in paths:
+        if _normal(known) == wanted:
+            return _read(path)
+    for _, path in paths:
+        gpu = _read(path)
+        if wanted in (_normal(gpu.product), *map(_normal, gpu.aliases)):
+            return gpu
+    return None
 
 
 def _paths(overlay: Path | None) -> dict[str, Path]:
@@ -99,5 +187,31 @@ def _paths(overlay: Path | None) -> dict[str, Path]:
     return found
 
 
+def _read(path: Path) -> Gpu:
+    try:
+        modified = path.stat().st_mtime_ns
+    except OSError as err:
+        raise InvalidInput(f"{path} cannot be read", why=err.strerror) from err
+    return _parsed(path, modified)
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(path: Path, modified_ns: int) -> Gpu:  # noqa: ARG001 - a changed file is read again
+    return facts.read(path, Gpu)
+
+
+def _checked(gpu: Gpu) -> str:
+    return max((figure.checked for figure in gpu.provenance.values()), default="")
+
+
+def _close(name: str, paths: dict[str, Path]) -> list[str]:
+    by_normal = {_normal(known): known for known in sorted(paths)}
+    close = difflib.get_close_matches(_normal(name), by_normal, n=3, cutoff=0.5)
+    return [by_normal[each] for each in close]
+
+
 def _normal(name: str) -> str:
-    return re.sub(r"[\s_.-]+", "", name).lower().removeprefix("amd").removeprefix("instinct").removeprefix("radeon")
+    plain = re.sub(r"\([^)]*\)|[\s_.-]+", "", name).lower()
+    for word in ("amd", "instinct", "radeon", "graphics"):
+        plain = plain.replace(word, "") if plain != word else plain
+    return plain

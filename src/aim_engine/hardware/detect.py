@@ -77,9 +77,7 @@ def join(kernel: tuple[Device, ...], tool: tuple[Device, ...]) -> tuple[tuple[De
 
 def named(device: Device, overlay: Path | None = None) -> Device:
     """The device with its card from the catalogue, and what follows from that where the machine said nothing."""
-    gpu = catalog.identify(
-        device.pci_id, product=device.product, memory_bytes=device.memory_total_bytes, overlay=overlay
-    )
+    gpu = catalog.by_pci_id(device.pci_id, None, device.memory_total_bytes, product=device.product, overlay=overlay)
     if gpu is None:
         return device
     changes: dict[str, Any] = {"gpu": gpu.name}

@@ -48,6 +48,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     kind: Kind
     memory_bytes: int
     compute_units: int | None = None
+    compute_dies: int | None = None
+    """Compute dies (XCC) of the device: how many partitions CPX makes of it."""
     bandwidth_bytes_s: int | None = None
     """Peak memory bandwidth. Unit: bytes per second."""
     compute_flop_s: dict[str, int] = {}
@@ -65,7 +67,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     shared_memory: bool = False
     """True where the memory is shared with the operating system (APU, CPU)."""
     pci_ids: tuple[str, ...] = ()
-    """PCI device ids, lower-case hexadecimal without 0x. Ids may be shared by products of one family."""
+    """PCI device ids, lower-case hexadecimal without 0x; `744c:c8` where the revision tells products of one id apart."""
     aliases: tuple[str, ...] = ()
     provenance: dict[str, Provenance] = {}
     """One entry per figure, keyed by field name (`compute_flop_s.fp8` where one type differs)."""

@@ -116,14 +116,14 @@ def _device(
     links: list[Mapping[str, int]],
     cpus: Mapping[int, Mapping[str, int]],
     partitions: Mapping[str, int],
-    cards: Mapping[int, Card],
+    cards: list[Card],
 ) -> Device:
     device_id = properties.get("device_id")
     address = (
         address_of(properties.get("domain", 0), properties["location_id"]) if "location_id" in properties else None
     )
     minor = properties.get("drm_render_minor") or None
-    card = cards.get(minor) if minor is not None else None
+    card = _card_of(cards, address, minor)
     per_simd = properties.get("simd_per_cu")
     cpu_link = [link["node_to"] for link in links if link.get("type") == LINK_PCIE and link.get("node_to") in cpus]
     pci_id = f"{device_id:04x}" if device_id else (card.pci_id if card else None)
@@ -193,12 +193,23 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def _cards(root: Path) -> dict[int, Card]:
-    """Render minor (or a negative stand-in) -> card, for AMD cards under the amdgpu driver."""
-    found: dict[int, Card] = {}
+def _card_of(cards: list[Card], address: str | None, minor: int | None) -> Card | None:
+    """The DRM card of a compute device: same package address, else same render minor."""
+    package = package_of(address) if address is not None else None
+    for card in cards:
+        if (minor is not None and card.render_minor == minor) or (
+            card.render_minor is None and card.address == package
+        ):
+            return card
+    return None
+
+
+def _cards(root: Path) -> list[Card]:
+    """The AMD cards under the amdgpu driver."""
+    found: list[Card] = []
     folders = [f for f in sysfs.children(root / DRM) if f.name.startswith("card") and f.name[4:].isdigit()]
     minors = {path.name: path for path in sysfs.children(root / DRM) if path.name.startswith("renderD")}
-    for position, folder in enumerate(folders):
+    for folder in folders:
         device = folder / "device"
         vendor = sysfs.integer(device / "vendor")
         uevent = dict(line.split("=", 1) for line in (sysfs.text(device / "uevent") or "").splitlines() if "=" in line)
@@ -213,21 +224,23 @@ def _cards(root: Path) -> dict[int, Card]:
         if device_id is None and "PCI_ID" in uevent:
             device_id = sysfs.to_int("0x" + uevent["PCI_ID"].partition(":")[2])
         cap = _hwmon(device, ("power1_cap",))
-        found[minor if minor is not None else -1 - position] = Card(
-            name=folder.name,
-            address=address if address and ":" in address else None,
-            pci_id=f"{device_id:04x}" if device_id else None,
-            product=sysfs.text(device / "product_name"),
-            vram_total=sysfs.integer(device / "mem_info_vram_total") or None,
-            vram_used=sysfs.integer(device / "mem_info_vram_used"),
-            gtt_total=sysfs.integer(device / "mem_info_gtt_total") or None,
-            compute_partition=sysfs.text(device / "current_compute_partition"),
-            memory_partition=sysfs.text(device / "current_memory_partition"),
-            power_cap_w=round(cap / 1e6) if cap else None,
-            numa_node=sysfs.integer(device / "numa_node"),
-            render_minor=minor,
-            uuid=sysfs.text(device / "unique_id"),
-            driver=driver,
+        found.append(
+            Card(
+                name=folder.name,
+                address=address if address and ":" in address else None,
+                pci_id=f"{device_id:04x}" if device_id else None,
+                product=sysfs.text(device / "product_name"),
+                vram_total=sysfs.integer(device / "mem_info_vram_total") or None,
+                vram_used=sysfs.integer(device / "mem_info_vram_used"),
+                gtt_total=sysfs.integer(device / "mem_info_gtt_total") or None,
+                compute_partition=sysfs.text(device / "current_compute_partition"),
+                memory_partition=sysfs.text(device / "current_memory_partition"),
+                power_cap_w=round(cap / 1e6) if cap else None,
+                numa_node=sysfs.integer(device / "numa_node"),
+                render_minor=minor,
+                uuid=sysfs.text(device / "unique_id"),
+                driver=driver,
+            )
         )
     return found
 
@@ -254,8 +267,8 @@ def _bare_device(index: int, card: Card) -> Device:
     )
 
 
-def _by_address(cards: Mapping[int, Card]) -> list[Card]:
-    return [card for _, card in sorted(cards.items(), key=lambda item: (item[1].address or "", item[0]))]
+def _by_address(cards: list[Card]) -> list[Card]:
+    return sorted(cards, key=lambda card: (card.address or "", card.name))
 
 
 def _minor_of(device: Path, address: str | None, minors: Mapping[str, Path]) -> int | None:

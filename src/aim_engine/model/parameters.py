@@ -196,9 +196,7 @@ def count(shape: Shape) -> Parameters:
 
 
 def _has_dense_mlp(shape: Shape, index: int, kind: str) -> bool:
-    alternating = shape.model_type == "nemotron_h" or (
-        kind == "mamba" and not shape.fields.maybe(*names.INTERMEDIATE)
-    )
+    alternating = shape.model_type == "nemotron_h" or (kind == "mamba" and not shape.fields.maybe(*names.INTERMEDIATE))
     if shape.model_type == "nemotron_h":
         names_of = shape.fields.raw("hybrid_override_pattern") or shape.fields.raw("layers_block_type") or ()
         return index < len(names_of) and names_of[index] in ("-", "mlp")

@@ -196,10 +196,20 @@ def kv_bytes_per_token(spec: ModelSpec, recipe: Recipe) -> int:
     value_bytes = kv_bytes_per_value(spec, recipe)
     return round(
         sum(
-            _layer_bytes_per_token(group, recipe, value_bytes) * _layers_on_stage(group, recipe)
+            _layer_bytes_per_token(group, recipe.parallelism.tp, value_bytes) * _layers_on_stage(group, recipe)
             for group in spec.groups
         )
     )
+
+
+def kv_bytes_per_token_whole(spec: ModelSpec) -> int:
+    """Bytes one token takes in a 16-bit KV cache, all heads of all layers together."""
+    return round(sum(_layer_bytes_per_token(group, 1, DTYPE_BYTES[spec.dtype]) * group.count for group in spec.groups))
+
+
+def state_bytes_whole(spec: ModelSpec) -> int:
+    """Bytes of recurrent and convolution state of one sequence, all heads of all layers together."""
+    return round(sum(group.count * _layer_state_bytes(group, DTYPE_BYTES[spec.dtype]) for group in spec.groups))
 
 
 def state_bytes_per_sequence(spec: ModelSpec, recipe: Recipe) -> int:
@@ -207,11 +217,8 @@ def state_bytes_per_sequence(spec: ModelSpec, recipe: Recipe) -> int:
     value_bytes = DTYPE_BYTES[spec.dtype]
     return round(
         sum(
-            _layers_on_stage(group, recipe)
-            * (group.state_elements * 4 + group.conv_elements * value_bytes)
-            / recipe.parallelism.tp
+            _layers_on_stage(group, recipe) * _layer_state_bytes(group, value_bytes) / recipe.parallelism.tp
             for group in spec.groups
-            if group.kind in ("linear", "mamba")
         )
     )
 
@@ -226,7 +233,7 @@ def sequence_bytes(spec: ModelSpec, recipe: Recipe, tokens: int) -> int:
     block = CPU_BLOCK_TOKENS if recipe.gpu == "cpu" else BLOCK_TOKENS
     total = float(state_bytes_per_sequence(spec, recipe))
     for group in spec.groups:
-        per_token = _layer_bytes_per_token(group, recipe, value_bytes) * _layers_on_stage(group, recipe)
+        per_token = _layer_bytes_per_token(group, recipe.parallelism.tp, value_bytes) * _layers_on_stage(group, recipe)
         if not per_token:
             continue
         held, extra_blocks = tokens, 0
@@ -238,13 +245,18 @@ def sequence_bytes(spec: ModelSpec, recipe: Recipe, tokens: int) -> int:
     return round(total)
 
 
-def _layer_bytes_per_token(group: LayerGroup, recipe: Recipe, value_bytes: float) -> float:
+def _layer_bytes_per_token(group: LayerGroup, tp: int, value_bytes: float) -> float:
     if group.kind == "mla":
         return (group.latent_dim + group.indexer_dim) * value_bytes
     if group.kind in ("full", "sliding", "chunked"):
-        heads = max(1, group.kv_heads // recipe.parallelism.tp)
+        heads = max(1, group.kv_heads // tp)
         return heads * (group.head_dim_k + group.head_dim_v) * value_bytes
     return 0.0
+
+
+def _layer_state_bytes(group: LayerGroup, value_bytes: float) -> float:
+    """State of one sequence in one layer: recurrent values in fp32, convolution in the model's type."""
+    return group.state_elements * 4 + group.conv_elements * value_bytes
 
 
 def _layers_on_stage(group: LayerGroup, recipe: Recipe) -> int:

@@ -1,0 +1,89 @@
+"""`aim-engine model`."""
+
+from __future__ import annotations
+
+import click
+
+from aim_engine import settings as all_settings
+from aim_engine import workflow
+from aim_engine.cli import output
+from aim_engine.errors import InvalidInput
+from aim_engine.model import catalog
+from aim_engine.model.spec import LayerGroup, ModelSpec
+from aim_engine.perf import memory
+from aim_engine.units import format_bytes, format_count
+
+
+@click.command(epilog="Example: aim-engine model Qwen/Qwen3-32B")
+@click.argument("model_name", metavar="MODEL", required=False)
+@click.option("--list", "as_list", is_flag=True, help="List the bundled models.")
+@click.option("--revision", help="Revision on the hub.")
+@click.option("--offline", is_flag=True, default=None, help="Never ask the hub.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def model(model_name: str | None, as_list: bool, revision: str | None, offline: bool | None, as_json: bool) -> None:
+    """Show what MODEL needs: layers, parameters, weights, KV cache per token."""
+    settings = all_settings.load({"offline": offline})
+    if as_list:
+        found = catalog.names(workflow.overlay_dir(settings))
+        if as_json:
+            output.data({"schema": "aim-engine/models/v1", "models": found})
+        else:
+            for name in found:
+                output.text(name)
+        return
+    if model_name is None:
+        raise InvalidInput("no model was named", hint="aim-engine model Qwen/Qwen3-32B, or --list")
+    spec = workflow.describe(model_name, settings, revision)
+    if as_json:
+        output.data(spec)
+        return
+    _show(spec)
+    output.next_step(f"aim-engine plan {model_name} --gpus 8xMI300X")
+
+
+def _show(spec: ModelSpec) -> None:
+    active = f", {format_count(spec.active_parameters)} active per token" if spec.is_moe else ""
+    output.heading(f"{spec.model_id}: {spec.architecture}, {format_count(spec.parameters.total)} parameters{active}")
+    cache = memory.kv_bytes_per_token_whole(spec)
+    state = memory.state_bytes_whole(spec)
+    exact = "read from headers" if spec.weight_bytes is not None else "computed from shapes"
+    rows = [
+        ("layers", ", ".join(_group(group) for group in spec.groups)),
+        ("weights", f"{format_bytes(spec.weight_bytes or memory.checkpoint_bytes(spec))} in {spec.format}, {exact}"),
+        (
+            "KV cache",
+            f"{format_bytes(cache)} per token in 16 bit" + (f", {format_bytes(state)} per request" if state else ""),
+        ),
+        ("context", f"{spec.max_position_embeddings:,} tokens"),
+        ("licence", f"{spec.license or 'unknown'}{', gated' if spec.gated else ''}"),
+        ("modality", spec.modality),
+        ("source", spec.source),
+    ]
+    if spec.moe is not None:
+        moe = spec.moe
+        rows.insert(1, ("experts", f"{moe.experts} in {moe.layers} layers, {moe.experts_per_token} per token"))
+    for name, value in rows:
+        output.text(f"  {name:<10} {value}")
+    parts = [
+        (n, c) for n in spec.parameters.__struct_fields__ if (c := getattr(spec.parameters, n)) and n != "kv_projection"
+    ]
+    output.table(
+        "parameters",
+        ("part", "count", "share"),
+        [(n.replace("_", " "), format_count(c), f"{c / spec.parameters.total:.1%}") for n, c in parts],
+        right=("count", "share"),
+    )
+    for warning in spec.warnings:
+        output.text(f"warning: {warning}")
+    if spec.needs_remote_code:
+        output.text("warning: serving it needs code from its repository (trust_remote_code)")
+
+
+def _group(group: LayerGroup) -> str:
+    text = f"{group.count} {group.kind}"
+    if group.kind == "mla":
+        return f"{text} (latent {group.latent_dim})"
+    if group.kv_heads:
+        text += f" ({group.heads} heads, {group.kv_heads} KV, {group.head_dim_k} wide"
+        return text + (f", window {group.window_tokens})" if group.window_tokens else ")")
+    return text

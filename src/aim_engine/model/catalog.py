@@ -1,0 +1,82 @@
+"""Bundled facts of popular models, so that planning works without a hub: one YAML file per model id.
+
+A file holds the essential keys of the model's own config.json, and `model.config` reads them like any other config.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from aim_engine import facts
+from aim_engine.hardware.gpu import Provenance
+from aim_engine.model import config
+from aim_engine.model.spec import ModelSpec
+
+FOLDER = "models"
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model of the catalogue."""
+
+    model_id: str
+    config: dict[str, Any]
+    """The essential keys of config.json, unchanged."""
+    published_parameters: int | None = None
+    """Total that the hub's safetensors metadata states; packed 4-bit weights are counted as stored."""
+    license: str | None = None
+    gated: bool | None = None
+    base_model: str | None = None
+    """The model this one is another precision of."""
+    provenance: Provenance
+
+
+def names(overlay: Path | None = None) -> tuple[str, ...]:
+    """Ids of all bundled models, sorted."""
+    found = {
+        f"{path.parent.name}/{path.stem}"
+        for root in (facts.BUNDLED, overlay)
+        if root is not None
+        for path in (root / FOLDER).glob("*/*.yaml")
+    }
+    return tuple(sorted(found))
+
+
+def entry(model_id: str, overlay: Path | None = None) -> Entry | None:
+    """The catalogue's entry for an id, whatever its case; None when there is none."""
+    if not _ID.fullmatch(model_id) or ".." in model_id:
+        return None
+    path = facts.find(f"{FOLDER}/{model_id}.yaml", overlay)
+    if path is None:
+        exact = next((name for name in names(overlay) if name.lower() == model_id.lower()), None)
+        path = facts.find(f"{FOLDER}/{exact}.yaml", overlay) if exact else None
+    return facts.read(path, Entry) if path is not None else None
+
+
+def load(model_id: str, overlay: Path | None = None) -> ModelSpec | None:
+    """The bundled description of a model; None when the catalogue has none."""
+    found = entry(model_id, overlay)
+    if found is None:
+        return None
+    return config.parse(
+        found.config,
+        model_id=found.model_id,
+        source=f"catalogue, {FOLDER}/{found.model_id}.yaml",
+        license=found.license,
+        gated=found.gated,
+    )
+
+
+def close_matches(model_id: str, overlay: Path | None = None, count: int = 3) -> tuple[str, ...]:
+    """Ids of the catalogue that look like this one; the part after the organisation counts too."""
+    known = {name.lower(): name for name in names(overlay)}
+    wanted = model_id.lower()
+    found = difflib.get_close_matches(wanted, known, n=count, cutoff=0.6)
+    tails = {name.split("/")[1]: name for name in known}
+    found += [tails[tail] for tail in difflib.get_close_matches(wanted.split("/")[-1], tails, n=count, cutoff=0.6)]
+    return tuple(known[name] for name in dict.fromkeys(found))[:count]
