@@ -75,6 +75,10 @@ class Backend(Protocol):
 
     name: str
 
+    def newest(self, gpu: Gpu) -> str:
+        """The newest known release that can run on this kind of device."""
+        ...
+
     def versions(self) -> tuple[str, ...]:
         """Known releases, newest first."""
         ...
@@ -99,7 +103,7 @@ class Backend(Protocol):
         """`recipe` with attention backend, environment and extra arguments that suit model, device and release."""
         ...
 
-    def command(self, model: ModelSpec, recipe: Recipe, *, model_ref: str, host: str, port: int) -> Command:
+    def command(self, recipe: Recipe, *, model_ref: str, host: str, port: int) -> Command:
         """How to serve `recipe`. `model_ref` is a hub id or a folder."""
         ...
 

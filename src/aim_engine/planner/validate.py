@@ -87,7 +87,7 @@ def recipe_findings(recipe: Recipe, spec: ModelSpec, gpu: Gpu, backend: Backend)
                 message=f"tp {recipe.parallelism.tp} exceeds the {spec.kv_heads} KV heads: the KV cache is replicated, not split",
             )
         )
-    command = backend.command(spec, recipe, model_ref=spec.model_id, host="127.0.0.1", port=8000)
+    command = backend.command(recipe, model_ref=spec.model_id, host="127.0.0.1", port=8000)
     found.extend(backend.check(command.args, command.env, recipe.engine_version))
     return tuple(found)
 

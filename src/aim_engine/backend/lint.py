@@ -1,0 +1,245 @@
+"""Judging a vLLM command line and environment by one release's own tables, the way its parser would."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shlex
+from collections.abc import Iterator
+
+import msgspec
+
+from aim_engine.backend.base import Flag
+from aim_engine.backend.release import FlagTable, Removed
+from aim_engine.errors import InvalidInput
+from aim_engine.hardware.cluster import Finding
+
+_HUMAN = re.compile(r"^\d+(\.\d+)?[kKmMgGtT]?$")
+_ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
+_NESTED = re.compile(r"^(--[a-z][a-z0-9-]*|-[a-z]{2,})\.")
+_DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+class CommandLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A shell line taken apart."""
+
+    env: dict[str, str]
+    program: tuple[str, ...]
+    args: tuple[str, ...]
+    """After `vllm serve` or the module."""
+    findings: tuple[Finding, ...] = ()
+
+
+def parse_command_line(text: str) -> CommandLine:
+    """`A=1 vllm serve MODEL --flag`, `python3 -m vllm.entrypoints...`, with continuation lines, comments and exports.
+
+    Raises: InvalidInput when it starts no vLLM server.
+    """
+    joined = re.sub(r"\\\r?\n", " ", text)
+    env: dict[str, str] = {}
+    for line in joined.splitlines():
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as err:
+            raise InvalidInput("the command line cannot be read", why=f"{err} in: {line.strip()[:80]}") from err
+        while words and (words[0] in ("export", "exec", "env", "nohup", "sudo") or _ASSIGNMENT.match(words[0])):
+            word = words.pop(0)
+            if _ASSIGNMENT.match(word):
+                name, _, value = word.partition("=")
+                env[name] = value
+        found = _server(words)
+        if found is not None:
+            program, args, findings = found
+            return CommandLine(env=env, program=program, args=args, findings=findings)
+    raise InvalidInput(
+        "this starts no vLLM server",
+        why="no `vllm serve` was found in it",
+        hint="give a line such as: vllm serve MODEL --port 8000",
+    )
+
+
+def check(args: tuple[str, ...], env: dict[str, str], table: FlagTable, removed: Removed) -> tuple[Finding, ...]:
+    """What the release of `table` would not accept, as findings."""
+    found = list(_arguments(args, table, removed))
+    found.extend(_environment(env, table, removed))
+    return tuple(found)
+
+
+def values(args: tuple[str, ...], table: FlagTable) -> dict[str, str]:
+    """Dest -> last value given, for arguments of the table that take one; switches map to true or false."""
+    known = _by_flag(table)
+    found: dict[str, str] = {}
+    for name, value, flag in _walk(args, known):
+        if flag is not None:
+            found[flag.dest] = value if value is not None else ("false" if name.startswith("--no-") else "true")
+    return found
+
+
+def _server(words: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[Finding, ...]] | None:
+    for index, word in enumerate(words):
+        if word.rsplit("/", 1)[-1] == "vllm" and words[index + 1 : index + 2] == ["serve"]:
+            return ("vllm", "serve"), tuple(words[index + 2 :]), ()
+        if word == "-m" and words[index + 1 : index + 2] and words[index + 1].startswith("vllm.entrypoints"):
+            module = words[index + 1]
+            finding = Finding(
+                id="VER010",
+                severity="error",
+                message=f"the entry point {module} belongs to older releases",
+                remedy="use: vllm serve MODEL [arguments]",
+                source="vllm-project/vllm:docker/Dockerfile.rocm@v0.33.0",
+            )
+            return ("python3", "-m", module), tuple(words[index + 2 :]), (finding,)
+    return None
+
+
+def _arguments(args: tuple[str, ...], table: FlagTable, removed: Removed) -> Iterator[Finding]:
+    known = _by_flag(table)
+    given: dict[str, str] = {}
+    for name, value, flag in _walk(args, known):
+        if flag is None:
+            yield _unknown(name, known, table, removed)
+            continue
+        if flag.deprecated:
+            yield _finding("VER002", "warning", f"{name} is deprecated in vLLM {table.version}", "")
+        problem = _value_problem(name, value, flag)
+        if problem is not None:
+            yield problem
+        elif value is not None:
+            given[flag.dest] = value
+    yield from _ranges(given)
+
+
+def _walk(args: tuple[str, ...], known: dict[str, Flag]) -> Iterator[tuple[str, str | None, Flag | None]]:
+    """(flag as written, its value, its entry); positionals are passed over. Nested `--a.b` belongs to `--a`."""
+    words = list(args)
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if not word.startswith("-") or word == "-" or re.fullmatch(r"-\d+(\.\d+)?", word):
+            continue
+        if word == "--":
+            return
+        name, equals, inline = word.partition("=")
+        nested = _NESTED.match(name)
+        flag = known.get(nested[1]) if nested else _resolve(name, known)
+        if flag is None and re.fullmatch(r"-O[.\w]*", name):
+            flag = known.get("-O") or known.get("--optimization-level")
+            yield name, name[2:] or None, flag
+            continue
+        if equals:
+            yield name, inline, flag
+            continue
+        if flag is None or _is_switch(flag):
+            yield name, None, flag
+            continue
+        taken = []
+        many = flag.nargs in ("+", "*") or isinstance(flag.nargs, int)
+        while position < len(words) and (not words[position].startswith("-") or _negative(words[position])):
+            taken.append(words[position])
+            position += 1
+            if not many:
+                break
+        yield name, " ".join(taken) if taken else ("" if flag.nargs in ("?", "*") else None), flag
+
+
+def _resolve(name: str, known: dict[str, Flag]) -> Flag | None:
+    """An entry by exact name, underscores for hyphens, or an abbreviation that only one flag has."""
+    plain = name.replace("_", "-") if name.startswith("--") else name
+    if plain in known:
+        return known[plain]
+    if not plain.startswith("--") or len(plain) < 4:
+        return None
+    fitting = {id(flag): flag for option, flag in known.items() if option.startswith(plain)}
+    return next(iter(fitting.values())) if len(fitting) == 1 else None
+
+
+def _value_problem(name: str, value: str | None, flag: Flag) -> Finding | None:
+    if _is_switch(flag):
+        return None
+    if value is None:
+        return _finding("VER020", "error", f"{name} needs a value", "")
+    if flag.choices is not None and value not in flag.choices and value:
+        wanted = _DTYPE_NAMES.get(value)
+        close = [wanted] if wanted in flag.choices else difflib.get_close_matches(value, flag.choices, n=2)
+        remedy = f"use {' or '.join(str(c) for c in close)}" if close else f"use one of {', '.join(flag.choices[:12])}"
+        return _finding("VER021", "error", f"{name} does not take '{value}'", remedy)
+    kind = flag.type or ""
+    if kind == "int" and not re.fullmatch(r"-?\d+", value):
+        return _finding("VER022", "error", f"{name} needs a whole number, not '{value}'", "")
+    if kind.startswith("human_readable_int") and not (_HUMAN.match(value) or value in ("auto", "-1")):
+        return _finding("VER022", "error", f"{name} needs a number such as 4096 or 4k, not '{value}'", "")
+    if kind == "float" and not _is_float(value):
+        return _finding("VER022", "error", f"{name} needs a number, not '{value}'", "")
+    if kind in ("loads", "parse_dataclass") and value.startswith(("{", "[")):
+        try:
+            json.loads(value)
+        except ValueError as err:
+            return _finding("VER023", "error", f"{name} needs JSON", str(err))
+    return None
+
+
+def _ranges(given: dict[str, str]) -> Iterator[Finding]:
+    share = given.get("gpu_memory_utilization")
+    if share is not None and _is_float(share) and not 0 < float(share) <= 1:
+        yield _finding("MEM010", "error", f"--gpu-memory-utilization {share} lies outside 0 to 1", "use 0.92")
+    seqs, tokens = given.get("max_num_seqs"), given.get("max_num_batched_tokens")
+    if seqs and tokens and seqs.isdigit() and tokens.isdigit() and int(tokens) < int(seqs):
+        yield _finding(
+            "SCH002", "error", f"--max-num-batched-tokens {tokens} is below --max-num-seqs {seqs}", "raise it"
+        )
+
+
+def _environment(env: dict[str, str], table: FlagTable, removed: Removed) -> Iterator[Finding]:
+    for name in sorted(env):
+        if not name.startswith("VLLM_") or name in table.env:
+            continue
+        gone = removed.env.get(name)
+        if gone is not None:
+            instead = f"use {gone.instead}" if gone.instead else "remove it"
+            yield _finding("VER003", "warning", f"{name} is gone since vLLM {gone.gone_by}", instead)
+        else:
+            close = difflib.get_close_matches(name, table.env, n=1, cutoff=0.8)
+            remedy = f"did you mean {close[0]}?" if close else "remove it"
+            yield _finding("VER003", "warning", f"vLLM {table.version} does not read {name}", remedy)
+    hip, cuda = env.get("HIP_VISIBLE_DEVICES"), env.get("CUDA_VISIBLE_DEVICES")
+    if hip and cuda and hip != cuda:
+        yield _finding(
+            "ENV003", "error", "HIP_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES differ", "unset CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _unknown(name: str, known: dict[str, Flag], table: FlagTable, removed: Removed) -> Finding:
+    plain = name.replace("_", "-")
+    gone = removed.flags.get(plain) or removed.flags.get(plain.replace("--no-", "--", 1))
+    if gone is not None:
+        instead = f"use {gone.instead}" if gone.instead.startswith("-") else (gone.instead or "remove it")
+        return _finding("VER002", "error", f"{name} is gone since vLLM {gone.gone_by}", instead)
+    close = difflib.get_close_matches(plain, known, n=2, cutoff=0.75)
+    remedy = f"did you mean {' or '.join(close)}?" if close else "remove it"
+    return _finding("VER001", "error", f"vLLM {table.version} has no argument {name}", remedy)
+
+
+def _by_flag(table: FlagTable) -> dict[str, Flag]:
+    return {option: flag for flag in table.flags for option in flag.flags}
+
+
+def _is_switch(flag: Flag) -> bool:
+    return flag.nargs == 0
+
+
+def _negative(word: str) -> bool:
+    return re.fullmatch(r"-\d+(\.\d+)?", word) is not None
+
+
+def _is_float(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _finding(identity: str, severity: str, message: str, remedy: str) -> Finding:
+    return Finding(id=identity, severity=severity, message=message, remedy=remedy)  # type: ignore[arg-type]

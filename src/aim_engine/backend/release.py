@@ -1,0 +1,129 @@
+"""One release of an engine as data: what its package, its parser and its image were read to be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from aim_engine import facts
+from aim_engine.backend.base import Flag, Image
+from aim_engine.errors import Corrupt, InvalidInput
+from aim_engine.hardware.gpu import Provenance
+
+
+class BatchDefault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The scheduler limits an engine takes by itself on a device of at least this memory."""
+
+    device: Literal["gpu", "cpu"]
+    at_least_bytes: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
+class ReleaseFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The file `engines/<engine>/<version>.yaml`."""
+
+    engine: str
+    version: str
+    released: str
+    cpu_package: str | None
+    """The package that holds this release's CPU build; None when none was published."""
+    images: tuple[Image, ...]
+    aiter_archs: tuple[str, ...]
+    gpu_memory_utilization: float
+    batch_defaults: tuple[BatchDefault, ...]
+    provenance: Provenance
+
+
+class FlagTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The file `engines/<engine>/<version>.flags.json`, generated from that release's own parser."""
+
+    engine: str
+    version: str
+    source: str
+    env: frozenset[str]
+    flags: tuple[Flag, ...]
+
+
+class Gone(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What became of an argument or variable that older releases had."""
+
+    last_seen: str
+    gone_by: str
+    instead: str = ""
+
+
+class Removed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The file `engines/<engine>/removed.yaml`."""
+
+    flags: dict[str, Gone]
+    env: dict[str, Gone]
+
+
+class Family(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One entry of `engines/<engine>/families.yaml`."""
+
+    match: str
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    block_size: int | None = None
+    env: dict[str, str] = {}
+
+
+def versions(engine: str, overlay: Path | None = None) -> tuple[str, ...]:
+    """Known releases, newest first."""
+    found = {
+        path.stem
+        for root in (facts.BUNDLED, overlay)
+        if root is not None
+        for path in (root / "engines" / engine).glob("*.yaml")
+        if re.fullmatch(r"\d+(\.\d+)+", path.stem)
+    }
+    return tuple(sorted(found, key=number, reverse=True))
+
+
+def number(version: str) -> tuple[int, ...]:
+    """A version as numbers that compare."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def load(engine: str, version: str, overlay: Path | None = None) -> ReleaseFacts:
+    """The facts of one release. Raises: InvalidInput with the known ones."""
+    plain = version.removeprefix("v")
+    known = versions(engine, overlay)
+    if plain not in known:
+        raise InvalidInput(
+            f"{engine} {version} is not a known release",
+            why=f"known: {', '.join(known)}",
+            hint="tools/engine_release.py adds one from its public package",
+        )
+    return facts.load(f"engines/{engine}/{plain}.yaml", ReleaseFacts, overlay)
+
+
+def flags(engine: str, version: str, overlay: Path | None = None) -> FlagTable:
+    """The arguments and variables of one release. Raises: InvalidInput, Corrupt."""
+    path = facts.find(f"engines/{engine}/{version}.flags.json", overlay)
+    if path is None:
+        raise InvalidInput(
+            f"the argument table of {engine} {version} is missing", hint="tools/engine_release.py makes it"
+        )
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=FlagTable)
+    except msgspec.DecodeError as err:
+        raise Corrupt(f"{path} is not a usable argument table", why=str(err)) from err
+
+
+def removed(engine: str, overlay: Path | None = None) -> Removed:
+    """What older releases had."""
+    return facts.load(f"engines/{engine}/removed.yaml", Removed, overlay)
+
+
+def family(engine: str, model_id: str, overlay: Path | None = None) -> Family:
+    """What the family of a model needs; an empty entry when none is known."""
+    for entry in facts.load(f"engines/{engine}/families.yaml", tuple[Family, ...], overlay):
+        if re.search(entry.match, model_id):
+            return entry
+    return Family(match="")

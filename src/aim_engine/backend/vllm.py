@@ -1,0 +1,243 @@
+"""vLLM: what it has kernels for on which card, which switches suit a model there, and its command line by release.
+
+Sources: vllm-project/vllm vllm/platforms/rocm.py, vllm/v1/attention/backends, vllm/model_executor/kernels/linear and
+docs/getting_started at v0.32.0; reports are named where a rule rests on them.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import msgspec
+
+from aim_engine.backend import lint, release
+from aim_engine.backend.base import Command, Defaults, Image, Release
+from aim_engine.errors import InvalidInput
+from aim_engine.hardware.cluster import Finding
+from aim_engine.hardware.gpu import Gpu
+from aim_engine.model.spec import ModelSpec
+from aim_engine.recipe.recipe import Recipe
+
+AITER_ARCHS = ("gfx942", "gfx950")
+"""AITER kernels are built for these only."""
+_NO_FP8 = ("gfx908", "gfx90a", "gfx1030", "gfx1100", "gfx1101", "gfx1102", "gfx1150", "gfx1151")
+"""No W8A8 FP8 kernel, whatever supports_fp8 says."""
+_MX_ARCHS = ("gfx950", "gfx1250")
+_FLASH_HEADS = (64, 128, 256)
+"""Head widths of ROCM_AITER_FA."""
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_CPU_PRECISIONS = ("bf16", "fp16", "fp32", "int8", "int4")
+
+
+class Vllm:
+    """The vLLM engine."""
+
+    name = "vllm"
+
+    def __init__(self, overlay: Path | None = None) -> None:
+        self._overlay = overlay
+        self._facts = functools.cache(lambda version: release.load("vllm", version, overlay))
+        self._flags = functools.cache(lambda version: release.flags("vllm", version, overlay))
+        self._removed = functools.cache(lambda: release.removed("vllm", overlay))
+        self._family = functools.cache(lambda model_id: release.family("vllm", model_id, overlay))
+
+    def versions(self) -> tuple[str, ...]:
+        """Known releases, newest first."""
+        return release.versions("vllm", self._overlay)
+
+    def newest(self, gpu: Gpu) -> str:
+        """The newest known release that can run on this kind of device. Raises: InvalidInput."""
+        known = self.versions()
+        if gpu.kind != "cpu":
+            return known[0]
+        for version in known:
+            if self._facts(version).cpu_package is not None:
+                return version
+        raise InvalidInput("no known vLLM release has a CPU build", hint="name one with --engine-version")
+
+    def release(self, version: str) -> Release:
+        """Flags, environment and images of a release. Raises: InvalidInput with the known ones."""
+        found, table = self._facts(version), self._flags(version.removeprefix("v"))
+        return Release(
+            engine="vllm",
+            version=found.version,
+            flags=table.flags,
+            env=table.env,
+            images=found.images,
+            source=table.source,
+        )
+
+    def image(self, version: str, gpu: Gpu) -> Image:
+        """The image of a release for this device. Raises: InvalidInput when none was built for it."""
+        images = self._facts(version).images
+        device = "cpu" if gpu.kind == "cpu" else "rocm"
+        for image in images:
+            if image.device == device and (device == "cpu" or gpu.arch in image.archs):
+                return image
+        built = sorted({arch for image in images for arch in image.archs})
+        raise InvalidInput(
+            f"vLLM {version} has no known image for {'a CPU' if device == 'cpu' else gpu.arch}",
+            why=f"its images are built for {', '.join(built)}",
+            hint="use --target local, or name your own image with --image"
+            if device == "cpu"
+            else "choose another card",
+        )
+
+    def defaults(self, version: str, gpu: Gpu) -> Defaults:
+        """The engine's own defaults on this device."""
+        found = self._facts(version)
+        device = "cpu" if gpu.kind == "cpu" else "gpu"
+        fitting = [d for d in found.batch_defaults if d.device == device and gpu.memory_bytes >= d.at_least_bytes]
+        best = max(fitting, key=lambda entry: entry.at_least_bytes)
+        return Defaults(
+            gpu_memory_utilization=found.gpu_memory_utilization,
+            max_num_seqs=best.max_num_seqs,
+            max_num_batched_tokens=best.max_num_batched_tokens,
+        )
+
+    def supports(self, model: ModelSpec, gpu: Gpu, precision: str) -> str | None:
+        """None when there are kernels for it, else the reason why not. `kv_fp8` asks about an FP8 KV cache.
+
+        Source: vllm/model_executor/kernels/linear/__init__.py and each kernel's is_supported; platforms/rocm.py
+        supported_quantization.
+        """
+        form = model.quantization.format if model.quantization is not None else None
+        method = model.quantization.method if model.quantization is not None else ""
+        if gpu.kind == "cpu":
+            return self._supports_cpu(model, precision, form)
+        if precision == "kv_fp8":
+            return f"an FP8 KV cache is not verified on {gpu.arch}" if gpu.arch in _NO_FP8 else None
+        if method in ("bitsandbytes", "gguf"):
+            return f"{method} checkpoints need a plugin that the ROCm image does not have"
+        if form == "nvfp4" or precision == "nvfp4":
+            return f"NVFP4 has no kernel on AMD cards ({gpu.name}); use an fp8, mxfp4 or 16-bit checkpoint"
+        if precision == "fp8" and gpu.arch in _NO_FP8:
+            return f"FP8 (W8A8) has no kernel on {gpu.name} ({gpu.arch}); use bf16, int8 or int4"
+        if precision in ("mxfp6", "mxfp8") and gpu.arch not in _MX_ARCHS and not _instinct(gpu):
+            return f"{precision} has no kernel on {gpu.name} ({gpu.arch})"
+        if gpu.arch == "gfx1250":
+            return None
+        known = {arch for image in self._facts(self.versions()[0]).images for arch in image.archs}
+        return (
+            None
+            if gpu.arch in known or gpu.arch == "gfx908"
+            else f"{gpu.name} ({gpu.arch}) is not a device vLLM is built for"
+        )
+
+    def tune(self, model: ModelSpec, gpu: Gpu, recipe: Recipe) -> Recipe:
+        """`recipe` with attention backend, environment and arguments that suit model, device and release.
+
+        AITER is off by default and, switched on, does not choose its attention by itself: measured 1.7 to 3.7 times slower
+        with the default backend on MI325X (vllm-project/vllm issue 56945).
+        """
+        if gpu.kind == "cpu":
+            return msgspec.structs.replace(
+                recipe, env={**recipe.env, "VLLM_TARGET_DEVICE": "cpu"}, extra_args=self._parsers(model)
+            )
+        family = self._family(model.model_id)
+        env: dict[str, str] = {}
+        args: list[str] = []
+        attention = None
+        if gpu.arch in AITER_ARCHS:
+            env["VLLM_ROCM_USE_AITER"] = "1"
+            attention = attention_backend(model)
+        if recipe.parallelism.tp > 1 and gpu.arch == "gfx942":
+            env["NCCL_MIN_NCHANNELS"] = "112"
+        if gpu.kind in ("radeon", "apu") and model.modality != "text":
+            env["FLASH_ATTENTION_TRITON_AMD_ENABLE"] = "TRUE"
+        if model.is_moe and recipe.parallelism.world_size > 1:
+            args += ["--distributed-executor-backend", "mp"]
+        if family.block_size is not None and attention == "ROCM_AITER_UNIFIED_ATTN":
+            args += ["--block-size", str(family.block_size)]
+        args += self._parsers(model)
+        env |= family.env
+        if env.get("VLLM_ROCM_USE_AITER") == "0":
+            attention = None
+        return msgspec.structs.replace(
+            recipe, attention_backend=attention, env={**env, **recipe.env}, extra_args=(*recipe.extra_args, *args)
+        )
+
+    def command(self, recipe: Recipe, *, model_ref: str, host: str, port: int) -> Command:
+        """How to serve `recipe`. `model_ref` is a hub id or a folder, which is then served under the model's id."""
+        args = [model_ref, "--host", host, "--port", str(port)]
+        if model_ref != recipe.model_id:
+            args += ["--served-model-name", recipe.model_id]
+        if recipe.precision in _DTYPES:
+            args += ["--dtype", _DTYPES[recipe.precision]]
+        if recipe.online_quantization is not None:
+            args += ["--quantization", recipe.online_quantization]
+        if recipe.kv_cache_dtype != "auto":
+            args += ["--kv-cache-dtype", recipe.kv_cache_dtype]
+        args += ["--max-model-len", str(recipe.max_model_len)]
+        args += ["--max-num-seqs", str(recipe.max_num_seqs)]
+        args += ["--max-num-batched-tokens", str(recipe.max_num_batched_tokens)]
+        if recipe.kv_cache_memory_bytes is not None:
+            args += ["--kv-cache-memory-bytes", str(recipe.kv_cache_memory_bytes)]
+        else:
+            args += ["--gpu-memory-utilization", f"{recipe.gpu_memory_utilization:g}"]
+        split = recipe.parallelism
+        for flag, value in (
+            ("--tensor-parallel-size", split.tp),
+            ("--pipeline-parallel-size", split.pp),
+            ("--data-parallel-size", split.dp),
+        ):
+            if value > 1:
+                args += [flag, str(value)]
+        if split.ep:
+            args.append("--enable-expert-parallel")
+        if recipe.attention_backend is not None:
+            args += ["--attention-backend", recipe.attention_backend]
+        if recipe.trust_remote_code:
+            args.append("--trust-remote-code")
+        return Command(argv0=("vllm", "serve"), args=(*args, *recipe.extra_args), env=dict(sorted(recipe.env.items())))
+
+    def check(self, args: tuple[str, ...], env: dict[str, str], version: str) -> tuple[Finding, ...]:
+        """What that release would not accept in a command line and environment."""
+        return lint.check(args, env, self._flags(version.removeprefix("v")), self._removed())
+
+    def _supports_cpu(self, model: ModelSpec, precision: str, form: str | None) -> str | None:
+        if precision == "kv_fp8":
+            return "the CPU engine keeps its KV cache in 16 bit"
+        if form is not None and (
+            form not in ("int8", "int4")
+            or (model.quantization is not None
+            and model.quantization.method in ("gguf", "bitsandbytes"))
+        ):
+            return f"{form} checkpoints have no kernel on a CPU; use a 16-bit one"
+        if precision not in _CPU_PRECISIONS:
+            return f"{precision} has no kernel on a CPU; use bf16"
+        return None
+
+    def _parsers(self, model: ModelSpec) -> tuple[str, ...]:
+        family = self._family(model.model_id)
+        args: list[str] = []
+        if family.tool_parser is not None:
+            args += ["--enable-auto-tool-choice", "--tool-call-parser", family.tool_parser]
+        if family.reasoning_parser is not None:
+            args += ["--reasoning-parser", family.reasoning_parser]
+        return tuple(args)
+
+
+def attention_backend(model: ModelSpec) -> str | None:
+    """The backend to name on a card with AITER; None leaves the engine's order, which is right for latent attention.
+
+    Flash attention for plain heads of 64, 128 or 256; the unified kernel for sinks, windows, hybrids and other widths; Triton
+    where image tokens attend both ways.
+    Source: vllm/v1/attention/backends/rocm_aiter_fa.py, rocm_aiter_unified_attn.py supports_*; issue 56945 for hybrids.
+    """
+    if model.is_mla or model.encoder_only:
+        return None
+    attending = [group for group in model.groups if group.kv_heads and group.kind in ("full", "sliding", "chunked")]
+    if not attending:
+        return None
+    if model.model_type.startswith("gemma3") and model.modality == "vision":
+        return "TRITON_ATTN"
+    plain = all(group.kind == "full" and group.head_dim_k in _FLASH_HEADS for group in attending)
+    if plain and not model.has_sinks and not model.is_hybrid:
+        return "ROCM_AITER_FA"
+    return "ROCM_AITER_UNIFIED_ATTN"
+
+
+def _instinct(gpu: Gpu) -> bool:
+    return gpu.kind == "instinct"
