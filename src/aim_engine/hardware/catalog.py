@@ -123,10 +123,11 @@ def by_pci_id(
     Ids are shared: an RX 7900 XT and an XTX differ in revision and memory, an MI250 and an MI250X in compute units.
     """
     found = sharing(pci_id, revision, overlay)
+    if len(found) == 1 and revision is None and all(":" in entry for entry in found[0].pci_ids):
+        # One revision of an id that other products share, and the revision is not known.
+        return found[0] if _names(found[0], product) else None
     if len(found) > 1 and product:
-        named = [
-            gpu for gpu in found if _normal(gpu.name) == _normal(product) or _normal(gpu.product) == _normal(product)
-        ]
+        named = [gpu for gpu in found if _names(gpu, product)]
         found = tuple(named) or found
     if len(found) > 1 and compute_units is not None:
         found = tuple(gpu for gpu in found if gpu.compute_units in (None, compute_units)) or found
@@ -198,6 +199,10 @@ def _read(path: Path) -> Gpu:
 @functools.lru_cache(maxsize=256)
 def _parsed(path: Path, modified_ns: int) -> Gpu:  # noqa: ARG001 - a changed file is read again
     return facts.read(path, Gpu)
+
+
+def _names(gpu: Gpu, product: str) -> bool:
+    return bool(product) and _normal(product) in (_normal(gpu.name), _normal(gpu.product), *map(_normal, gpu.aliases))
 
 
 def _checked(gpu: Gpu) -> str:

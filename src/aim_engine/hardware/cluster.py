@@ -44,6 +44,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     bdf: str | None = None
     """PCI address domain:bus:device.function; the function is the partition number."""
     pci_id: str | None = None
+    revision: str | None = None
+    """PCI revision, which tells products of one id apart."""
     uuid: str | None = None
     """As the driver says it; all partitions of one package share it."""
     partition: str | None = None
@@ -55,10 +57,12 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     compute_units: int | None = None
     memory_total_bytes: int | None = None
     memory_used_bytes: int | None = None
+    shared_memory: bool = False
+    """True where the memory is the system's own (APU), so that the operating system and other programs take from it."""
     power_cap_w: int | None = None
     driver: str | None = None
     sources: dict[str, str] = {}
-    """Field name -> probe that said it (kfd, drm, amd-smi, catalogue, asked)."""
+    """Field name -> probe that said it (kfd, drm, hwmon, amd-smi, pci id, catalogue, asked)."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,45 +1,39 @@
-"""GPUs as the kernel shows them: KFD topology, joined with DRM and hwmon where they are there.
+"""GPUs as the kernel's compute driver shows them: KFD topology, joined with the DRM cards where they are there.
 
 Needs no ROCm userland and no root. Format: Linux drivers/gpu/drm/amd/amdkfd/kfd_topology.c. A device's identity is its PCI
-address; on a partitioned package the function is the partition number. What a file does not say stays None.
+address; on a partitioned package the function is the partition number. What a file does not say stays None, and is reported.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
-from aim_engine.hardware import sysfs
+from aim_engine.hardware import catalog, drm, identity, sysfs
 from aim_engine.hardware.cluster import Device, Finding
 
 TOPOLOGY = "sys/class/kfd/kfd/topology/nodes"
-DRM = "sys/class/drm"
-AMD_VENDOR = 0x1002
-LINK_PCIE, LINK_XGMI = 2, 11
-_HEAP_VRAM = (1, 2)
-"""mem_banks heap types: frame buffer public and private."""
-_OLD_ARCHS = {
-    0x6860: "gfx900",
-    0x6861: "gfx900",
-    0x6862: "gfx900",
-    0x6863: "gfx900",
-    0x6864: "gfx900",
-    0x6867: "gfx900",
-    0x6868: "gfx900",
-    0x687F: "gfx900",
-    0x66A0: "gfx906",
-    0x66A1: "gfx906",
-    0x66AF: "gfx906",
-    0x738C: "gfx908",
-    0x738E: "gfx908",
-}
-"""Device ids of cards whose old kernels have no gfx_target_version line."""
-_MODES = {1: "SPX", 2: "DPX", 3: "TPX", 4: "QPX", 8: "CPX"}
-_WHOLE_XCCS = {"74a0": 6, "74a1": 8, "74a2": 4, "74a5": 8, "74a9": 8, "75a0": 8, "75a3": 8}
-"""Compute dies of a whole package by PCI id, for telling the partition mode from a device's share."""
+LINK_KINDS: dict[int, Literal["pcie", "xgmi", "ht", "qpi"]] = {1: "ht", 2: "pcie", 5: "qpi", 11: "xgmi"}
+_HEAP_SYSTEM, _HEAPS_VRAM = 0, (1, 2)
+"""mem_banks heap types: system memory; frame buffer, public and private."""
+_MODE_OF_COUNT = {2: "DPX", 3: "TPX", 4: "QPX"}
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """One link of the topology, in one direction, between KFD nodes."""
+
+    source: int
+    target: int
+    kind: str
+    """pcie, xgmi, ht, qpi, or the number of a kind we do not know."""
+    weight: int | None
+    """The kernel's distance: 13 same package, 15 one xGMI step, 20 PCIe to a CPU, 40 and more between PCIe peers."""
+    bandwidth_bytes_s: int | None
+    """None where the kernel says 0."""
 
 
 class Kfd(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,59 +42,95 @@ class Kfd(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[Device, ...]
     cpu_nodes: int
     cpu_cores_per_node: int | None
+    """Hardware threads of each CPU node, where all have the same number."""
+    system_memory_bytes: int | None
+    links: tuple[Link, ...]
     link_weights: dict[str, int]
+    """Device pair `i-j` -> smallest weight between them."""
     findings: tuple[Finding, ...]
 
 
-def read(root: Path) -> Kfd:
+class _Node(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU node of the topology."""
+
+    number: int
+    properties: Mapping[str, int]
+    vram_bytes: int | None
+    links: tuple[Link, ...]
+
+    @property
+    def address(self) -> str | None:
+        if "location_id" not in self.properties:
+            return None
+        return address_of(self.properties.get("domain", 0), self.properties["location_id"])
+
+    @property
+    def package(self) -> str | None:
+        return package_of(self.address) if self.address is not None else None
+
+
+def read(root: Path, overlay: Path | None = None) -> Kfd:
     """The GPUs below `root` (`/` or a recorded tree), in the order ROCm enumerates them."""
     cpus: dict[int, Mapping[str, int]] = {}
-    gpus: dict[int, tuple[Mapping[str, int], Path]] = {}
-    unreadable = []
+    gpus: list[_Node] = []
+    unreadable: list[int] = []
+    memory: list[int] = []
     for folder in sysfs.children(root / TOPOLOGY):
         if not folder.name.isdigit():
             continue
-        properties = sysfs.properties(folder / "properties")
         number = int(folder.name)
+        properties = sysfs.properties(folder / "properties")
         if not properties:
             unreadable.append(number)
-        elif properties.get("simd_count", 0) > 0:
-            if properties.get("vendor_id", AMD_VENDOR) == AMD_VENDOR:
-                gpus[number] = (properties, folder)
-        elif properties.get("cpu_cores_count", 0) > 0:
+            continue
+        if properties.get("cpu_cores_count", 0) > 0:
             cpus[number] = properties
-    links = {number: _links(folder) for number, (_, folder) in gpus.items()}
+            memory.append(_bank_bytes(folder, (_HEAP_SYSTEM,)) or 0)
+        if properties.get("simd_count", 0) > 0 and properties.get("vendor_id", drm.VENDOR) == drm.VENDOR:
+            vram_bytes = _bank_bytes(folder, _HEAPS_VRAM)
+            gpus.append(
+                _Node(number=number, properties=properties, vram_bytes=vram_bytes, links=_links(number, folder))
+            )
+    cards = drm.cards(root)
+    usable = tuple(card for card in cards if card.usable)
     partitions = _partitions(gpus)
-    cards = _cards(root)
-    devices = [
-        _device(index, number, properties, folder, links[number], cpus, partitions, cards)
-        for index, (number, (properties, folder)) in enumerate(sorted(gpus.items()))
-    ]
+    devices = tuple(_device(i, node, cpus, partitions, usable, overlay) for i, node in enumerate(gpus))
     if not devices:
-        devices = [_bare_device(index, card) for index, card in enumerate(_by_address(cards))]
-    cores = [properties["cpu_cores_count"] for properties in cpus.values()]
+        devices = tuple(_bare_device(index, card, overlay) for index, card in enumerate(usable))
+    cores = {properties["cpu_cores_count"] for properties in cpus.values()}
     return Kfd(
-        devices=tuple(devices),
+        devices=devices,
         cpu_nodes=len(cpus),
-        cpu_cores_per_node=cores[0] if cores and len(set(cores)) == 1 else None,
-        link_weights=_weights(devices, links),
-        findings=(*_unreadable(unreadable), *_incomplete(devices), *_other_drivers(root)),
+        cpu_cores_per_node=cores.pop() if len(cores) == 1 else None,
+        system_memory_bytes=sum(memory) or None,
+        links=tuple(link for node in gpus for link in node.links),
+        link_weights=_weights(devices, gpus),
+        findings=(
+            *_unreadable(unreadable),
+            *_incomplete(devices, overlay),
+            *_unknown(devices),
+            *_other_drivers(cards),
+        ),
     )
 
 
-def arch_of(version: int | None, device_id: int | None = None) -> str | None:
-    """`gfx_target_version` as an LLVM target: decimal MMmmss, of which the last two digits print in hexadecimal.
+def arch_of(version: int | None) -> str | None:
+    """`gfx_target_version` as an LLVM target: decimal MMmmss, of which minor and stepping print in hexadecimal.
 
-    90010 -> gfx90a, 90402 -> gfx942, 110003 -> gfx1103. Falls back on the device id where the kernel gives no version.
+    90010 -> gfx90a, 90402 -> gfx942, 110003 -> gfx1103.
     """
-    if version:
-        return f"gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}"
-    return _OLD_ARCHS.get(device_id) if device_id is not None else None
+    if not version or version < 10000:
+        return None
+    return f"gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}"
 
 
 def address_of(domain: int, location: int) -> str:
-    """`location_id` as a PCI address: bus, device and function (the partition number) in one number."""
-    return f"{domain:04x}:{location >> 8 & 0xFF:02x}:{location >> 3 & 0x1F:02x}.{location & 7}"
+    """`location_id` as a PCI address: bus, device and function, with the partition number as the function.
+
+    The partition number is in the function's bits, or in bits 28 to 31 of newer kernels.
+    """
+    function = location & 7 or location >> 28 & 0xF
+    return f"{domain & 0xFFFFFFFF:04x}:{location >> 8 & 0xFF:02x}:{location >> 3 & 0x1F:02x}.{function:x}"
 
 
 def package_of(address: str) -> str:
@@ -110,247 +140,211 @@ def package_of(address: str) -> str:
 
 def _device(
     index: int,
-    number: int,
-    properties: Mapping[str, int],
-    folder: Path,
-    links: list[Mapping[str, int]],
+    node: _Node,
     cpus: Mapping[int, Mapping[str, int]],
     partitions: Mapping[str, int],
-    cards: list[Card],
+    cards: Sequence[drm.Card],
+    overlay: Path | None,
 ) -> Device:
+    properties = node.properties
+    card = _card_of(cards, node)
     device_id = properties.get("device_id")
-    address = (
-        address_of(properties.get("domain", 0), properties["location_id"]) if "location_id" in properties else None
-    )
-    minor = properties.get("drm_render_minor") or None
-    card = _card_of(cards, address, minor)
-    per_simd = properties.get("simd_per_cu")
-    cpu_link = [link["node_to"] for link in links if link.get("type") == LINK_PCIE and link.get("node_to") in cpus]
     pci_id = f"{device_id:04x}" if device_id else (card.pci_id if card else None)
-    package = package_of(address) if address else None
-    heap = _heap_bytes(folder)
-    sources = {"arch": "kfd", "bdf": "kfd", "compute_units": "kfd"}
-    total, used = None, None
-    if card is not None and card.vram_total:
-        total, used = card.vram_total, card.vram_used
-        sources["memory_total_bytes"] = "drm"
-        if heap is not None and card.is_apu:
-            total, used = max(heap, card.vram_total), None
-            sources["memory_total_bytes"] = "kfd"
-    elif heap is not None:
-        total = heap
-        sources["memory_total_bytes"] = "kfd"
-    mode = card.compute_partition if card else None
-    if mode is None and package is not None:
-        mode = _mode(properties, pci_id, partitions.get(package, 1))
+    revision = card.revision if card else None
+    known = identity.of(pci_id, revision, overlay)
+    shown = partitions.get(node.package or "", 1)
+    mode = (card.compute_partition if card else None) or _mode(properties, pci_id, shown, overlay)
+    arch, arch_source = arch_of(properties.get("gfx_target_version")), "kfd"
+    if arch is None and known is not None:
+        arch, arch_source = known.arch, "pci id"
+    total, used, source, shared = _memory(node, card, mode, shown, pci_id, overlay)
+    per_simd = properties.get("simd_per_cu")
     hive = properties.get("hive_id")
+    product = card.product if card else None
+    numa = _numa(node, cpus, card)
+    sources = {
+        "product": "drm" if product else None,
+        "arch": arch_source if arch else None,
+        "bdf": "kfd" if node.address else None,
+        "pci_id": "kfd" if device_id else "drm",
+        "partition": ("drm" if card and card.compute_partition else "kfd") if mode else None,
+        "memory_partition": "drm" if card and card.memory_partition else None,
+        "compute_units": "kfd" if per_simd else None,
+        "memory_total_bytes": source,
+        "memory_used_bytes": "drm" if used is not None else None,
+        "numa_node": numa[1],
+    }
     return Device(
         index=index,
         gpu=None,
-        product=(card.product if card else None) or "AMD GPU",
-        arch=arch_of(properties.get("gfx_target_version"), device_id),
-        bdf=address,
+        product=product or "AMD GPU",
+        arch=arch,
+        bdf=node.address,
         pci_id=pci_id,
-        uuid=f"{properties['unique_id']:016x}" if properties.get("unique_id") else None,
+        revision=revision,
+        uuid=f"{properties['unique_id']:016x}" if properties.get("unique_id") else (card.unique_id if card else None),
         partition=mode,
         memory_partition=card.memory_partition if card else None,
-        numa_node=_numa(cpu_link, cpus, card),
-        render_minor=minor,
-        kfd_node=number,
+        numa_node=numa[0],
+        render_minor=properties.get("drm_render_minor") or (card.render_minor if card else None),
+        kfd_node=node.number,
         hive=str(hive) if hive else None,
         compute_units=properties["simd_count"] // per_simd if per_simd else None,
         memory_total_bytes=total,
         memory_used_bytes=used,
-        power_cap_w=card.power_cap_w if card else None,
-        driver="amdgpu",
-        sources=sources,
+        shared_memory=shared,
+        driver=drm.COMPUTE_DRIVER,
+        sources={field: source for field, source in sources.items() if source is not None},
     )
 
 
-class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """One DRM card of ours: what its device folder says."""
-
-    name: str
-    address: str | None
-    pci_id: str | None
-    product: str | None
-    vram_total: int | None
-    vram_used: int | None
-    gtt_total: int | None
-    compute_partition: str | None
-    memory_partition: str | None
-    power_cap_w: int | None
-    numa_node: int | None
-    render_minor: int | None
-    uuid: str | None
-    driver: str | None
-
-    @property
-    def is_apu(self) -> bool:
-        """An APU's carve-out is small beside what it may take from system memory."""
-        return bool(
-            self.vram_total and self.gtt_total and self.gtt_total > self.vram_total and self.vram_total <= 2**33
-        )
-
-
-def _card_of(cards: list[Card], address: str | None, minor: int | None) -> Card | None:
-    """The DRM card of a compute device: same package address, else same render minor."""
-    package = package_of(address) if address is not None else None
-    for card in cards:
-        if (minor is not None and card.render_minor == minor) or (
-            card.render_minor is None and card.address == package
-        ):
-            return card
-    return None
-
-
-def _cards(root: Path) -> list[Card]:
-    """The AMD cards under the amdgpu driver."""
-    found: list[Card] = []
-    folders = [f for f in sysfs.children(root / DRM) if f.name.startswith("card") and f.name[4:].isdigit()]
-    minors = {path.name: path for path in sysfs.children(root / DRM) if path.name.startswith("renderD")}
-    for folder in folders:
-        device = folder / "device"
-        vendor = sysfs.integer(device / "vendor")
-        uevent = dict(line.split("=", 1) for line in (sysfs.text(device / "uevent") or "").splitlines() if "=" in line)
-        if vendor is None and "PCI_ID" in uevent:
-            vendor = sysfs.to_int("0x" + uevent["PCI_ID"].split(":")[0])
-        driver = uevent.get("DRIVER") or _link_name(device / "driver")
-        if vendor != AMD_VENDOR or driver not in (None, "amdgpu"):
-            continue
-        address = uevent.get("PCI_SLOT_NAME") or _link_name(device)
-        minor = _minor_of(device, address, minors)
-        device_id = sysfs.integer(device / "device")
-        if device_id is None and "PCI_ID" in uevent:
-            device_id = sysfs.to_int("0x" + uevent["PCI_ID"].partition(":")[2])
-        cap = _hwmon(device, ("power1_cap",))
-        found.append(
-            Card(
-                name=folder.name,
-                address=address if address and ":" in address else None,
-                pci_id=f"{device_id:04x}" if device_id else None,
-                product=sysfs.text(device / "product_name"),
-                vram_total=sysfs.integer(device / "mem_info_vram_total") or None,
-                vram_used=sysfs.integer(device / "mem_info_vram_used"),
-                gtt_total=sysfs.integer(device / "mem_info_gtt_total") or None,
-                compute_partition=sysfs.text(device / "current_compute_partition"),
-                memory_partition=sysfs.text(device / "current_memory_partition"),
-                power_cap_w=round(cap / 1e6) if cap else None,
-                numa_node=sysfs.integer(device / "numa_node"),
-                render_minor=minor,
-                uuid=sysfs.text(device / "unique_id"),
-                driver=driver,
-            )
-        )
-    return found
-
-
-def _bare_device(index: int, card: Card) -> Device:
-    """A device known from DRM alone: no compute topology, hence no arch and no compute units."""
+def _bare_device(index: int, card: drm.Card, overlay: Path | None) -> Device:
+    """A device known from DRM alone: no compute topology, hence no compute units, and the target only by its id."""
+    known = identity.of(card.pci_id, card.revision, overlay)
+    sources = {"bdf": "drm", "pci_id": "drm"}
+    if card.vram_total_bytes is not None:
+        sources["memory_total_bytes"] = "drm"
+    if known is not None and known.arch is not None:
+        sources["arch"] = "pci id"
     return Device(
         index=index,
         gpu=None,
         product=card.product or "AMD GPU",
-        arch=None,
+        arch=known.arch if known else None,
         bdf=card.address,
         pci_id=card.pci_id,
-        uuid=card.uuid,
+        revision=card.revision,
+        uuid=card.unique_id,
         partition=card.compute_partition,
         memory_partition=card.memory_partition,
         numa_node=card.numa_node if card.numa_node is not None and card.numa_node >= 0 else None,
         render_minor=card.render_minor,
-        memory_total_bytes=card.vram_total,
-        memory_used_bytes=card.vram_used,
-        power_cap_w=card.power_cap_w,
+        memory_total_bytes=card.vram_total_bytes,
+        memory_used_bytes=card.vram_used_bytes,
+        shared_memory=known.apu if known else False,
         driver=card.driver,
-        sources={"memory_total_bytes": "drm", "bdf": "drm"},
+        sources=sources,
     )
 
 
-def _by_address(cards: list[Card]) -> list[Card]:
-    return sorted(cards, key=lambda card: (card.address or "", card.name))
+def _memory(
+    node: _Node, card: drm.Card | None, mode: str | None, shown: int, pci_id: str | None, overlay: Path | None
+) -> tuple[int | None, int | None, str | None, bool]:
+    """Total, used, who said it, and whether it is shared with the system.
+
+    A partition's own heap is its share; a card's total is the package's and is divided. On an APU the heap is the system memory
+    it may map and the card's total a carve-out, so that the larger of them is what a process can use.
+    """
+    whole = card.vram_total_bytes if card else None
+    heap = node.vram_bytes
+    if mode not in (None, "SPX") or shown > 1:
+        count = _count_of(mode, pci_id, overlay) or shown
+        if heap is not None:
+            return heap, None, "kfd", False
+        return (whole // count, None, f"drm / {count} partitions", False) if whole else (None, None, None, False)
+    if heap is not None and card is not None and card.gtt_total_bytes == heap != whole:
+        carve_out = whole or 0
+        if carve_out >= heap:
+            return carve_out, card.vram_used_bytes, "drm", False
+        return heap, card.gtt_used_bytes, "kfd", True
+    if whole is not None and card is not None:
+        return whole, card.vram_used_bytes, "drm", False
+    known = identity.of(pci_id, None, overlay)
+    return (heap, None, "kfd" if heap else None, bool(known and known.apu)) if heap else (None, None, None, False)
 
 
-def _minor_of(device: Path, address: str | None, minors: Mapping[str, Path]) -> int | None:
-    for entry in sysfs.children(device / "drm"):
-        if entry.name.startswith("renderD"):
-            return sysfs.to_int(entry.name[7:])
-    for name, path in minors.items():
-        if address and _link_name(path / "device") == address:
-            return sysfs.to_int(name[7:])
-    return None
+def _card_of(cards: Sequence[drm.Card], node: _Node) -> drm.Card | None:
+    """The DRM card of a compute device: same address, else same package, else same render minor."""
+    for wanted in (node.address, node.package):
+        for card in cards:
+            if wanted is not None and card.address == wanted:
+                return card
+    minor = node.properties.get("drm_render_minor")
+    return next((card for card in cards if minor and card.render_minor == minor and card.address is None), None)
 
 
-def _link_name(path: Path) -> str | None:
-    return path.resolve().name if path.is_symlink() else None
+def _links(number: int, folder: Path) -> tuple[Link, ...]:
+    found = []
+    for kind in ("io_links", "p2p_links"):
+        for entry in sysfs.children(folder / kind):
+            properties = sysfs.properties(entry / "properties")
+            if "node_to" not in properties or "type" not in properties:
+                continue
+            found.append(
+                Link(
+                    source=number,
+                    target=properties["node_to"],
+                    kind=LINK_KINDS.get(properties["type"], str(properties["type"])),
+                    weight=properties.get("weight") or None,
+                    bandwidth_bytes_s=properties.get("max_bandwidth", 0) * 10**6 or None,
+                )
+            )
+    return tuple(found)
 
 
-def _hwmon(device: Path, names: tuple[str, ...]) -> int | None:
-    for folder in sysfs.children(device / "hwmon"):
-        for name in names:
-            value = sysfs.integer(folder / name)
-            if value:
-                return value
-    return None
+def _bank_bytes(folder: Path, heaps: tuple[int, ...]) -> int | None:
+    banks = [sysfs.properties(bank / "properties") for bank in sysfs.children(folder / "mem_banks")]
+    return sum(max(0, bank.get("size_in_bytes", 0)) for bank in banks if bank.get("heap_type", -1) in heaps) or None
 
 
-def _links(folder: Path) -> list[Mapping[str, int]]:
-    return [
-        properties
-        for kind in ("io_links", "p2p_links")
-        for link in sysfs.children(folder / kind)
-        if (properties := sysfs.properties(link / "properties"))
-    ]
+def _partitions(gpus: Iterable[_Node]) -> dict[str, int]:
+    """Package address -> how many partitions of it are shown. Copies of one address are not partitions."""
+    addresses: dict[str, set[str]] = defaultdict(set)
+    for node in gpus:
+        if node.package is not None and node.address is not None:
+            addresses[node.package].add(node.address)
+    return {package: len(members) for package, members in addresses.items()}
 
 
-def _heap_bytes(folder: Path) -> int | None:
-    total = 0
-    for bank in sysfs.children(folder / "mem_banks"):
-        properties = sysfs.properties(bank / "properties")
-        if properties.get("heap_type") in _HEAP_VRAM:
-            total += properties.get("size_in_bytes", 0)
-    return total or None
+def _mode(properties: Mapping[str, int], pci_id: str | None, shown: int, overlay: Path | None) -> str | None:
+    """The compute partition mode: from a device's share of the package's dies, else from how many share a package.
+
+    A partition of one die is CPX by definition; a whole package with several dies is SPX.
+    """
+    own = properties.get("num_xcc")
+    if not own:
+        return None
+    if shown > 1 and own == 1:
+        return "CPX"
+    whole = _dies(pci_id, overlay)
+    if whole is None or whole % own:
+        return _MODE_OF_COUNT.get(shown)
+    count = whole // own
+    return "SPX" if count == 1 and whole > 1 else ("CPX" if own == 1 and whole > 1 else _MODE_OF_COUNT.get(count))
 
 
-def _partitions(gpus: Mapping[int, tuple[Mapping[str, int], Path]]) -> dict[str, int]:
-    """Package address -> how many devices it shows."""
-    counts: dict[str, int] = defaultdict(int)
-    for properties, _ in gpus.values():
-        if "location_id" in properties:
-            counts[package_of(address_of(properties.get("domain", 0), properties["location_id"]))] += 1
-    return counts
+def _dies(pci_id: str | None, overlay: Path | None) -> int | None:
+    """Compute dies of a whole package, where all cards of the id agree."""
+    dies = {gpu.compute_dies for gpu in catalog.sharing(pci_id, overlay=overlay)}
+    return dies.pop() if len(dies) == 1 else None
 
 
-def _mode(properties: Mapping[str, int], pci_id: str | None, shown: int) -> str | None:
-    """The compute partition mode, from a device's share of the package's dies, or from how many share a package."""
-    own, whole = properties.get("num_xcc"), _WHOLE_XCCS.get(pci_id or "")
-    if own and whole and whole % own == 0:
-        return "CPX" if own == 1 and whole > 1 else _MODES.get(whole // own)
-    if own and whole is None and shown > 1:
-        return _MODES.get(shown)
-    return None
+def _count_of(mode: str | None, pci_id: str | None, overlay: Path | None) -> int | None:
+    """How many partitions a mode makes."""
+    return _dies(pci_id, overlay) if mode == "CPX" else catalog.PARTITIONS.get(mode or "")
 
 
-def _numa(cpu_link: list[int], cpus: Mapping[int, Mapping[str, int]], card: Card | None) -> int | None:
-    """The CPU node at the other end of the device's PCIe link; the kernel's own number where only DRM says it."""
-    if cpu_link:
-        return sorted(cpus).index(cpu_link[0])
+def _numa(node: _Node, cpus: Mapping[int, Mapping[str, int]], card: drm.Card | None) -> tuple[int | None, str | None]:
+    """The CPU node at the other end of the device's link; the kernel's own number where only DRM says it."""
+    for link in node.links:
+        if link.kind in ("pcie", "xgmi") and link.target in cpus:
+            return sorted(cpus).index(link.target), "kfd"
+    if node.number in cpus:
+        return sorted(cpus).index(node.number), "kfd"
     if card is not None and card.numa_node is not None and card.numa_node >= 0:
-        return card.numa_node
-    return None
+        return card.numa_node, "drm"
+    return None, None
 
 
-def _weights(devices: list[Device], links: Mapping[int, list[Mapping[str, int]]]) -> dict[str, int]:
-    """Device pair `i-j` -> smallest link weight between two devices."""
+def _weights(devices: Iterable[Device], gpus: Iterable[_Node]) -> dict[str, int]:
     index_of = {device.kfd_node: device.index for device in devices if device.kfd_node is not None}
     weights: dict[str, int] = {}
-    for number, index in index_of.items():
-        for link in links.get(number, ()):
-            other = index_of.get(link.get("node_to", -1))
-            weight = link.get("weight")
-            if other is not None and other != index and weight:
+    for node in gpus:
+        for link in node.links:
+            index, other = index_of.get(link.source), index_of.get(link.target)
+            if index is not None and other is not None and other != index and link.weight is not None:
                 key = f"{min(index, other)}-{max(index, other)}"
-                weights[key] = min(weight, weights.get(key, weight))
+                weights[key] = min(link.weight, weights.get(key, link.weight))
     return weights
 
 
@@ -368,60 +362,66 @@ def _unreadable(numbers: list[int]) -> list[Finding]:
     ]
 
 
-def _incomplete(devices: list[Device]) -> list[Finding]:
+def _incomplete(devices: Sequence[Device], overlay: Path | None) -> list[Finding]:
+    """Packages that show fewer partitions than their mode makes."""
     found = []
     packages: dict[str, list[Device]] = defaultdict(list)
     for device in devices:
         if device.bdf is not None and device.partition not in (None, "SPX"):
             packages[package_of(device.bdf)].append(device)
-    wanted = {mode: count for count, mode in _MODES.items()}
     for package, members in sorted(packages.items()):
-        mode = members[0].partition or ""
-        whole = wanted.get(mode, 0)
-        if mode == "CPX":
-            whole = _WHOLE_XCCS.get(members[0].pci_id or "", whole)
-        if 0 < len(members) < whole:
+        mode = members[0].partition
+        whole = _count_of(mode, members[0].pci_id, overlay) or max(len(each) for each in packages.values())
+        if len(members) < whole:
             found.append(
                 Finding(
                     id="HW002",
                     severity="warning",
                     message=f"{package} shows {len(members)} of {whole} partitions",
                     evidence=f"compute partition {mode}",
-                    remedy="check the driver's log; plan only with what is shown",
+                    remedy="check the driver's log; plans use only what is shown",
                 )
             )
-    unknown = [device.index for device in devices if device.memory_total_bytes is None]
-    if unknown:
-        found.append(
-            Finding(
-                id="HW003",
-                severity="warning",
-                message=f"the memory of {len(unknown)} devices is not shown by the kernel",
-                evidence=f"devices {', '.join(map(str, unknown[:8]))}{' ...' if len(unknown) > 8 else ''}",
-                remedy="the catalogue's figure is used where the card is known",
-            )
-        )
     return found
 
 
-def _other_drivers(root: Path) -> list[Finding]:
-    """AMD cards that ROCm cannot use because another driver has them."""
+def _unknown(devices: Sequence[Device]) -> list[Finding]:
+    """What the kernel did not say of devices it does show."""
     found = []
-    for folder in sysfs.children(root / DRM):
-        if not (folder.name.startswith("card") and folder.name[4:].isdigit()):
-            continue
-        device = folder / "device"
-        uevent = sysfs.text(device / "uevent") or ""
-        driver = next(
-            (line[7:] for line in uevent.splitlines() if line.startswith("DRIVER=")), _link_name(device / "driver")
-        )
-        if sysfs.integer(device / "vendor") == AMD_VENDOR and driver not in (None, "amdgpu"):
+    for field, what in (
+        ("memory_total_bytes", "memory"),
+        ("arch", "target"),
+        ("compute_units", "number of compute units"),
+    ):
+        silent = [device.index for device in devices if getattr(device, field) is None]
+        if silent:
             found.append(
                 Finding(
-                    id="HW004",
-                    severity="warning",
-                    message=f"{folder.name} runs under the driver {driver}, which ROCm cannot use",
-                    remedy="only cards under amdgpu serve models",
+                    id="HW003",
+                    severity="warning" if field == "memory_total_bytes" else "info",
+                    message=f"the kernel's files do not show the {what} of {len(silent)} of {len(devices)} devices",
+                    evidence=f"devices {', '.join(map(str, silent[:8]))}{' ...' if len(silent) > 8 else ''}",
+                    remedy="the catalogue's figure is used where the card is known",
                 )
             )
+    return found
+
+
+def _other_drivers(cards: Iterable[drm.Card]) -> list[Finding]:
+    """AMD cards that ROCm cannot use because another driver has them."""
+    found = []
+    for card in cards:
+        if card.usable:
+            continue
+        known = identity.of(card.pci_id, card.revision)
+        name = card.product or (known.product if known else f"PCI id {card.pci_id}")
+        found.append(
+            Finding(
+                id="HW004",
+                severity="warning",
+                message=f"{card.name} ({name}) runs under the driver {card.driver}, which ROCm cannot use",
+                evidence=card.address or "",
+                remedy="only cards under amdgpu serve models",
+            )
+        )
     return found

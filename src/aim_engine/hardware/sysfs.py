@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+LIMIT = 65536
+"""Bytes read of one file: kernel files of interest are a page or less. Unit: bytes."""
 
-def text(path: Path) -> str | None:
+
+def text(path: Path, limit: int = LIMIT) -> str | None:
     """The file without padding, None when it is absent, unreadable or empty.
 
     Recorded dumps are padded with NUL bytes to a page, hence the stripping.
     """
+    content = content_of(path, limit)
+    return None if content is None else content.replace(b"\0", b"").decode("utf-8", "replace").strip() or None
+
+
+def content_of(path: Path, limit: int = LIMIT) -> bytes | None:
+    """The first bytes of a file as they are, None when it is absent or unreadable."""
     try:
         with path.open("rb") as handle:
-            content = handle.read(65536)
-    except OSError:
+            return handle.read(limit)
+    except (OSError, ValueError):
         return None
-    return content.replace(b"\0", b"").decode("utf-8", "replace").strip() or None
 
 
 def integer(path: Path) -> int | None:
@@ -25,13 +33,14 @@ def integer(path: Path) -> int | None:
 
 
 def to_int(value: str | None) -> int | None:
-    """A decimal or 0x number; None for anything else."""
-    if value is None:
+    """A decimal or 0x number of at most 64 bits; None for anything else."""
+    if value is None or len(value) > 20:
         return None
     try:
-        return int(value, 16 if value.lower().startswith("0x") else 10)
+        number = int(value, 16 if value.lower().startswith(("0x", "-0x")) else 10)
     except ValueError:
         return None
+    return number if -(2**63) <= number < 2**64 else None
 
 
 def properties(path: Path) -> dict[str, int]:
@@ -45,13 +54,35 @@ def properties(path: Path) -> dict[str, int]:
     return found
 
 
+def assignments(path: Path) -> dict[str, str]:
+    """A `uevent` file: one `NAME=value` a line."""
+    return dict(line.split("=", 1) for line in (text(path) or "").splitlines() if "=" in line)
+
+
 def children(path: Path) -> Iterator[Path]:
     """Sub-folders of a folder, numbered ones in numeric order; none when it is absent or forbidden."""
     try:
         entries = [entry for entry in path.iterdir() if entry.is_dir()]
     except OSError:
         return
-    yield from sorted(
-        entries,
-        key=lambda entry: (not entry.name.isdigit(), int(entry.name) if entry.name.isdigit() else 0, entry.name),
-    )
+    yield from sorted(entries, key=lambda entry: (not _number(entry.name), int(_number(entry.name) or 0), entry.name))
+
+
+def files(path: Path, pattern: str) -> list[Path]:
+    """Files of a folder that match a pattern, by name; none when it is absent or forbidden."""
+    try:
+        return sorted(path.glob(pattern))
+    except OSError:
+        return []
+
+
+def link_name(path: Path) -> str | None:
+    """The last part of where a link points, None when it is not a link."""
+    try:
+        return path.readlink().name or None
+    except OSError:
+        return None
+
+
+def _number(name: str) -> str | None:
+    return name if name.isascii() and name.isdigit() and len(name) < 10 else None
