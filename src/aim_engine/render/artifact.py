@@ -6,6 +6,7 @@ from typing import Protocol
 
 import msgspec
 
+from aim_engine.backend.base import Backend
 from aim_engine.planner.plan import Plan
 
 
@@ -26,13 +27,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """DNS label for services, containers, pods."""
     port: int = 8000
+    """Where clients connect; with several replicas on one host, the first of consecutive ports."""
     host: str = "127.0.0.1"
     """Address a process or a published container port listens on."""
     cache_dir: str = "~/.cache/huggingface"
+    """The hub's folder on the host (`HF_HOME`): absolute, or below `~/`. Kubernetes uses a volume claim instead."""
     namespace: str = "default"
     storage_class: str | None = None
     model_path: str | None = None
-    """A local folder that holds the checkpoint; None serves by hub id."""
+    """A local folder that holds the checkpoint, absolute; None serves by hub id."""
     api_key_secret: bool = False
     """Require an API key taken from a Secret or env file."""
 
@@ -40,8 +43,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 class Target(Protocol):
     """A place a plan can be written for."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As `--target` says it."""
+        ...
 
-    def render(self, plan: Plan, options: Options) -> tuple[Artifact, ...]:
+    def render(self, plan: Plan, options: Options, backend: Backend) -> tuple[Artifact, ...]:
         """The files that serve `plan` on this target. Pure: same arguments, same bytes."""
         ...

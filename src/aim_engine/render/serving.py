@@ -1,0 +1,209 @@
+"""What every target needs to know of a plan, worked out once: replicas and their devices, command, image, patience."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from aim_engine._version import __version__
+from aim_engine.backend.base import Backend, Command, Image
+from aim_engine.errors import InvalidInput
+from aim_engine.hardware.cluster import Device, Node
+from aim_engine.perf import memory
+from aim_engine.planner.plan import Candidate, Plan
+from aim_engine.recipe.recipe import Recipe
+from aim_engine.render import text
+from aim_engine.render.artifact import Options
+from aim_engine.units import format_bytes
+
+CONTAINER_PORT = 8000
+"""Inside a container the engine always listens here; what is published is the user's choice."""
+CONTAINER_HOST = "0.0.0.0"  # noqa: S104 - inside the container's own network; what is published is the user's choice
+CONTAINER_HF_HOME = "/root/.cache/huggingface"
+CONTAINER_ENGINE_CACHE = "/root/.cache/vllm"
+"""Compiled graphs; without it every start compiles again."""
+CONTAINER_MODEL = "/model"
+"""Where a local checkpoint folder is mounted."""
+
+MIN_STARTUP_S = 900
+"""First starts compile kernels for minutes: 160 s of AITER builds and 88 s of graph compilation were recorded on MI300X."""
+LOAD_MARGIN = 3
+"""Slow disks and a cold page cache against the predicted load time."""
+DOWNLOAD_BYTES_S = 125_000_000
+"""1 Gbit/s: the slowest network a first start must survive."""
+ENGINE_READY_DEFAULT_S = 600
+"""VLLM_ENGINE_READY_TIMEOUT_S when unset: after it the engine gives up on its own workers. Source: vllm/envs.py."""
+DRAIN_S = 120
+"""What requests in flight get to finish when the engine is told to stop."""
+STOP_S = 150
+"""What the engine gets to stop altogether: draining, then ending its workers."""
+
+READY_TIMEOUT = "VLLM_ENGINE_READY_TIMEOUT_S"
+VISIBLE_DEVICES = "HIP_VISIBLE_DEVICES"
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """One server of a deployment on one host."""
+
+    name: str
+    port: int
+    """Where clients reach it on the host."""
+    devices: tuple[Device, ...]
+    """Empty on a CPU."""
+    pinned: bool
+    """Uses only some of the host's devices."""
+
+    @property
+    def render_nodes(self) -> tuple[str, ...] | None:
+        """Device files of exactly these devices; None when the probe did not see them."""
+        minors = [device.render_minor for device in self.devices]
+        if any(minor is None for minor in minors):
+            return None
+        return tuple(f"/dev/dri/renderD{minor}" for minor in minors)
+
+    @property
+    def visible_devices(self) -> str | None:
+        """Value of HIP_VISIBLE_DEVICES for a process that could see all devices; None when it may use them all."""
+        return ",".join(str(device.index) for device in self.devices) if self.pinned else None
+
+
+def chosen(plan: Plan) -> Candidate:
+    """The plan's choice. Raises: InvalidInput when it chose nothing."""
+    if plan.chosen is None:
+        raise InvalidInput(
+            f"the plan for {plan.inputs.model.model_id} chose nothing, so there is nothing to write out",
+            why=plan.rejected[0].reason if plan.rejected else None,
+            hint=plan.hint or None,
+        )
+    return plan.chosen
+
+
+def on_cpu(plan: Plan) -> bool:
+    """The plan needs no GPU."""
+    return plan.inputs.gpu.kind == "cpu"
+
+
+def replicas(plan: Plan, options: Options) -> tuple[Replica, ...]:
+    """The servers of a single host, each with its own devices and port. Raises: InvalidInput."""
+    recipe = chosen(plan).recipe
+    name = text.dns_label(options.name)
+    text.port_number(options.port)
+    text.port_number(options.port + recipe.replicas - 1)
+    names = [name] if recipe.replicas == 1 else [f"{name}-{index}" for index in range(recipe.replicas)]
+    devices = () if on_cpu(plan) else _host(plan).devices
+    size = recipe.parallelism.world_size
+    if devices:
+        devices = tuple(device for device in devices if device.gpu == recipe.gpu)
+        if len(devices) < size * recipe.replicas:
+            raise InvalidInput(
+                f"{recipe.gpu_count} x {recipe.gpu} are not on one host of the plan, which has {len(devices)}",
+                hint="render for kubernetes, or plan for one host",
+            )
+    taken = size * recipe.replicas if devices else 0
+    all_of_host = () if on_cpu(plan) else _host(plan).devices
+    return tuple(
+        Replica(
+            name=names[index],
+            port=options.port + index,
+            devices=devices[index * size : (index + 1) * size] if devices else (),
+            pinned=bool(devices) and (recipe.replicas > 1 or taken < len(all_of_host)),
+        )
+        for index in range(recipe.replicas)
+    )
+
+
+def _host(plan: Plan) -> Node:
+    """The node that has most devices of the planned kind; the first of equals."""
+    gpu = plan.inputs.gpu.name
+    return max(plan.inputs.cluster.nodes, key=lambda node: sum(device.gpu == gpu for device in node.devices))
+
+
+def command(
+    plan: Plan, options: Options, backend: Backend, *, model_ref: str, host: str, port: int, drain: bool
+) -> Command:
+    """The engine's arguments and environment, completed with what a deployment needs beyond a recipe.
+
+    `drain` lets requests in flight finish on stop, for releases that can. Raises: InvalidInput.
+    """
+    recipe = chosen(plan).recipe
+    base = backend.command(recipe, model_ref=text.data(model_ref, "model"), host=host, port=port)
+    flags = {name for flag in backend.release(recipe.engine_version).flags for name in flag.flags}
+    args = list(base.args)
+    if model_ref != recipe.model_id and not _given(args, "--served-model-name"):
+        args += ["--served-model-name", recipe.model_id]
+    if drain and "--shutdown-timeout" in flags and not _given(args, "--shutdown-timeout"):
+        args += ["--shutdown-timeout", str(DRAIN_S)]
+    env = dict(base.env)
+    patience = startup_s(plan, options)
+    if patience > MIN_STARTUP_S and READY_TIMEOUT in backend.release(recipe.engine_version).env:
+        env.setdefault(READY_TIMEOUT, str(patience))
+    for arg in args:
+        text.data(arg, "argument")
+    return Command(argv0=base.argv0, args=tuple(args), env=text.variables(env))
+
+
+def _given(args: list[str], flag: str) -> bool:
+    return any(arg == flag or arg.startswith(f"{flag}=") for arg in args)
+
+
+def image(plan: Plan, backend: Backend) -> Image:
+    """The image of the recipe's release for the planned device. Raises: InvalidInput when there is none."""
+    return backend.image(chosen(plan).recipe.engine_version, plan.inputs.gpu)
+
+
+def image_reference(found: Image) -> str:
+    """Repository, tag and, where it is known, digest."""
+    return f"{found.reference}@{found.digest}" if found.digest else found.reference
+
+
+def overrides_entrypoint(found: Image, cmd: Command) -> bool:
+    """The image would run something else than the engine's own command."""
+    return found.entrypoint != cmd.argv0
+
+
+def weight_bytes(plan: Plan) -> int:
+    """What is fetched and loaded."""
+    spec = plan.inputs.model
+    return spec.weight_bytes or memory.checkpoint_bytes(spec)
+
+
+def startup_s(plan: Plan, options: Options) -> int:
+    """Seconds a first start may take before something is wrong: loading, compiling, and fetching unless the files are there."""
+    candidate = chosen(plan)
+    fetch_s = 0.0 if options.model_path else weight_bytes(plan) / DOWNLOAD_BYTES_S
+    needed = max(MIN_STARTUP_S, math.ceil(LOAD_MARGIN * candidate.estimate.load_s + fetch_s))
+    own = candidate.recipe.env.get(READY_TIMEOUT, "")
+    if own.isdecimal():
+        needed = max(needed, int(own))
+    return math.ceil(needed / 60) * 60
+
+
+def header(plan: Plan, target: str, *notes: str) -> str:
+    """The comment a rendered file opens with: where it came from, and what to know. Nothing in it changes between runs."""
+    recipe = chosen(plan).recipe
+    where = "the CPU" if on_cpu(plan) else f"{recipe.gpu_count} x {recipe.gpu}"
+    lines = [
+        f"Written by aim-engine {__version__} for {target}.",
+        f"Model:  {plan.inputs.model.model_id}, {format_bytes(weight_bytes(plan))} of weights",
+        f"Recipe: {recipe.key} on {where}, {recipe.engine} {recipe.engine_version}",
+    ]
+    for index, note in enumerate(notes):
+        lines.extend(("", note) if index == 0 else (note,))
+    return text.comment(lines)
+
+
+def secrets_file(plan: Plan, options: Options) -> str:
+    """The env file that holds tokens, to be filled by its owner."""
+    gated = plan.inputs.model.gated
+    need = "This model is gated: the hub wants a token." if gated else "Needed only for gated or private models."
+    lines = ["Tokens for the container, read when it starts. Keep this file to yourself.", need]
+    body = text.comment(lines) + "# HF_TOKEN=\n"
+    if options.api_key_secret:
+        body += "# The key that clients must send. The container does not start without it.\n# VLLM_API_KEY=\n"
+    return body
+
+
+def shm_bytes(recipe: Recipe) -> int:
+    """Size of /dev/shm."""
+    return recipe.resources.shm_bytes

@@ -1,0 +1,26 @@
+"""The places a plan can be written for; a new target is one file and one line here."""
+
+from __future__ import annotations
+
+from aim_engine.backend.base import Backend
+from aim_engine.errors import InvalidInput
+from aim_engine.planner.plan import Plan
+from aim_engine.render.artifact import Artifact, Options, Target
+from aim_engine.render.compose import Compose
+from aim_engine.render.docker import Docker
+from aim_engine.render.env import Env
+from aim_engine.render.kubernetes import Kubernetes
+from aim_engine.render.shell import Shell
+
+TARGETS: dict[str, Target] = {target.name: target for target in (Env(), Shell(), Docker(), Compose(), Kubernetes())}
+
+
+def render(plan: Plan, target: str, options: Options, backend: Backend | None = None) -> tuple[Artifact, ...]:
+    """The files that serve `plan` on `target`. `backend` is the plan's own engine unless given. Raises: InvalidInput."""
+    if target not in TARGETS:
+        raise InvalidInput(f"there is no target '{target}'", hint=f"one of {', '.join(TARGETS)}")
+    if backend is None:
+        from aim_engine import backend as backends
+
+        backend = backends.get(plan.inputs.engine)
+    return TARGETS[target].render(plan, options, backend)
