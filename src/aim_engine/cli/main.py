@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from aim_engine._version import __version__
 
@@ -87,8 +87,7 @@ def _group() -> Any:
                 return None
             module, _, attribute = COMMANDS[cmd_name][0].partition(":")
             command = getattr(importlib.import_module(module), attribute)
-            assert isinstance(command, click.Command)
-            return command
+            return cast("click.Command", command)
 
         def resolve_command(
             self, ctx: click.Context, args: list[str]

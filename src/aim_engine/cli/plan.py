@@ -86,13 +86,11 @@ def _show_choice(chosen: Candidate) -> None:
         ("recipe", f"{split}, {recipe.precision}{online}{kv}{backend}, {devices} ({recipe.provenance})"),
         (
             "limits",
-            f"max_model_len {recipe.max_model_len}, max_num_seqs {recipe.max_num_seqs}, "
-            f"max_num_batched_tokens {recipe.max_num_batched_tokens}",
+            f"max_model_len {recipe.max_model_len}, max_num_seqs {recipe.max_num_seqs}, max_num_batched_tokens {recipe.max_num_batched_tokens}",
         ),
         (
             "memory",
-            f"{format_gib(memory.weights_bytes)} weights + {format_gib(memory.kv_cache_bytes)} KV cache of "
-            f"{format_gib(memory.device_bytes)} per device; {memory.kv_cache_tokens:,} tokens per replica",
+            f"{format_gib(memory.weights_bytes)} weights + {format_gib(memory.kv_cache_bytes)} KV cache of {format_gib(memory.device_bytes)} per device; {memory.kv_cache_tokens:,} tokens per replica",
         ),
         (f"at {estimate.concurrency} requests", ""),
         ("  output", _range(estimate.output_tok_s, "tok/s")),
@@ -108,15 +106,19 @@ def _show_choice(chosen: Candidate) -> None:
 
 def _show_refusal(document: Plan) -> None:
     output.text("  no configuration does what was asked:")
-    for rejection in document.rejected[:6]:
+    nearest = sorted(
+        document.rejected, key=lambda rejection: (rejection.missing_bytes is None, rejection.missing_bytes or 0)
+    )
+    for rejection in nearest[:5]:
         lacking = f" ({format_bytes(rejection.missing_bytes)} missing)" if rejection.missing_bytes else ""
         output.text(f"    {rejection.recipe}: {rejection.reason}{lacking}")
     fallback = next((step for step in document.steps if step.name == "fallback"), None)
     if fallback is not None:
         output.text(f"  {fallback.summary}")
     output.note(f"\nhint: {document.hint}")
-    for detail in fallback.details[1:] if fallback is not None else ():
-        output.note(f"  or: {detail}")
+    for detail in fallback.details if fallback is not None else ():
+        if detail != document.hint:
+            output.note(f"  or: {detail}")
 
 
 def _show_alternatives(document: Plan) -> None:

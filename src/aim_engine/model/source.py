@@ -39,7 +39,7 @@ def describe(
     if path.is_dir():
         return from_folder(path)
     if path.is_file():
-        return config.parse(_read_json(path), model_id=path.parent.name or path.stem, source=str(path))
+        return from_file(path)
     if ref.startswith(("/", "./", "../", "~")) or ref.endswith(".json"):
         raise InvalidInput(
             f"{ref} does not exist", hint="give a model folder, a config.json or a hub id such as Qwen/Qwen3-32B"
@@ -62,6 +62,18 @@ def describe(
             hint=_close(ref, overlay),
         )
     return _from_hub(ref, revision, endpoint, token, overlay)
+
+
+def from_file(path: Path) -> ModelSpec:
+    """The model in a config.json of any name, with ModelOpt's side file when one lies beside it. Raises: InvalidInput."""
+    plain = path.name == "config.json"
+    side = path.with_name("hf_quant_config.json" if plain else f"{path.stem}.hf_quant_config.json")
+    return config.parse(
+        _read_json(path),
+        model_id=path.resolve().parent.name if plain else path.stem.replace("__", "/"),
+        source=str(path),
+        quant_config=_read_json(side) if side.is_file() else None,
+    )
 
 
 def from_folder(folder: Path) -> ModelSpec:

@@ -78,15 +78,14 @@ class Model:
         self.link_s_per_row = 0.0
         self.collectives = 0
         if tp > 1:
-            links = gpu.links
-            if links is None:
-                link_bytes_s = _pcie_bytes_s(gpu)
-            elif links.kind == "xgmi":
-                link_bytes_s = min(tp - 1, links.peers) * links.link_bytes_s
-            else:
-                link_bytes_s = links.link_bytes_s
             self.collectives = 2 * spec.layers
-            self.link_s_per_row = 2 * spec.layers * spec.hidden_size * 2 * 2 * (tp - 1) / tp / link_bytes_s
+            volume = 2 * spec.layers * spec.hidden_size * 2 * 2 * (tp - 1) / tp
+            self.link_s_per_row = volume / _link_bytes_s(gpu, tp)
+        if spec.moe is not None and parallelism.dp > 1:
+            # Experts over data-parallel ranks: each layer gathers every rank's rows and scatters the sums back.
+            self.collectives += 2 * spec.moe.layers
+            volume = 2 * (parallelism.dp - 1) * spec.hidden_size * 2 * spec.moe.layers
+            self.link_s_per_row += volume / _link_bytes_s(gpu, parallelism.dp)
         prompt = calibration.prompt_compute
         self.prompt_factor = prompt.get(gpu.arch, prompt["default"])
         self.prompt_tokens = max(1.0, workload.input_tokens * (1 - workload.prefix_hit_fraction))
@@ -190,6 +189,16 @@ def _attention_flop(spec: ModelSpec, context_tokens: float) -> float:
         elif group.kind in ("full", "sliding", "chunked"):
             total += 2.0 * group.count * group.heads * (group.head_dim_k + group.head_dim_v) * held
     return total
+
+
+def _link_bytes_s(gpu: Gpu, ranks: int) -> float:
+    """What one device can send to the others of its group at once: one link per peer on a mesh. Raises: MissingFigure."""
+    links = gpu.links
+    if links is None or (links.kind == "pcie" and not links.link_bytes_s):
+        return _pcie_bytes_s(gpu)
+    if links.kind == "xgmi":
+        return min(ranks - 1, links.peers) * links.link_bytes_s
+    return links.link_bytes_s
 
 
 def _pcie_bytes_s(gpu: Gpu) -> int:

@@ -9,8 +9,9 @@ import msgspec
 from aim_engine.backend.base import Backend
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.perf.calibration import Calibration
+from aim_engine.planner import rank
 from aim_engine.planner.plan import Candidate, Inputs
-from aim_engine.planner.search import search
+from aim_engine.planner.search import search, weights_options
 from aim_engine.units import format_gib, format_ms
 
 PRECISIONS = ("fp8", "bf16")
@@ -37,6 +38,13 @@ def advise(
     """The way out: a limit to relax, another GPU count, another precision, another card."""
     if ranked:
         return _relax(inputs, ranked)
+    servable, unsupported = weights_options(inputs, backend)
+    if not servable:
+        return Advice(
+            summary=unsupported[0].reason,
+            hint="name another checkpoint of the model"
+            + (f", or plan for another card than {inputs.gpu.name}" if inputs.gpu.kind != "cpu" else ""),
+        )
     counts = _more_devices(inputs, available, backend, calibration)
     formats = _other_precision(inputs, available, backend, calibration)
     details = [*filter(None, (counts, formats))]
@@ -54,7 +62,7 @@ def advise(
 
 def _relax(inputs: Inputs, ranked: list[Candidate]) -> Advice:
     """The closest candidates, and by how much which limit would have to give."""
-    closest = sorted(ranked, key=lambda c: (-min(c.estimate.slo_margin.values(), default=0.0), c.recipe.key))[:CLOSEST]
+    closest = rank.distinct(ranked, CLOSEST)
     if not inputs.slo.ttft_ms and not inputs.slo.tpot_ms and not inputs.slo.e2e_ms:
         return Advice(summary="no candidate passes validation", hint="see the rejections")
     details = []

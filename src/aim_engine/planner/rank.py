@@ -24,21 +24,28 @@ def value(candidate: Candidate, objective: Objective) -> float:
 def order(candidates: tuple[Candidate, ...], objective: Objective) -> list[Candidate]:
     """Best first. Those that keep the service levels come before those that do not.
 
-    The best value leads; within the error band of it, a known recipe beats a generated one, fewer devices beat more, and one
+    Those that do not are ordered by how little they miss. Among the others the best value leads; within the error band of it, a known recipe beats a generated one, fewer devices beat more, and one
     kind of parallelism beats two. The rest follows by value.
     """
     if not candidates:
         return []
-    ranked = sorted(candidates, key=lambda c: (not c.estimate.meets_slo, -value(c, objective), *_simplicity(c)))
+    ranked = sorted(candidates, key=lambda c: (_missed_fraction(c), -value(c, objective), *_simplicity(c)))
     best = ranked[0]
+    if not best.estimate.meets_slo:
+        return ranked
     floor = value(best, objective) * (1 - ERROR_BAND_FRACTION)
-    level = [c for c in ranked if c.estimate.meets_slo == best.estimate.meets_slo and value(c, objective) >= floor]
+    level = [c for c in ranked if c.estimate.meets_slo and value(c, objective) >= floor]
     if objective == "cost":
         level.sort(key=lambda c: (-c.estimate.output_tok_s.value, *_simplicity(c)))
     else:
         level.sort(key=lambda c: (*_standing(c), -value(c, objective), *_simplicity(c)))
     chosen = level[0]
     return [chosen, *(c for c in ranked if c is not chosen)]
+
+
+def _missed_fraction(candidate: Candidate) -> float:
+    """By how much the worst limit is missed; 0 when all are kept."""
+    return max(0.0, -min(candidate.estimate.slo_margin.values(), default=0.0))
 
 
 def pareto(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:

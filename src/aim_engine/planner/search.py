@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import msgspec
 
 from aim_engine.backend.base import Backend
+from aim_engine.errors import MissingFigure
+from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
 from aim_engine.perf import memory, predict
 from aim_engine.perf.calibration import Calibration
@@ -108,7 +110,11 @@ def search(
                 rejected.append(Rejection(recipe=family, reason=problem))
                 continue
             source = _known_for(known, parallelism, option, inputs)
-            found, reasons, tried = _family(inputs, available, backend, calibration, option, parallelism, source)
+            try:
+                found, reasons, tried = _family(inputs, available, backend, calibration, option, parallelism, source)
+            except MissingFigure as err:
+                rejected.append(Rejection(recipe=family, reason=f"{err.what}; {err.hint}"))
+                continue
             looked_at += tried
             candidates.extend(found)
             if not found:
@@ -152,7 +158,7 @@ def _family(
                     max_num_batched_tokens=budget,
                     gpu_memory_utilization=defaults.gpu_memory_utilization,
                     trust_remote_code=spec.needs_remote_code,
-                    resources=resources(spec, parallelism, 0 if cpu else 1),
+                    resources=resources(spec, parallelism, gpu),
                     provenance="curated" if source is not None else "generated",
                     provenance_note=source.provenance.source if source is not None else "",
                 )
@@ -216,17 +222,18 @@ def fit(inputs: Inputs, draft: Recipe) -> tuple[Recipe | None, MemoryBreakdown, 
     return recipe, breakdown, ""
 
 
-def resources(spec: ModelSpec, parallelism: Parallelism, gpus_per_device: int) -> Resources:
+def resources(spec: ModelSpec, parallelism: Parallelism, gpu: Gpu) -> Resources:
     """What a container of one replica asks of the host.
 
-    Cores: 8 per device. Shared memory: 16 GiB with tensor parallelism (collectives), else 4. Memory: the shared part, 16 GiB
+    Cores: 8 per device, on a CPU all of them. Shared memory: 16 GiB with tensor parallelism (collectives), else 4. Memory: the shared part, 16 GiB
     per device for staging, and 8 for the server.
     """
     devices = parallelism.world_size
     shm_bytes = (16 if devices > 1 else 4) * GIB
-    if not gpus_per_device:
+    if gpu.kind == "cpu":
         weights = spec.weight_bytes or memory.checkpoint_bytes(spec)
-        return Resources(cpu_cores=1, memory_bytes=_ceil(weights * 2 + 4 * GIB, GIB), shm_bytes=shm_bytes, gpus=0)
+        cores = gpu.compute_units or 1
+        return Resources(cpu_cores=cores, memory_bytes=_ceil(weights * 2 + 4 * GIB, GIB), shm_bytes=shm_bytes, gpus=0)
     return Resources(
         cpu_cores=8 * devices, memory_bytes=shm_bytes + (16 * devices + 8) * GIB, shm_bytes=shm_bytes, gpus=devices
     )
