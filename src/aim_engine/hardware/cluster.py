@@ -9,6 +9,7 @@ import msgspec
 
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.gpu import Gpu
+from aim_engine.hardware.sensors import Readings
 
 
 class Cpu(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +62,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     """True where the memory is the system's own (APU), so that the operating system and other programs take from it."""
     power_cap_w: int | None = None
     driver: str | None = None
+    readings: Readings | None = None
+    """Temperatures, power and load when it was detected; None unless they were asked for."""
     sources: dict[str, str] = {}
     """Field name -> probe that said it (kfd, drm, hwmon, amd-smi, pci id, catalogue, asked)."""
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from aim_engine.hardware import catalog, drm, identity, sysfs
+from aim_engine.hardware import catalog, drm, identity, sensors, sysfs
 from aim_engine.hardware.cluster import Device, Finding
 
 TOPOLOGY = "sys/class/kfd/kfd/topology/nodes"
@@ -94,7 +94,8 @@ def read(root: Path, overlay: Path | None = None) -> Kfd:
     cards = drm.cards(root)
     usable = tuple(card for card in cards if card.usable)
     partitions = _partitions(gpus)
-    devices = tuple(_device(i, node, cpus, partitions, usable, overlay) for i, node in enumerate(gpus))
+    dies = {pci_id: _dies(pci_id, overlay) for node in gpus if (pci_id := _pci_id(node)) is not None}
+    devices = tuple(_device(i, node, cpus, partitions, usable, dies, overlay) for i, node in enumerate(gpus))
     if not devices:
         devices = tuple(_bare_device(index, card, overlay) for index, card in enumerate(usable))
     cores = {properties["cpu_cores_count"] for properties in cpus.values()}
@@ -107,7 +108,7 @@ def read(root: Path, overlay: Path | None = None) -> Kfd:
         link_weights=_weights(devices, gpus),
         findings=(
             *_unreadable(unreadable),
-            *_incomplete(devices, overlay),
+            *_incomplete(devices, dies),
             *_unknown(devices),
             *_other_drivers(cards),
         ),
@@ -144,35 +145,41 @@ def _device(
     cpus: Mapping[int, Mapping[str, int]],
     partitions: Mapping[str, int],
     cards: Sequence[drm.Card],
+    dies: Mapping[str, int | None],
     overlay: Path | None,
 ) -> Device:
     properties = node.properties
     card = _card_of(cards, node)
-    device_id = properties.get("device_id")
-    pci_id = f"{device_id:04x}" if device_id else (card.pci_id if card else None)
+    pci_id = _pci_id(node) or (card.pci_id if card else None)
     revision = card.revision if card else None
     known = identity.of(pci_id, revision, overlay)
     shown = partitions.get(node.package or "", 1)
-    mode = (card.compute_partition if card else None) or _mode(properties, pci_id, shown, overlay)
+    mode = (card.compute_partition if card else None) or _mode(properties, dies.get(pci_id or ""), shown)
     arch, arch_source = arch_of(properties.get("gfx_target_version")), "kfd"
     if arch is None and known is not None:
         arch, arch_source = known.arch, "pci id"
-    total, used, source, shared = _memory(node, card, mode, shown, pci_id, overlay)
+    total, used, source, shared = _memory(
+        node, card, _count_of(mode, dies.get(pci_id or "")) or shown, known is not None and known.apu
+    )
     per_simd = properties.get("simd_per_cu")
     hive = properties.get("hive_id")
     product = card.product if card else None
     numa = _numa(node, cpus, card)
+    # The sensors are the package's; its first partition speaks for all of them.
+    readings = sensors.read(card.folder) if card is not None and node.address in (None, node.package) else None
+    power_cap_w = _watts(readings)
     sources = {
         "product": "drm" if product else None,
         "arch": arch_source if arch else None,
         "bdf": "kfd" if node.address else None,
-        "pci_id": "kfd" if device_id else "drm",
+        "pci_id": "kfd" if _pci_id(node) else "drm" if pci_id else None,
         "partition": ("drm" if card and card.compute_partition else "kfd") if mode else None,
         "memory_partition": "drm" if card and card.memory_partition else None,
         "compute_units": "kfd" if per_simd else None,
         "memory_total_bytes": source,
         "memory_used_bytes": "drm" if used is not None else None,
         "numa_node": numa[1],
+        "power_cap_w": "hwmon" if power_cap_w else None,
     }
     return Device(
         index=index,
@@ -193,7 +200,9 @@ def _device(
         memory_total_bytes=total,
         memory_used_bytes=used,
         shared_memory=shared,
+        power_cap_w=power_cap_w,
         driver=drm.COMPUTE_DRIVER,
+        readings=readings,
         sources={field: source for field, source in sources.items() if source is not None},
     )
 
@@ -206,6 +215,10 @@ def _bare_device(index: int, card: drm.Card, overlay: Path | None) -> Device:
         sources["memory_total_bytes"] = "drm"
     if known is not None and known.arch is not None:
         sources["arch"] = "pci id"
+    readings = sensors.read(card.folder)
+    power_cap_w = _watts(readings)
+    if power_cap_w is not None:
+        sources["power_cap_w"] = "hwmon"
     return Device(
         index=index,
         gpu=None,
@@ -222,35 +235,34 @@ def _bare_device(index: int, card: drm.Card, overlay: Path | None) -> Device:
         memory_total_bytes=card.vram_total_bytes,
         memory_used_bytes=card.vram_used_bytes,
         shared_memory=known.apu if known else False,
+        power_cap_w=power_cap_w,
         driver=card.driver,
+        readings=readings,
         sources=sources,
     )
 
 
 def _memory(
-    node: _Node, card: drm.Card | None, mode: str | None, shown: int, pci_id: str | None, overlay: Path | None
+    node: _Node, card: drm.Card | None, share: int, apu: bool
 ) -> tuple[int | None, int | None, str | None, bool]:
     """Total, used, who said it, and whether it is shared with the system.
 
-    A partition's own heap is its share; a card's total is the package's and is divided. On an APU the heap is the system memory
-    it may map and the card's total a carve-out, so that the larger of them is what a process can use.
+    A partition's own heap is its share; a card's total is the package's and is divided by `share`. On an APU the heap is the system
+    memory it may map and the card's total a carve-out, so that the larger of them is what a process can use.
     """
     whole = card.vram_total_bytes if card else None
     heap = node.vram_bytes
-    if mode not in (None, "SPX") or shown > 1:
-        count = _count_of(mode, pci_id, overlay) or shown
-        if heap is not None:
-            return heap, None, "kfd", False
-        return (whole // count, None, f"drm / {count} partitions", False) if whole else (None, None, None, False)
-    if heap is not None and card is not None and card.gtt_total_bytes == heap != whole:
-        carve_out = whole or 0
-        if carve_out >= heap:
-            return carve_out, card.vram_used_bytes, "drm", False
+    if share > 1:
+        if heap is None and whole is not None:
+            return whole // share, None, f"drm / {share} partitions", False
+        return heap, None, "kfd" if heap else None, False
+    if card is not None and heap is not None and (apu or card.gtt_total_bytes == heap != whole):
+        if whole is not None and whole >= heap:
+            return whole, card.vram_used_bytes, "drm", False
         return heap, card.gtt_used_bytes, "kfd", True
-    if whole is not None and card is not None:
-        return whole, card.vram_used_bytes, "drm", False
-    known = identity.of(pci_id, None, overlay)
-    return (heap, None, "kfd" if heap else None, bool(known and known.apu)) if heap else (None, None, None, False)
+    if card is not None and whole is not None:
+        return whole, card.vram_used_bytes, "drm", apu
+    return heap, None, "kfd" if heap else None, apu and heap is not None
 
 
 def _card_of(cards: Sequence[drm.Card], node: _Node) -> drm.Card | None:
@@ -261,6 +273,10 @@ def _card_of(cards: Sequence[drm.Card], node: _Node) -> drm.Card | None:
                 return card
     minor = node.properties.get("drm_render_minor")
     return next((card for card in cards if minor and card.render_minor == minor and card.address is None), None)
+
+
+def _watts(readings: sensors.Readings | None) -> int | None:
+    return round(readings.power_cap_w) if readings is not None and readings.power_cap_w else None
 
 
 def _links(number: int, folder: Path) -> tuple[Link, ...]:
@@ -296,32 +312,37 @@ def _partitions(gpus: Iterable[_Node]) -> dict[str, int]:
     return {package: len(members) for package, members in addresses.items()}
 
 
-def _mode(properties: Mapping[str, int], pci_id: str | None, shown: int, overlay: Path | None) -> str | None:
-    """The compute partition mode: from a device's share of the package's dies, else from how many share a package.
+def _mode(properties: Mapping[str, int], whole: int | None, shown: int) -> str | None:
+    """The compute partition mode: from a device's share of the package's `whole` dies, else from how many share a package.
 
     A partition of one die is CPX by definition; a whole package with several dies is SPX.
     """
     own = properties.get("num_xcc")
     if not own:
         return None
-    if shown > 1 and own == 1:
+    if own == 1 and (shown > 1 or (whole or 1) > 1):
         return "CPX"
-    whole = _dies(pci_id, overlay)
     if whole is None or whole % own:
         return _MODE_OF_COUNT.get(shown)
-    count = whole // own
-    return "SPX" if count == 1 and whole > 1 else ("CPX" if own == 1 and whole > 1 else _MODE_OF_COUNT.get(count))
+    if whole == own:
+        return "SPX" if whole > 1 else None
+    return _MODE_OF_COUNT.get(whole // own)
 
 
-def _dies(pci_id: str | None, overlay: Path | None) -> int | None:
+def _pci_id(node: _Node) -> str | None:
+    device_id = node.properties.get("device_id")
+    return f"{device_id:04x}" if device_id else None
+
+
+def _dies(pci_id: str, overlay: Path | None) -> int | None:
     """Compute dies of a whole package, where all cards of the id agree."""
     dies = {gpu.compute_dies for gpu in catalog.sharing(pci_id, overlay=overlay)}
     return dies.pop() if len(dies) == 1 else None
 
 
-def _count_of(mode: str | None, pci_id: str | None, overlay: Path | None) -> int | None:
+def _count_of(mode: str | None, dies: int | None) -> int | None:
     """How many partitions a mode makes."""
-    return _dies(pci_id, overlay) if mode == "CPX" else catalog.PARTITIONS.get(mode or "")
+    return dies if mode == "CPX" else {"SPX": 1, **catalog.PARTITIONS}.get(mode or "")
 
 
 def _numa(node: _Node, cpus: Mapping[int, Mapping[str, int]], card: drm.Card | None) -> tuple[int | None, str | None]:
@@ -362,7 +383,7 @@ def _unreadable(numbers: list[int]) -> list[Finding]:
     ]
 
 
-def _incomplete(devices: Sequence[Device], overlay: Path | None) -> list[Finding]:
+def _incomplete(devices: Sequence[Device], dies: Mapping[str, int | None]) -> list[Finding]:
     """Packages that show fewer partitions than their mode makes."""
     found = []
     packages: dict[str, list[Device]] = defaultdict(list)
@@ -371,7 +392,7 @@ def _incomplete(devices: Sequence[Device], overlay: Path | None) -> list[Finding
             packages[package_of(device.bdf)].append(device)
     for package, members in sorted(packages.items()):
         mode = members[0].partition
-        whole = _count_of(mode, members[0].pci_id, overlay) or max(len(each) for each in packages.values())
+        whole = _count_of(mode, dies.get(members[0].pci_id or "")) or max(len(each) for each in packages.values())
         if len(members) < whole:
             found.append(
                 Finding(
