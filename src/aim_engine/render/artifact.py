@@ -36,6 +36,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     storage_class: str | None = None
     model_path: str | None = None
     """A local folder that holds the checkpoint, absolute; None serves by hub id."""
+    image: str | None = None
+    """A container image to use instead of the release's own, such as a mirror's; the engine's command is given in full."""
     api_key_secret: bool = False
     """Require an API key taken from a Secret or env file."""
 

@@ -71,7 +71,7 @@ def _service(container: Container, secrets: str, options: Options) -> dict[str, 
             *({"type": "volume", "source": source, "target": target} for source, target in container.volumes),
         ],
         "healthcheck": {
-            "test": ["CMD", "python3", "-c", docker.HEALTH_PROGRAM],
+            "test": ["CMD", *docker.HEALTH_COMMAND],
             "start_period": f"{container.startup_s}s",
             "interval": f"{docker.HEALTH_INTERVAL_S}s",
             "timeout": "6s",

@@ -8,7 +8,7 @@ import shlex
 
 import msgspec
 
-from aim_engine.backend.base import Backend, Command
+from aim_engine.backend.base import Backend, Command, Image
 from aim_engine.planner.plan import Plan
 from aim_engine.render import serving, text
 from aim_engine.render.artifact import Artifact, Options
@@ -19,7 +19,12 @@ CAPABILITIES = ("DAC_OVERRIDE", "FOWNER")
 """What root in the container keeps: writing into a cache folder that belongs to somebody else on the host."""
 HEALTH_INTERVAL_S = 10
 HEALTH_RETRIES = 6
-HEALTH_PROGRAM = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{serving.CONTAINER_PORT}/health', timeout=5)"
+HEALTH_COMMAND = (
+    "python3",
+    "-c",
+    "import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=5)",
+    f"http://127.0.0.1:{serving.CONTAINER_PORT}/health",
+)
 """The image surely has Python; it need not have curl."""
 
 
@@ -56,7 +61,7 @@ def containers(plan: Plan, options: Options, backend: Backend) -> tuple[Containe
 
 def _container(plan: Plan, options: Options, backend: Backend, replica: Replica) -> Container:
     recipe = serving.chosen(plan).recipe
-    image = serving.image(plan, backend)
+    image = serving.image(plan, options, backend)
     command = serving.command(
         plan,
         options,
@@ -77,7 +82,7 @@ def _container(plan: Plan, options: Options, backend: Backend, replica: Replica)
     devices, visible = _devices(replica)
     if visible is not None:
         env[serving.VISIBLE_DEVICES] = visible
-    entrypoint, args = _entry(serving.overrides_entrypoint(image, command), command)
+    entrypoint, args = _entry(image, command)
     return Container(
         name=replica.name,
         image=serving.image_reference(image),
@@ -103,8 +108,8 @@ def _devices(replica: Replica) -> tuple[tuple[str, ...], str | None]:
     return ("/dev/kfd", "/dev/dri"), replica.visible_devices
 
 
-def _entry(overrides: bool, command: Command) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    return (command.argv0, command.args) if overrides else (None, command.args)
+def _entry(image: Image, command: Command) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    return (None if serving.runs_engine(image, command) else command.argv0), command.args
 
 
 def size(count: int) -> str:
@@ -188,7 +193,7 @@ def _run(container: Container) -> list[str]:
         *(f"--mount {_bind(*mount)}" for mount in container.mounts),
         *(f"--mount type=volume,source={name},target={target}" for name, target in container.volumes),
         *(f"--env {shlex.quote(f'{name}={value}')}" for name, value in container.env.items()),
-        f"--health-cmd {shlex.quote(shlex.join(('python3', '-c', HEALTH_PROGRAM)))}",
+        f"--health-cmd {shlex.quote(_health_line())}",
         f"--health-start-period {container.startup_s}s",
         f"--health-interval {HEALTH_INTERVAL_S}s",
         "--health-timeout 6s",
@@ -204,6 +209,12 @@ def _run(container: Container) -> list[str]:
     for index, arg in enumerate(args):
         call += (" \\\n    " if index == 0 or arg.startswith("--") else " ") + shlex.quote(arg)
     return [call]
+
+
+def _health_line() -> str:
+    """The health check for the container's own shell; double quotes inside keep the line readable in single ones."""
+    program, flag, code, url = HEALTH_COMMAND
+    return f'{program} {flag} "{code}" {url}'
 
 
 def _published(container: Container) -> str:

@@ -16,6 +16,8 @@ from aim_engine.units import GIB, MIB
 
 GPU_RESOURCE = "amd.com/gpu"
 DEVICE_ID_LABEL = "amd.com/gpu.device-id"
+PARTITION_LABEL = "amd.com/compute-memory-partition"
+"""Optional in AMD's node labeller. Source: ROCm/k8s-device-plugin docs/user-guide, cmd/k8s-node-labeller."""
 PRE_STOP_S = 10
 """Endpoints need a moment to stop sending requests before the engine is told to end."""
 GRACE_S = 180
@@ -73,6 +75,8 @@ def _notes(plan: Plan, options: Options) -> tuple[str, ...]:
     gpu = plan.inputs.gpu
     if gpu.kind != "cpu" and not gpu.pci_ids:
         notes.append(f"No PCI id of {gpu.name} is known: add a nodeSelector when the cluster has other cards.")
+    if _partition(plan) is not None:
+        notes.append(f"Planned on partitions: AMD's node labeller must be told to set {PARTITION_LABEL}.")
     if options.model_path:
         notes.append("The checkpoint folder must exist on every node that can run the pod.")
     return tuple(notes)
@@ -179,7 +183,7 @@ def _pod(plan: Plan, options: Options, backend: Backend, startup_s: int) -> dict
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_S,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-        **_placement(plan.inputs.gpu),
+        **_placement(plan.inputs.gpu, _partition(plan)),
         "containers": [_container(plan, options, backend, startup_s)],
         "volumes": [
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": quantity(recipe.resources.shm_bytes)}},
@@ -196,23 +200,32 @@ def _pod(plan: Plan, options: Options, backend: Backend, startup_s: int) -> dict
     return pod
 
 
-def _placement(gpu: Gpu) -> dict[str, Any]:
+def _partition(plan: Plan) -> str | None:
+    """`cpx_nps4` when the planned devices are partitions of a card, in the words of AMD's node labeller."""
+    for device in plan.inputs.cluster.devices:
+        if device.gpu == plan.inputs.gpu.name and device.partition not in (None, "SPX") and device.memory_partition:
+            return f"{device.partition}_{device.memory_partition}".lower()
+    return None
+
+
+def _placement(gpu: Gpu, partition: str | None) -> dict[str, Any]:
     """Where the pod may run: nodes with exactly this card, as AMD's node labeller marks them."""
     if gpu.kind == "cpu":
         return {"nodeSelector": {"kubernetes.io/arch": "amd64"}} if gpu.arch.startswith("x86") else {}
+    selector = {} if partition is None else {PARTITION_LABEL: partition}
     if len(gpu.pci_ids) == 1:
-        return {"nodeSelector": {DEVICE_ID_LABEL: gpu.pci_ids[0]}}
-    if not gpu.pci_ids:
-        return {}
-    term = {"matchExpressions": [{"key": DEVICE_ID_LABEL, "operator": "In", "values": sorted(gpu.pci_ids)}]}
-    return {
-        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
-    }
+        selector[DEVICE_ID_LABEL] = gpu.pci_ids[0]
+    placement: dict[str, Any] = {"nodeSelector": selector} if selector else {}
+    if len(gpu.pci_ids) > 1:
+        term = {"matchExpressions": [{"key": DEVICE_ID_LABEL, "operator": "In", "values": sorted(gpu.pci_ids)}]}
+        required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+        placement["affinity"] = {"nodeAffinity": required}
+    return placement
 
 
 def _container(plan: Plan, options: Options, backend: Backend, startup_s: int) -> dict[str, Any]:
     recipe = serving.chosen(plan).recipe
-    image = serving.image(plan, backend)
+    image = serving.image(plan, options, backend)
     command = serving.command(
         plan,
         options,
@@ -235,7 +248,7 @@ def _container(plan: Plan, options: Options, backend: Backend, startup_s: int) -
         ]
     container: dict[str, Any] = {"name": recipe.engine, "image": serving.image_reference(image)}
     container["imagePullPolicy"] = "IfNotPresent"
-    if serving.overrides_entrypoint(image, command):
+    if not serving.runs_engine(image, command):
         container["command"] = [text.no_expansion(word) for word in command.argv0]
     container |= {
         "args": [text.no_expansion(arg) for arg in command.args],

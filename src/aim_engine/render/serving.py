@@ -32,8 +32,8 @@ LOAD_MARGIN = 3
 """Slow disks and a cold page cache against the predicted load time."""
 DOWNLOAD_BYTES_S = 125_000_000
 """1 Gbit/s: the slowest network a first start must survive."""
-ENGINE_READY_DEFAULT_S = 600
-"""VLLM_ENGINE_READY_TIMEOUT_S when unset: after it the engine gives up on its own workers. Source: vllm/envs.py."""
+SERVER_S = 60
+"""What the API server needs around its workers' start, so that the engine's own, better message comes before a probe's."""
 DRAIN_S = 120
 """What requests in flight get to finish when the engine is told to stop."""
 STOP_S = 150
@@ -137,7 +137,7 @@ def command(
     env = dict(base.env)
     patience = startup_s(plan, options)
     if patience > MIN_STARTUP_S and READY_TIMEOUT in backend.release(recipe.engine_version).env:
-        env.setdefault(READY_TIMEOUT, str(patience))
+        env.setdefault(READY_TIMEOUT, str(patience - SERVER_S))
     for arg in args:
         text.data(arg, "argument")
     return Command(argv0=base.argv0, args=tuple(args), env=text.variables(env))
@@ -147,9 +147,17 @@ def _given(args: list[str], flag: str) -> bool:
     return any(arg == flag or arg.startswith(f"{flag}=") for arg in args)
 
 
-def image(plan: Plan, backend: Backend) -> Image:
-    """The image of the recipe's release for the planned device. Raises: InvalidInput when there is none."""
-    return backend.image(chosen(plan).recipe.engine_version, plan.inputs.gpu)
+def image(plan: Plan, options: Options, backend: Backend) -> Image:
+    """The image asked for, else that of the recipe's release for the planned device. Raises: InvalidInput when there is none."""
+    if options.image is None:
+        return backend.image(chosen(plan).recipe.engine_version, plan.inputs.gpu)
+    return Image(
+        reference=text.image_reference(options.image),
+        device="cpu" if on_cpu(plan) else "rocm",
+        archs=(plan.inputs.gpu.arch,),
+        entrypoint=(),
+        source="asked for",
+    )
 
 
 def image_reference(found: Image) -> str:
@@ -157,9 +165,9 @@ def image_reference(found: Image) -> str:
     return f"{found.reference}@{found.digest}" if found.digest else found.reference
 
 
-def overrides_entrypoint(found: Image, cmd: Command) -> bool:
-    """The image would run something else than the engine's own command."""
-    return found.entrypoint != cmd.argv0
+def runs_engine(found: Image, cmd: Command) -> bool:
+    """The image starts the engine's own command by itself, so that only arguments are given."""
+    return found.entrypoint == cmd.argv0
 
 
 def weight_bytes(plan: Plan) -> int:
@@ -175,7 +183,7 @@ def startup_s(plan: Plan, options: Options) -> int:
     needed = max(MIN_STARTUP_S, math.ceil(LOAD_MARGIN * candidate.estimate.load_s + fetch_s))
     own = candidate.recipe.env.get(READY_TIMEOUT, "")
     if own.isdecimal():
-        needed = max(needed, int(own))
+        needed = max(needed, int(own) + SERVER_S)
     return math.ceil(needed / 60) * 60
 
 

@@ -20,9 +20,13 @@ MAX_NAME = 50
 MAX_PORT = 65535
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_IMAGE = re.compile(
+    r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?(?::[0-9]+)?(?:/[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?")
-_PLAIN = re.compile(r"[A-Za-z/](?:[A-Za-z0-9_./@-]*[A-Za-z0-9_/])?")
+_PLAIN = re.compile(r"[A-Za-z/](?:[A-Za-z0-9_./@:=-]*[A-Za-z0-9_/])?|--[a-z][a-z0-9-]*|[0-9]+(?:s|g|Mi|Gi)")
 _YAML_WORDS = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))
 
 
@@ -52,6 +56,15 @@ def dns_subdomain(name: str, what: str) -> str:
     if len(name) > 253 or not _SUBDOMAIN.fullmatch(name):
         raise InvalidInput(f"'{name}' cannot be used as a {what}", why="it is not a DNS subdomain")
     return name
+
+
+def image_reference(reference: str) -> str:
+    """`reference` when it can name a container image. Raises: InvalidInput."""
+    if len(reference) > 512 or not _IMAGE.fullmatch(reference):
+        raise InvalidInput(
+            f"'{reference}' is not an image reference", hint="for example registry.local/vllm-rocm:v0.32.0"
+        )
+    return reference
 
 
 def data(value: str, what: str) -> str:
@@ -145,10 +158,10 @@ def yaml_document(document: Mapping[str, Any]) -> str:
     class Emitter(yaml.SafeDumper):
         """Indents lists, writes no anchors and quotes by the rule above."""
 
-        def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002 - yaml's signature
+        def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
             super().increase_indent(flow, False)
 
-        def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - yaml's signature
+        def ignore_aliases(self, data: Any) -> bool:
             return True
 
     def text(emitter: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
