@@ -1,0 +1,133 @@
+"""`aim-engine render`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from aim_engine import settings as all_settings
+from aim_engine.backend.base import Backend
+from aim_engine.cli import files, output
+from aim_engine.errors import InvalidInput
+from aim_engine.planner.plan import Plan
+from aim_engine.render import text
+from aim_engine.render.artifact import Artifact, Options
+from aim_engine.render.targets import TARGETS
+from aim_engine.render.targets import render as render_plan
+
+_START = {
+    "env": "set -a; . ./{first}; set +a",
+    "shell": "./{first}",
+    "docker": "./{first}",
+    "compose": "docker compose -f {first} up -d",
+    "kubernetes": "kubectl apply -f {folder}",
+}
+
+
+@click.command(
+    epilog="Example: aim-engine plan Qwen/Qwen3-32B --gpus 8xMI300X --json | aim-engine render - --target kubernetes"
+)
+@click.argument("plan", metavar="PLAN")
+@click.option("--target", "-t", type=click.Choice(list(TARGETS)), required=True, help="Where it will run.")
+@click.option("--name", help="Name of the service, container and pods. Default: made of the model's name.")
+@click.option("--port", type=int, default=8000, show_default=True, help="Port that clients use.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that clients use, outside Kubernetes.")
+@click.option("--namespace", default="default", show_default=True, help="Kubernetes namespace.")
+@click.option("--storage-class", help="Kubernetes storage class of the cache. Default: the cluster's.")
+@click.option("--cache-dir", metavar="DIR", help="The hub's cache on the host. Default: ~/.cache/huggingface.")
+@click.option("--model-path", metavar="DIR", help="Folder with the checkpoint, instead of fetching it from the hub.")
+@click.option("--image", help="Container image to use instead of the release's own.")
+@click.option("--api-key", is_flag=True, help="Clients must send a key, which is read from a secret.")
+@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), help="Folder to write into.")
+@click.option("--stdout", is_flag=True, help="Print instead of writing; the default without -o.")
+@click.option("--force", is_flag=True, help="Overwrite files that differ; files with tokens are always kept.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def render(
+    plan: str,
+    target: str,
+    name: str | None,
+    port: int,
+    host: str,
+    namespace: str,
+    storage_class: str | None,
+    cache_dir: str | None,
+    model_path: str | None,
+    image: str | None,
+    api_key: bool,
+    folder: Path | None,
+    stdout: bool,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Write PLAN, a file or - for stdin, out for a target.
+
+    Prints the files, or writes them with -o. Nothing is started and nothing is asked over the network.
+    """
+    if stdout and folder is not None:
+        raise InvalidInput("-o and --stdout exclude each other", hint="drop one of them")
+    document = files.read_plan(plan)
+    if document.chosen is None:
+        return _refuse(document)
+    options = Options(
+        name=name if name is not None else text.suggest_name(document.inputs.model.model_id),
+        port=port,
+        host=host,
+        cache_dir=_absolute(cache_dir) if cache_dir else "~/.cache/huggingface",
+        namespace=namespace,
+        storage_class=storage_class,
+        model_path=_absolute(model_path) if model_path else None,
+        image=image,
+        api_key_secret=api_key,
+    )
+    artifacts = render_plan(document, target, options, _backend(document))
+    if folder is None:
+        _print(target, artifacts, as_json)
+        return 0
+    written = files.write_artifacts(folder, artifacts, force=force)
+    if as_json:
+        output.data({"schema": "aim-engine/rendered/v1", "target": target, "folder": str(folder), "files": written})
+    else:
+        for file in written:
+            output.text(file.path if file.outcome == "written" else f"{file.path} ({file.outcome})")
+    output.next_step(_START[target].format(first=folder / artifacts[0].path, folder=folder))
+    return 0
+
+
+def _backend(plan: Plan) -> Backend:
+    from aim_engine import backend, workflow
+
+    return backend.get(plan.inputs.engine, workflow.overlay_dir(all_settings.load()))
+
+
+def _absolute(path: str) -> str:
+    """`path` as rendered files need it: the shell that runs them may stand anywhere. `~/` is left to that shell."""
+    return path if path.startswith("~/") else str(Path(path).absolute())
+
+
+def _refuse(plan: Plan) -> int:
+    output.note(f"error: the plan for {plan.inputs.model.model_id} chose nothing, so there is nothing to write out")
+    for rejection in plan.rejected[:3]:
+        output.note(f"  why: {rejection.recipe}: {rejection.reason}")
+    if plan.hint:
+        output.note(f"\nhint: {plan.hint}")
+    return 1
+
+
+def _print(target: str, artifacts: tuple[Artifact, ...], as_json: bool) -> None:
+    if as_json:
+        output.data({"schema": "aim-engine/rendered/v1", "target": target, "files": artifacts})
+        return
+    shown = [artifact for artifact in artifacts if not artifact.secret]
+    if len(shown) > 1 and not all(artifact.path.endswith(".yaml") for artifact in shown):
+        paths = ", ".join(artifact.path for artifact in shown)
+        raise InvalidInput(
+            f"there are {len(shown)} files, which cannot be printed as one", why=paths, hint="-o DIR writes them"
+        )
+    for index, artifact in enumerate(shown):
+        if index:
+            output.text("---")
+        output.text(artifact.content.removesuffix("\n"))
+    for artifact in artifacts:
+        if artifact.secret:
+            output.note(f"{artifact.path} is not printed; -o DIR writes it")
