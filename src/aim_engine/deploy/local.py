@@ -28,6 +28,8 @@ from aim_engine.render.artifact import Options
 
 STOP_GRACE_S = 15.0
 """What an engine gets to end by itself; vLLM 0.32 takes about a second when idle."""
+START_GRACE_S = 3.0
+"""The same while it starts, when it has nothing to lose."""
 MIN_READY_S = 900.0
 """First starts compile kernels for minutes: 160 s of AITER builds and 88 s of graph compilation were recorded on MI300X."""
 _POLL_S = 0.25
@@ -62,7 +64,7 @@ class LocalRunner:
         recipe = chosen(plan)
         model_ref = str(Path(options.model_path).resolve()) if options.model_path else recipe.model_id
         command = backend.get(recipe.engine, self._overlay).command(
-            plan.inputs.model, recipe, model_ref=model_ref, host=options.host, port=options.port
+            recipe, model_ref=model_ref, host=options.host, port=options.port
         )
         env = {**self._environment.env, **command.env}
         if options.model_path:  # the files are here: nothing needs asking
@@ -121,7 +123,7 @@ class LocalRunner:
                 self._store.save(deployment)
             except BaseException as err:
                 with interrupt.held_off():
-                    self._end(deployment)
+                    self._end(deployment, grace_s=START_GRACE_S)
                     ended = "failed" if isinstance(err, Exception) else "stopped"
                     self._store.save(msgspec.structs.replace(deployment, state=ended))
                 raise
@@ -162,7 +164,7 @@ class LocalRunner:
         """End the engine and every process it started."""
         if self._alive(deployment):
             progress(f"stopping {deployment.name}")
-        remaining = self._end(deployment)
+        remaining = self._end(deployment, grace_s=STOP_GRACE_S)
         if remaining:
             raise Unreachable(
                 f"{deployment.name} could not be stopped",
@@ -227,14 +229,16 @@ class LocalRunner:
     def _alive(self, deployment: Deployment) -> bool:
         return bool(_members(deployment.supervisor))
 
-    def _end(self, deployment: Deployment) -> list[int]:
+    def _end(self, deployment: Deployment, *, grace_s: float) -> list[int]:
         """End supervisor and session. Returns the processes that remain."""
         supervisor = deployment.supervisor
         if supervisor is None or not _members(supervisor):
             return []
         if process.start_ticks(supervisor.pid) is not None:
             process.send(supervisor.pid, signal.SIGTERM)
-            _until(lambda: process.start_ticks(supervisor.pid) is None, STOP_GRACE_S + 10.0)
+            if not _until(lambda: process.start_ticks(supervisor.pid) is None, grace_s):
+                process.send(supervisor.pid, signal.SIGTERM)  # no more patience
+                _until(lambda: process.start_ticks(supervisor.pid) is None, 10.0)
         remaining = process.end_session(supervisor.pid, grace_s=2.0) if _members(supervisor) else []
         _reap(supervisor.pid)
         return remaining

@@ -238,9 +238,7 @@ def _pip_version(interpreter: str) -> tuple[int, int]:
 
 
 def _output(python: Path, program: str) -> str:
-    done = subprocess.run(
-        [str(python), "-I", "-c", program], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([str(python), "-I", "-c", program], capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         raise Unreachable(f"{python} does not work", why=_last(done.stderr))
     return done.stdout.strip()

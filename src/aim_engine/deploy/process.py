@@ -6,6 +6,7 @@ Standard library only and no package import beyond it: the supervisor of a deplo
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -65,6 +66,18 @@ def end_session(session: int, *, grace_s: float, spare: int | None = None) -> li
         else:
             return []
     return members()
+
+
+def shared_memory(pids: list[int]) -> set[Path]:
+    """The POSIX shared memory segments of Python's multiprocessing that these processes have mapped."""
+    found: set[Path] = set()
+    for pid in pids:
+        try:
+            maps = (_PROC / str(pid) / "maps").read_text(errors="replace")
+        except OSError:
+            continue
+        found.update(Path(name) for name in re.findall(r"(/dev/shm/psm_\w+)$", maps, re.MULTILINE))
+    return found
 
 
 def send(pid: int, number: int) -> bool:
