@@ -127,6 +127,8 @@ def command(
     `drain` lets requests in flight finish on stop, for releases that can. Raises: InvalidInput.
     """
     recipe = chosen(plan).recipe
+    if model_ref.startswith("-"):
+        raise InvalidInput(f"'{model_ref}' cannot be served", why="the engine would take it for an option")
     base = backend.command(recipe, model_ref=text.data(model_ref, "model"), host=host, port=port)
     flags = {name for flag in backend.release(recipe.engine_version).flags for name in flag.flags}
     args = list(base.args)

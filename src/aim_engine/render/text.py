@@ -24,6 +24,7 @@ _IMAGE = re.compile(
     r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?(?::[0-9]+)?(?:/[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
 )
+_UNPRINTABLE = re.compile("[^\t\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?")
 _PLAIN = re.compile(r"[A-Za-z/](?:[A-Za-z0-9_./@:=-]*[A-Za-z0-9_/])?|--[a-z][a-z0-9-]*|[0-9]+(?:s|g|Mi|Gi)")
@@ -142,8 +143,8 @@ def no_expansion(value: str) -> str:
 
 
 def comment(lines: Iterable[str]) -> str:
-    """`lines` as `#` comments; whatever breaks a line in any language starts a new comment."""
-    found = [part for line in lines for part in (re.split(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]+", line) or [""])]
+    """`lines` as `#` comments: whatever breaks a line in any language starts a new comment, what nobody prints is `?`."""
+    found = [_UNPRINTABLE.sub("?", part) for line in lines for part in (line.splitlines() or [""])]
     return "".join(f"# {line}".rstrip() + "\n" for line in found)
 
 

@@ -1,0 +1,35 @@
+"""Options and fixtures that all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="Rewrite tests/golden from what is produced now.")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, dict[str, str]], None]:
+    """Compares produced files with those in a folder below tests/golden; `--update-golden` writes them instead."""
+    update = request.config.getoption("--update-golden")
+
+    def check(folder: str, produced: dict[str, str]) -> None:
+        root = GOLDEN / folder
+        if update:
+            root.mkdir(parents=True, exist_ok=True)
+            for stale in root.iterdir():
+                if stale.name not in produced:
+                    stale.unlink()
+            for name, content in produced.items():
+                (root / name).write_text(content, encoding="utf-8")
+            return
+        expected = {path.name: path.read_text(encoding="utf-8") for path in root.glob("*")}
+        assert produced == expected, f"tests/golden/{folder} differs; review, then pytest --update-golden"
+
+    return check

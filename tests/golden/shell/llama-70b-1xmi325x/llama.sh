@@ -1,0 +1,22 @@
+#!/bin/sh
+# Written by aim-engine X.Y.Z for shell.
+# Model:  meta-llama/Llama-3.3-70B, 131.4 GiB of weights
+# Recipe: 1x tp1 bf16 kv=auto seqs=256 tokens=8192 on 1 x MI325X, vllm 0.32.0
+#
+# A hub token is taken from HF_TOKEN or the hub's own login.
+set -eu
+if ! command -v vllm >/dev/null; then
+    echo 'vllm is not on PATH: vllm 0.32.0 is needed' >&2
+    exit 127
+fi
+: "${VLLM_API_KEY:?set it to the key that clients must send}"
+export VLLM_ENGINE_READY_TIMEOUT_S=2280
+exec vllm serve \
+    meta-llama/Llama-3.3-70B \
+    --host 127.0.0.1 \
+    --port 8000 \
+    --dtype bfloat16 \
+    --max-model-len 8192 \
+    --max-num-seqs 256 \
+    --max-num-batched-tokens 8192 \
+    --gpu-memory-utilization 0.92

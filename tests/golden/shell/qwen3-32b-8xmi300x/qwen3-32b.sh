@@ -1,0 +1,23 @@
+#!/bin/sh
+# Written by aim-engine X.Y.Z for shell.
+# Model:  Qwen/Qwen3-32B, 61.0 GiB of weights
+# Recipe: 1x tp8 bf16 kv=auto seqs=256 tokens=8192 on 8 x MI300X, vllm 0.32.0
+#
+# A hub token is taken from HF_TOKEN or the hub's own login.
+set -eu
+if ! command -v vllm >/dev/null; then
+    echo 'vllm is not on PATH: vllm 0.32.0 is needed' >&2
+    exit 127
+fi
+export VLLM_ROCM_USE_AITER=1
+exec vllm serve \
+    Qwen/Qwen3-32B \
+    --host 127.0.0.1 \
+    --port 8000 \
+    --dtype bfloat16 \
+    --max-model-len 8192 \
+    --max-num-seqs 256 \
+    --max-num-batched-tokens 8192 \
+    --gpu-memory-utilization 0.92 \
+    --tensor-parallel-size 8 \
+    --attention-backend ROCM_AITER_FA

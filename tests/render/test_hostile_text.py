@@ -1,0 +1,320 @@
+"""Whatever stands in a plan's free text reaches the engine unchanged, and nothing else happens."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import plans
+from aim_engine.errors import InvalidInput
+from aim_engine.planner.plan import Plan
+from aim_engine.recipe.recipe import replace
+from aim_engine.render import text
+from aim_engine.render.artifact import Options
+from aim_engine.render.targets import TARGETS, render
+
+NASTY = (
+    "$(touch PWNED)",
+    "`touch PWNED`",
+    "; touch PWNED #",
+    "'; touch PWNED; '",
+    '"; touch PWNED; "',
+    "a\ntouch PWNED",
+    "${HOME}",
+    "$HOME",
+    "$$",
+    "$(VAR)",
+    "\\",
+    "\\\n",
+    "~",
+    "~root",
+    "*",
+    "{a,b}",
+    "!!",
+    "a: b",
+    "a #b",
+    "- a",
+    "&a *a",
+    "!!python/object:os.system",
+    "yes",
+    "1e3",
+    "0o17",
+    "1_000",
+    "12:30:45",
+    "null",
+    "",
+    " ",
+    "\t",
+    "\x85",
+    "\u2028",
+    "\x1b[31m",
+    "é😀",
+    "%s%n",
+    "a,b",
+    '"a"',
+    "=",
+    "${A:-b}",
+)
+CHARACTERS = st.characters(blacklist_categories=["Cs"], blacklist_characters="\0")
+TEXT = st.one_of(
+    st.sampled_from(NASTY),
+    st.text(CHARACTERS, max_size=20),
+    st.lists(st.sampled_from(NASTY), min_size=1, max_size=3).map("".join),
+)
+PATH_TEXT = TEXT.filter(lambda value: not re.search(r"[\r\n]", value)).map(lambda value: f"/srv/{value}")
+PURE = settings(max_examples=100, deadline=None)
+RUNS = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Path:
+    """A folder with programs called vllm and docker that only write down their arguments and environment."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("vllm", "docker"):
+        program = folder / name
+        program.write_text('#!/bin/sh\nprintf "%s\\0" "$@" >"$RECORD/args"\nenv -0 >"$RECORD/env"\n')
+        program.chmod(0o755)
+    return folder
+
+
+def run(shell: str, script: str, recorder: Path, home: str = "/nonexistent") -> tuple[list[str], dict[str, str]]:
+    """What the recorded program got when `shell` ran `script` in an empty folder, which must stay empty."""
+    work, record = recorder.parent / "work", recorder.parent / "record"
+    work.mkdir(exist_ok=True)
+    record.mkdir(exist_ok=True)
+    for stale in record.iterdir():
+        stale.unlink()
+    path = recorder.parent / "script.sh"
+    path.write_text(script, encoding="utf-8", newline="")
+    subprocess.run([shell, "-n", path], check=True, cwd=work)
+    subprocess.run(
+        [shell, path],
+        check=True,
+        cwd=work,
+        capture_output=True,
+        env={"PATH": f"{recorder}:{os.environ['PATH']}", "RECORD": str(record), "HOME": home, "LC_ALL": "C.UTF-8"},
+    )
+    assert list(work.iterdir()) == []
+    args = (record / "args").read_bytes().decode().split("\0")[:-1]
+    env = dict(entry.split("=", 1) for entry in (record / "env").read_bytes().decode().split("\0")[:-1])
+    return args, env
+
+
+def hostile(model_id: str, value: str, argument: str) -> Plan:
+    """A plan for a CPU with strangers' text wherever text is free."""
+    made = plans.on_cpu()
+    assert made.chosen is not None
+    recipe = replace(
+        made.chosen.recipe,
+        model_id=f"org/{model_id}",
+        env={"VLLM_TARGET_DEVICE": "cpu", "FREE": value},
+        extra_args=("--chat-template", argument),
+    )
+    model = msgspec.structs.replace(made.inputs.model, model_id=f"org/{model_id}")
+    return msgspec.structs.replace(
+        made,
+        inputs=msgspec.structs.replace(made.inputs, model=model),
+        chosen=msgspec.structs.replace(made.chosen, recipe=recipe),
+    )
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_every_known_trick_at_once_reaches_the_engine_as_text(shell: str, recorder: Path) -> None:
+    made = plans.on_cpu()
+    assert made.chosen is not None
+    env = {f"N{index}": value for index, value in enumerate(NASTY)}
+    recipe = replace(made.chosen.recipe, env=env, extra_args=NASTY)
+    plan = msgspec.structs.replace(made, chosen=msgspec.structs.replace(made.chosen, recipe=recipe))
+    (script,) = render(plan, "shell", Options(name="x"))
+    args, seen = run(shell, script.content, recorder)
+    assert tuple(args[-len(NASTY) :]) == NASTY
+    assert {name: seen[name] for name in env} == env
+    container = next(file for file in render(plan, "docker", Options(name="x", image="a:b")) if file.executable)
+    args, _ = run(shell, container.content, recorder, home=str(recorder.parent / "home"))
+    start = args.index("a:b")
+    assert [arg for arg in args[start:] if arg in NASTY] == list(NASTY)
+    assert {f"{name}={value}" for name, value in env.items()} <= set(args)
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+@RUNS
+@given(model_id=TEXT, value=TEXT, argument=TEXT, folder=PATH_TEXT)
+def test_a_shell_hands_text_to_the_engine_unchanged(
+    shell: str, recorder: Path, model_id: str, value: str, argument: str, folder: str
+) -> None:
+    plan = hostile(model_id, value, argument)
+    (script,) = render(plan, "shell", Options(name="x", model_path=folder))
+    args, env = run(shell, script.content, recorder)
+    assert args[:2] == ["serve", folder]
+    assert args[args.index("--served-model-name") + 1] == f"org/{model_id}"
+    assert args[-2:] == ["--chat-template", argument]
+    assert env["FREE"] == value
+
+
+@RUNS
+@given(model_id=TEXT, value=TEXT, argument=TEXT, cache=TEXT.filter(lambda value: not re.search(r"[\r\n]", value)))
+def test_docker_gets_text_unchanged(recorder: Path, model_id: str, value: str, argument: str, cache: str) -> None:
+    home = recorder.parent / "home"
+    plan = hostile(model_id, value, argument)
+    cache = cache.replace("/", "_").replace("\x7f", "")[:40] or "x"
+    options = Options(name="x", image="local/cpu:v1", cache_dir=f"~/hub/{cache}")
+    script = next(file for file in render(plan, "docker", options) if file.executable)
+    args, _ = run("sh", script.content, recorder, home=str(home))
+    assert f"FREE={value}" in args
+    assert args[args.index("local/cpu:v1") + 1 :][:2] == ["serve", f"org/{model_id}"]
+    assert args[args.index("--chat-template") + 1] == argument
+    mount = csv_fields(args[args.index("--mount") + 1])
+    assert f"source={home}/hub/{cache}" in mount
+    assert (home / "hub" / cache).is_dir()
+
+
+@PURE
+@given(model_id=TEXT, value=TEXT, argument=TEXT, folder=PATH_TEXT)
+def test_compose_reads_text_unchanged(model_id: str, value: str, argument: str, folder: str) -> None:
+    plan = hostile(model_id, value, argument)
+    options = Options(name="x", image="local/cpu:v1", model_path=folder)
+    document = yaml.safe_load(render(plan, "compose", options)[0].content)
+    service = compose_interpolated(document)["services"]["x"]
+    assert service["environment"]["FREE"] == value
+    assert service["command"][service["command"].index("--served-model-name") + 1] == f"org/{model_id}"
+    assert service["command"][service["command"].index("--chat-template") + 1] == argument
+    assert service["volumes"][0]["source"] == folder
+
+
+@PURE
+@given(model_id=TEXT, value=TEXT, argument=TEXT, folder=PATH_TEXT)
+def test_kubernetes_reads_text_unchanged(model_id: str, value: str, argument: str, folder: str) -> None:
+    plan = hostile(model_id, value, argument)
+    options = Options(name="x", image="local/cpu:v1", model_path=folder)
+    files = {file.path: file.content for file in render(plan, "kubernetes", options)}
+    deployment = yaml.safe_load(files["deployment.yaml"])
+    assert deployment["metadata"]["annotations"]["aim-engine/model"] == f"org/{model_id}"
+    pod = deployment["spec"]["template"]["spec"]
+    args = [kubelet_expanded(arg) for arg in pod["containers"][0]["args"]]
+    assert args[args.index("--served-model-name") + 1] == f"org/{model_id}"
+    assert args[args.index("--chat-template") + 1] == argument
+    env = {entry["name"]: kubelet_expanded(entry.get("value", "")) for entry in pod["containers"][0]["env"]}
+    assert env["FREE"] == value
+    assert next(volume for volume in pod["volumes"] if volume["name"] == "model")["hostPath"]["path"] == folder
+
+
+@RUNS
+@given(value=TEXT)
+def test_an_env_file_reads_back_in_a_shell_or_is_refused(recorder: Path, value: str) -> None:
+    plan = hostile("m", value, "x")
+    try:
+        (file,) = render(plan, "env", Options(name="x"))
+    except InvalidInput:
+        assert re.search(r"['\r\n]", value)
+        return
+    script = f"set -a\n{file.content}\nset +a\nvllm\n"
+    _, env = run("sh", script, recorder)
+    assert env["FREE"] == value
+
+
+@PURE
+@given(
+    document=st.recursive(
+        TEXT, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3))
+    )
+)
+def test_our_yaml_reads_back_as_it_was(document: Any) -> None:
+    written = text.yaml_document({"root": document})
+    assert yaml.safe_load(written) == {"root": document}
+    assert yaml.load(written, Loader=yaml.CSafeLoader) == {"root": document}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["A B", "1A", "A=B", "", "A;touch PWNED", "é"])
+def test_an_impossible_variable_name_is_refused(target: str, name: str) -> None:
+    made = plans.on_cpu()
+    assert made.chosen is not None
+    recipe = replace(made.chosen.recipe, env={name: "1"})
+    plan = msgspec.structs.replace(made, chosen=msgspec.structs.replace(made.chosen, recipe=recipe))
+    with pytest.raises(InvalidInput, match="environment variable"):
+        render(plan, target, Options(name="x", image="a:b"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bad", ["a\0b", "a\ud800b"])
+def test_text_that_no_process_can_get_is_refused(target: str, bad: str) -> None:
+    with pytest.raises(InvalidInput):
+        render(hostile(bad, "x", "x"), target, Options(name="x", image="a:b"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_model_that_looks_like_an_option_is_refused(target: str) -> None:
+    made = hostile("x", "x", "x")
+    model = msgspec.structs.replace(made.inputs.model, model_id="--trust-remote-code")
+    made = msgspec.structs.replace(made, inputs=msgspec.structs.replace(made.inputs, model=model))
+    with pytest.raises(InvalidInput, match="take it for an option"):
+        render(made, target, Options(name="x", image="a:b"))
+
+
+@pytest.mark.parametrize("image", ["", "a b", "a;b", "--privileged", "A:b", "a:b:c", "a@sha256:1", "a\n"])
+def test_an_impossible_image_is_refused(image: str) -> None:
+    with pytest.raises(InvalidInput, match="image reference"):
+        render(plans.on_cpu(), "docker", Options(name="x", image=image))
+
+
+@pytest.mark.parametrize("host", ["", "a b", "0.0.0.0;id", "--x", "::1::", "$(id)"])
+def test_an_impossible_address_is_refused(host: str) -> None:
+    for target in ("shell", "docker", "compose", "env"):
+        with pytest.raises(InvalidInput):
+            render(plans.on_cpu(), target, Options(name="x", image="a:b", host=host))
+
+
+def csv_fields(line: str) -> list[str]:
+    import csv
+    import io
+
+    return next(csv.reader(io.StringIO(line)))
+
+
+def compose_interpolated(value: Any) -> Any:
+    """What Compose makes of `value`: `$$` is `$`; only the two variables we use ourselves are known."""
+    if isinstance(value, dict):
+        return {key: compose_interpolated(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [compose_interpolated(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    return "".join(compose_parts(value))
+
+
+def compose_parts(value: str) -> Iterator[str]:
+    position = 0
+    while position < len(value):
+        if value[position] != "$":
+            yield value[position]
+            position += 1
+        elif value.startswith("$$", position):
+            yield "$"
+            position += 2
+        else:
+            known = re.compile(r"\$\{(HOME|RENDER_GID:-109)\}").match(value, position)
+            assert known is not None, f"a variable of ours? {value!r}"
+            position = known.end()
+
+
+def kubelet_expanded(value: str) -> str:
+    """What the kubelet makes of `value`: `$$` is `$`, an unknown `$(NAME)` stays."""
+    done, position = "", 0
+    while position < len(value):
+        if value.startswith("$$", position):
+            done, position = done + "$", position + 2
+        else:
+            assert not value.startswith("$(", position), f"the kubelet would look {value!r} up"
+            done, position = done + value[position], position + 1
+    return done

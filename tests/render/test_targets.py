@@ -1,0 +1,136 @@
+"""Every target over every kind of plan: golden files, schemas, and that nothing said to a shell or YAML reader is lost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+import plans
+from aim_engine import __version__, backend
+from aim_engine.errors import InvalidInput
+from aim_engine.planner import plan as plan_module
+from aim_engine.planner.plan import Plan
+from aim_engine.recipe.recipe import replace
+from aim_engine.render.artifact import Artifact, Options
+from aim_engine.render.targets import TARGETS, render
+
+CASES = [*itertools.product(TARGETS, plans.ALL)]
+OPTIONS = {
+    "qwen3-32b-8xmi300x": Options(name="qwen3-32b"),
+    "mixture-2x2xmi355x": Options(name="mixture", port=9000, host="0.0.0.0", cache_dir="/srv/hub cache"),
+    "small-2xw7900": Options(name="small", model_path="/models/small, 'new'"),
+    "llama-70b-1xmi325x": Options(name="llama", namespace="serving", storage_class="fast.ssd", api_key_secret=True),
+    "small-cpu": Options(name="small-cpu", image="registry.local:5000/vllm-cpu:v0.32.0"),
+}
+
+
+def files(case: str, target: str) -> tuple[Artifact, ...]:
+    return render(plans.ALL[case](), target, OPTIONS[case])
+
+
+@pytest.mark.parametrize(("target", "case"), CASES)
+def test_rendered_files_are_the_golden_ones(
+    target: str, case: str, golden: Callable[[str, dict[str, str]], None]
+) -> None:
+    produced = {
+        file.path: file.content.replace(f"aim-engine {__version__}", "aim-engine X.Y.Z") for file in files(case, target)
+    }
+    golden(f"{target}/{case}", produced)
+
+
+@pytest.mark.parametrize(("target", "case"), CASES)
+def test_rendering_twice_gives_the_same_bytes(target: str, case: str) -> None:
+    assert files(case, target) == files(case, target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_plan_read_back_from_its_file_renders_the_same(target: str) -> None:
+    made = plans.replicas()
+    again = msgspec.json.decode(plan_module.encode(made), type=Plan)
+    assert render(again, target, Options(name="x")) == render(made, target, Options(name="x"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_token_or_placeholder_of_one_is_anywhere_but_in_the_secret_file(target: str) -> None:
+    for file in render(plans.gated(), target, OPTIONS["llama-70b-1xmi325x"]):
+        if file.secret:
+            assert [line for line in file.content.splitlines() if not line.startswith("#")] == []
+        else:
+            assert "HF_TOKEN=" not in file.content
+            assert "--api-key" not in file.content
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "name", ["", "Qwen", "a_b", "a b", "-a", "a-", "1a", "a" * 51, "a;touch x", "a\nb", "$(id)", "ü"]
+)
+def test_a_name_that_is_no_dns_label_is_refused(target: str, name: str) -> None:
+    with pytest.raises(InvalidInput, match="cannot be used as a name"):
+        render(plans.dense_on_all(), target, Options(name=name))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_port_outside_the_range_is_refused(target: str, port: int) -> None:
+    with pytest.raises(InvalidInput, match="is not a port"):
+        render(plans.dense_on_all(), target, Options(name="x", port=port))
+
+
+def test_replicas_that_run_out_of_ports_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="65536 is not a port"):
+        render(plans.replicas(), "docker", Options(name="x", port=65535))
+
+
+def test_a_service_called_vllm_is_refused_with_the_reason() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        render(plans.dense_on_all(), "kubernetes", Options(name="vllm"))
+    assert "VLLM_PORT" in (caught.value.why or "")
+
+
+def test_a_relative_model_folder_is_refused() -> None:
+    for target in TARGETS:
+        with pytest.raises(InvalidInput, match="relative"):
+            render(plans.dense_on_all(), target, Options(name="x", model_path="models/x"))
+
+
+def test_a_cpu_plan_without_a_cpu_image_says_so() -> None:
+    for target in ("docker", "compose", "kubernetes"):
+        with pytest.raises(InvalidInput, match="no known image for a CPU"):
+            render(plans.on_cpu(), target, Options(name="x"))
+
+
+def test_an_unknown_target_lists_the_known_ones() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        render(plans.dense_on_all(), "nomad", Options(name="x"))
+    assert "kubernetes" in (caught.value.hint or "")
+
+
+def test_a_plan_that_chose_nothing_cannot_be_rendered() -> None:
+    with pytest.raises(InvalidInput, match="chose nothing"):
+        render(plans.nothing(), "shell", Options(name="x"))
+
+
+def test_the_draining_flag_is_given_only_to_releases_that_have_it() -> None:
+    engine = backend.get("vllm")
+    made = plans.dense_on_all()
+    assert made.chosen is not None
+    for version in engine.versions():
+        recipe = replace(made.chosen.recipe, engine_version=version)
+        changed = msgspec.structs.replace(made, chosen=msgspec.structs.replace(made.chosen, recipe=recipe))
+        has = any("--shutdown-timeout" in flag.flags for flag in engine.release(version).flags)
+        content = "".join(file.content for file in render(changed, "kubernetes", Options(name="x")))
+        assert ("--shutdown-timeout" in content) == has
+        assert f":v{version}" in content
+
+
+def test_loading_more_bytes_gives_more_patience() -> None:
+    from aim_engine.render import serving
+
+    options = Options(name="x")
+    small, large = (serving.startup_s(made, options) for made in (plans.detected_part(), plans.gated()))
+    assert serving.MIN_STARTUP_S <= small < large
+    here = Options(name="x", model_path="/models/x")
+    assert serving.startup_s(plans.gated(), here) < large
