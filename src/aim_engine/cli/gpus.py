@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tarfile
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -14,9 +10,9 @@ import click
 from aim_engine import settings as all_settings
 from aim_engine import workflow
 from aim_engine.cli import output
-from aim_engine.errors import Corrupt, InvalidInput
-from aim_engine.hardware import amdsmi, detect
-from aim_engine.hardware.cluster import Cluster, Device, Node
+from aim_engine.errors import InvalidInput
+from aim_engine.hardware import detect, recording
+from aim_engine.hardware.cluster import Cluster, Cpu, Device, Finding, Node
 from aim_engine.units import format_bytes
 
 
@@ -25,43 +21,33 @@ from aim_engine.units import format_bytes
     "--root", type=click.Path(path_type=Path), help="A recorded tree (folder or tar) instead of this machine."
 )
 @click.option(
-    "--from", "source", type=click.Path(path_type=Path), help="Recorded output of amd-smi ... --json; - for stdin."
+    "--from",
+    "sources",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Recorded output of amd-smi (JSON, CSV or text); - for stdin. May be given for each of its commands.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def gpus(root: Path | None, source: Path | None, as_json: bool) -> None:
+def gpus(root: Path | None, sources: tuple[Path, ...], as_json: bool) -> None:
     """Show the GPUs and the CPU of this machine, and where each figure comes from."""
-    if root is not None and source is not None:
+    if root is not None and sources:
         raise InvalidInput("--root and --from are two different sources", hint="give one of them")
     settings = all_settings.load()
     overlay = workflow.overlay_dir(settings)
-    if source is not None:
-        devices = tuple(detect.named(device, overlay) for device in amdsmi.parse(_read(source)))
-        cluster = Cluster(origin="detected", nodes=(Node(name=str(source), devices=devices),))
+    if sources:
+        name = sources[0].name if str(sources[0]) != "-" else "stdin"
+        cluster = detect.from_tool(*map(_read, sources), name=name, overlay=overlay, readings=True)
     else:
-        with opened(root or Path(settings.sysfs_root)) as folder:
-            cluster = detect.detect(folder, run_tools=folder == Path("/"), overlay=overlay)
+        with recording.opened(root or Path(settings.sysfs_root)) as folder:
+            recorded = None if root is None else root.name.removesuffix(".gz").removesuffix(".tar")
+            cluster = detect.detect(folder, run_tools=folder == detect.LIVE, overlay=overlay, readings=True, name=name)
     if as_json:
         output.data(cluster)
-    else:
-        _show(cluster)
-        output.next_step("aim-engine plan Qwen/Qwen3-32B")
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Path]:
-    """A folder as it is; a tar archive unpacked aside for as long as it is needed. Raises: InvalidInput, Corrupt."""
-    if path.is_dir():
-        yield path
         return
-    if not path.is_file():
-        raise InvalidInput(f"{path} does not exist", hint="give a folder that holds sys/, or a tar archive of one")
-    with tempfile.TemporaryDirectory(prefix="aim-engine-") as folder:
-        try:
-            with tarfile.open(path) as archive:
-                archive.extractall(folder, filter="data")
-        except (tarfile.TarError, OSError, EOFError) as err:
-            raise Corrupt(f"{path} cannot be unpacked", why=str(err)) from err
-        yield Path(folder)
+    for node in cluster.nodes:
+        _show(node, cluster)
+    if cluster.origin == "detected" and not sources and root is None:
+        output.next_step("aim-engine plan Qwen/Qwen3-32B")
 
 
 def _read(source: Path) -> str:
@@ -69,48 +55,63 @@ def _read(source: Path) -> str:
         return sys.stdin.read()
     try:
         return source.read_text("utf-8", "replace")
-    except OSError as err:
-        raise InvalidInput(f"{source} cannot be read", why=err.strerror) from err
+    except (OSError, ValueError) as err:
+        raise InvalidInput(f"{source} cannot be read", why=getattr(err, "strerror", None) or str(err)) from err
 
 
-def _show(cluster: Cluster) -> None:
-    for node in cluster.nodes:
-        if node.devices:
-            output.table(
-                f"{cluster.describe()} on {node.name}",
-                ("#", "product", "arch", "partition", "memory", "used", "CUs", "PCI", "NUMA", "hive"),
-                [_row(device, node) for device in node.devices],
-                right=("#", "memory", "used", "CUs", "NUMA"),
-            )
-        else:
-            output.heading(f"no AMD GPU on {node.name}")
-        if node.cpu is not None:
-            cpu = node.cpu
-            output.text(
-                f"CPU: {cpu.model}, {cpu.cores} cores, {', '.join(cpu.features) or 'no vector features known'}; "
-                f"{format_bytes(cpu.memory_available_bytes)} of {format_bytes(cpu.memory_total_bytes)} free"
-            )
-        for name, version in (("amdgpu driver", node.driver_version), ("ROCm", node.rocm_version)):
-            if version:
-                output.text(f"{name}: {version}")
-        for finding in node.findings:
-            evidence = f" [{finding.evidence}]" if finding.evidence else ""
-            remedy = f": {finding.remedy}" if finding.remedy else ""
-            output.text(f"{finding.severity}: {finding.message}{evidence}{remedy}")
+def _show(node: Node, cluster: Cluster) -> None:
+    if node.devices:
+        output.table(
+            f"{cluster.describe()} on {node.name}",
+            ("#", "product", "arch", "mode", "memory", "used", "CUs", "PCI", "NUMA", "hive", "source"),
+            [_row(device, node) for device in node.devices],
+            right=("#", "memory", "used", "CUs", "NUMA"),
+        )
+    else:
+        output.text(f"no AMD GPU that can serve models on {node.name}")
+    if node.cpu is not None:
+        for line in _cpu_lines(node.cpu):
+            output.text(line)
+    for name, version in (("amdgpu driver", node.driver_version), ("ROCm", node.rocm_version)):
+        if version:
+            output.text(f"{name}: {version}")
+    if node.findings:
+        output.text()
+    for finding in node.findings:
+        output.text(_finding(finding))
 
 
 def _row(device: Device, node: Node) -> tuple[str, ...]:
     hives = sorted({each.hive for each in node.devices if each.hive is not None})
     mode = "/".join(part for part in (device.partition, device.memory_partition) if part)
+    memory = device.sources.get("memory_total_bytes", "")
     return (
         str(device.index),
         device.product,
         device.arch or "?",
-        mode or "?",
-        format_bytes(device.memory_total_bytes) if device.memory_total_bytes is not None else "?",
+        mode or "-",
+        (format_bytes(device.memory_total_bytes) if device.memory_total_bytes is not None else "?"),
         format_bytes(device.memory_used_bytes) if device.memory_used_bytes is not None else "?",
         str(device.compute_units) if device.compute_units is not None else "?",
         device.bdf or "?",
         str(device.numa_node) if device.numa_node is not None else "?",
-        str(hives.index(device.hive)) if device.hive is not None else "",
+        str(hives.index(device.hive)) if device.hive is not None else "-",
+        ", ".join(dict.fromkeys(each for each in (device.sources.get("bdf", ""), memory) if each)) or "?",
     )
+
+
+def _cpu_lines(cpu: Cpu) -> list[str]:
+    sockets = f"{cpu.sockets} sockets, " if cpu.sockets > 1 else ""
+    clock = f" at {cpu.clock_hz / 1e9:.2f} GHz" if cpu.clock_hz else ""
+    numa = f"{cpu.numa_nodes} NUMA node{'s' if cpu.numa_nodes > 1 else ''}"
+    return [
+        f"CPU: {cpu.model}, {sockets}{cpu.cores} cores ({cpu.threads} threads){clock}, {numa}",
+        f"  vector features: {', '.join(cpu.features) or 'none known'}",
+        f"  memory: {format_bytes(cpu.memory_available_bytes)} of {format_bytes(cpu.memory_total_bytes)} free",
+    ]
+
+
+def _finding(finding: Finding) -> str:
+    evidence = f" [{finding.evidence}]" if finding.evidence else ""
+    remedy = f"\n  {finding.remedy}" if finding.remedy else ""
+    return f"{finding.severity}: {finding.message}{evidence}{remedy}"

@@ -9,12 +9,9 @@ Source: ROCm/amdsmi CHANGELOG (shapes by release).
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -85,6 +82,9 @@ def parse_topology(output: str) -> tuple[Link, ...]:
 
 def run(timeout_s: float = TIMEOUT_S) -> tuple[Device, ...] | None:
     """Ask the tool of this machine; None when it is not installed or does not answer usefully in time."""
+    import shutil
+    import subprocess
+
     program = shutil.which("amd-smi") or shutil.which("/opt/rocm/bin/amd-smi")
     if program is None:
         return None
@@ -208,6 +208,8 @@ def _gpus(output: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _document(output: str) -> Any:
     """The first JSON value with GPUs in it, whatever text surrounds it; None without one."""
+    import json
+
     decoder = json.JSONDecoder()
     position = 0
     text = output.replace("\0", "")

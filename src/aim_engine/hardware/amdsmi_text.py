@@ -5,7 +5,6 @@ People record what they see, so a file may be any of these. Values keep their un
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -102,6 +101,8 @@ def _blocks(lines: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _comma_separated(lines: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """A header with a column `gpu`, and a row for each; later samples of one GPU are passed over."""
+    import csv
+
     start = next(
         (i for i, line in enumerate(lines) if "gpu" in [cell.strip().lower() for cell in line.split(",")]), None
     )

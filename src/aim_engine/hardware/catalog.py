@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from pathlib import Path
@@ -210,6 +209,8 @@ def _checked(gpu: Gpu) -> str:
 
 
 def _close(name: str, paths: dict[str, Path]) -> list[str]:
+    import difflib
+
     by_normal = {_normal(known): known for known in sorted(paths)}
     close = difflib.get_close_matches(_normal(name), by_normal, n=3, cutoff=0.5)
     return [by_normal[each] for each in close]

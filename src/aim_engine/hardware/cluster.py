@@ -31,6 +31,10 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True):
     features: tuple[str, ...] = ()
     """The vector features engines ask about: avx2, avx512f, avx512_bf16, avx512_vnni, amx_tile, amx_bf16, neon, bf16, sve."""
     clock_hz: int | None = None
+    """What all cores sustain: the base clock where the machine says it."""
+    family: int | None = None
+    """x86 family and model number, which tell vector units apart that share their features."""
+    model_number: int | None = None
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,12 +38,13 @@ def detect(
     overlay: Path | None = None,
     environment: Mapping[str, str] | None = None,
     readings: bool = False,
+    name: str | None = None,
 ) -> Cluster:
     """The machine below `root`: GPUs from the kernel's files and `amd-smi`, the CPU and its memory from /proc.
 
     `run_tools` asks the installed tools too, which only makes sense for the live machine. `environment` supplies the visibility
     variables; None takes this process' own on the live machine and nothing for a recorded one. `readings` keeps temperatures, power
-    and load, which change from call to call.
+    and load, which change from call to call. `name` is what the node is called where its own name was not recorded.
     """
     live = root == LIVE
     shown = kfd.read(root, overlay)
@@ -58,7 +59,7 @@ def detect(
     if not readings:
         visible = tuple(msgspec.structs.replace(device, readings=None) for device in visible)
     node = Node(
-        name=platform.node() if live else (sysfs.text(root / "proc/sys/kernel/hostname") or root.resolve().name),
+        name=platform.node() if live else sysfs.text(root / "proc/sys/kernel/hostname") or name or root.resolve().name,
         cpu=host,
         devices=tuple(msgspec.structs.replace(device, index=index) for index, device in enumerate(visible)),
         driver_version=sysfs.text(root / "sys/module/amdgpu/version"),

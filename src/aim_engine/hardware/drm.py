@@ -68,7 +68,7 @@ def cards(root: Path) -> tuple[Card, ...]:
         if address is not None and ":" not in address:
             address = None
         pci_id = f"{device_id:04x}" if device_id else None
-        revision = sysfs.text(device / "revision")
+        revision = sysfs.integer(device / "revision")
         minor = _own_minor(device)
         found.append(
             Card(
@@ -77,8 +77,9 @@ def cards(root: Path) -> tuple[Card, ...]:
                 driver=uevent.get("DRIVER") or sysfs.link_name(device / "driver"),
                 address=address.lower() if address else None,
                 pci_id=pci_id,
-                revision=revision,
-                product=sysfs.text(device / "product_name") or identity.product_of(root, pci_id, revision),
+                revision=f"{revision:02x}" if revision is not None and revision >= 0 else None,
+                product=sysfs.text(device / "product_name")
+                or identity.product_of(root, pci_id, f"{revision or 0:02x}" if revision is not None else None),
                 vram_total_bytes=sysfs.integer(device / "mem_info_vram_total") or None,
                 vram_used_bytes=_count(device / "mem_info_vram_used"),
                 vis_vram_total_bytes=sysfs.integer(device / "mem_info_vis_vram_total") or None,

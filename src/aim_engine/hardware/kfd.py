@@ -94,7 +94,8 @@ def read(root: Path, overlay: Path | None = None) -> Kfd:
     cards = drm.cards(root)
     usable = tuple(card for card in cards if card.usable)
     partitions = _partitions(gpus)
-    dies = {pci_id: _dies(pci_id, overlay) for node in gpus if (pci_id := _pci_id(node)) is not None}
+    pci_ids = sorted({pci_id for node in gpus if (pci_id := _pci_id(node)) is not None})
+    dies = {pci_id: _dies(pci_id, overlay) for pci_id in pci_ids}
     devices = tuple(_device(i, node, cpus, partitions, usable, dies, overlay) for i, node in enumerate(gpus))
     if not devices:
         devices = tuple(_bare_device(index, card, overlay) for index, card in enumerate(usable))

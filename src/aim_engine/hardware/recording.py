@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,12 +28,16 @@ def opened(path: Path) -> Iterator[Path]:
         return
     if not is_file:
         raise InvalidInput(f"{path} does not exist", hint="give a folder that holds sys/, or a tar archive of one")
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="aim-engine-") as folder:
         _unpack(path, Path(folder))
         yield _root(Path(folder))
 
 
 def _unpack(path: Path, folder: Path) -> None:
+    import tarfile
+
     try:
         with tarfile.open(path) as archive:
             total = 0
