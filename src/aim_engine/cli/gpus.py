@@ -40,7 +40,9 @@ def gpus(root: Path | None, sources: tuple[Path, ...], as_json: bool) -> None:
     else:
         with recording.opened(root or Path(settings.sysfs_root)) as folder:
             recorded = None if root is None else root.name.removesuffix(".gz").removesuffix(".tar")
-            cluster = detect.detect(folder, run_tools=folder == detect.LIVE, overlay=overlay, readings=True, name=name)
+            cluster = detect.detect(
+                folder, run_tools=folder == detect.LIVE, overlay=overlay, readings=True, name=recorded
+            )
     if as_json:
         output.data(cluster)
         return
