@@ -1,10 +1,10 @@
 """The whole walk, read this first: a model and the hardware go in, a running, watched deployment comes out.
 
-    cluster, gpu = hardware(...)          what is there, or was asked for
-    spec = describe(...)                  what must run
-    plan = choose(...)                    the best recipe, with reasons
-    artifacts = render(plan, ...)         written out for its target (aim_engine.render)
-    deployment = up(plan, ...)            fetched, started, watched (aim_engine.deploy, aim_engine.monitor)
+cluster, gpu = hardware(...)          what is there, or was asked for
+spec = describe(...)                  what must run
+plan = choose(...)                    the best recipe, with reasons
+artifacts = render(plan, ...)         written out for its target (aim_engine.render)
+deployment = up(plan, ...)            fetched, started, watched (aim_engine.deploy, aim_engine.monitor)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Cluster, asked
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
+from aim_engine.perf.estimate import Estimate
 from aim_engine.planner.plan import Inputs, Plan
 from aim_engine.settings import Settings
 from aim_engine.workload import Objective, Slo, Workload
@@ -108,6 +109,24 @@ def select_for(request: Request, spec: ModelSpec, cluster: Cluster, gpu: Gpu, se
     )
 
 
+def expect(plan: Plan, workload: Workload, settings: Settings) -> Estimate | None:
+    """What the plan's recipe would do under other traffic than it was chosen for; None when it chose none."""
+    from aim_engine.perf import calibration, memory, predict
+    from aim_engine.perf.roofline import Model
+
+    if plan.chosen is None:
+        return None
+    recipe, inputs = plan.chosen.recipe, plan.inputs
+    coefficients = calibration.pick(calibration.load(overlay_dir(settings)), inputs.gpu)
+    breakdown = memory.breakdown(inputs.model, inputs.gpu, recipe, workload)
+    model = Model(inputs.model, inputs.gpu, recipe, workload, coefficients)
+    slots = predict.capacity(recipe, breakdown)
+    load, _ = predict.settle(model, slots, recipe.replicas, workload, inputs.slo, inputs.objective)
+    return predict.estimate(
+        inputs.model, inputs.gpu, recipe, workload, inputs.slo, coefficients, breakdown, model, load
+    )
+
+
 def engine_version(request: Request, settings: Settings, gpu: Gpu) -> str:
     """The release asked for, else the one in the settings, else the newest known that runs on this kind of device."""
     from aim_engine import backend
@@ -125,5 +144,7 @@ def overlay_dir(settings: Settings) -> Path | None:
         return None
     path = Path(settings.catalog_dir).expanduser()
     if not path.is_dir():
-        raise InvalidInput(f"the catalogue folder {path} does not exist", hint="aim-engine settings shows where it is set")
+        raise InvalidInput(
+            f"the catalogue folder {path} does not exist", hint="aim-engine settings shows where it is set"
+        )
     return path

@@ -69,6 +69,6 @@ def test_unknown_figures_are_not_read_as_zero() -> None:
 
 def test_a_prediction_is_compared_only_where_it_was_measured() -> None:
     candidate = chosen()
-    (comparison,) = rules.compare(candidate, {"tpot_ms": candidate.estimate.tpot_ms.value, "ttft_ms": None})
+    (comparison,) = rules.compare(candidate.estimate, {"tpot_ms": candidate.estimate.tpot_ms.value, "ttft_ms": None})
     assert comparison.kpi == "tpot_ms"
     assert comparison.inside_band

