@@ -1,0 +1,88 @@
+"""A Docker engine for tests: the one that answers here, else one started below a temporary folder."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+IMAGE = "aim-engine-test:1"
+HOST_FOLDERS = (("/usr", "/usr"), (sys.base_prefix, sys.base_prefix))
+"""What the test image shows of the host instead of holding it: programs, libraries, Python."""
+
+
+@contextmanager
+def engine(folder: Path) -> Iterator[str]:
+    """The address of a Docker engine, for DOCKER_HOST. Skips with the way to get one."""
+    docker = pytest.importorskip("docker", reason="pip install 'aim-engine[docker]'")
+    if _answers(docker):
+        yield os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+        return
+    if shutil.which("dockerd") is None:
+        pytest.skip("no Docker engine: apt-get install docker.io")
+    if os.geteuid() != 0:
+        pytest.skip("no Docker engine runs here, and starting one needs root")
+    had_link = Path("/sys/class/net/docker0").exists()
+    host = f"unix://{folder}/docker.sock"
+    command = [
+        "dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid",
+        "--host", host,
+    ]  # fmt: skip
+    with (folder / "dockerd.log").open("w") as log:
+        daemon = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 30
+        while not (folder / "docker.sock").exists():
+            if daemon.poll() is not None or time.monotonic() > deadline:
+                pytest.skip(f"dockerd does not start here: {(folder / 'dockerd.log').read_text()[-300:]}")
+            time.sleep(0.1)
+        yield host
+    finally:
+        daemon.terminate()
+        daemon.wait(timeout=30)
+        if not had_link:
+            subprocess.run(["ip", "link", "delete", "docker0"], check=False, capture_output=True)
+
+
+def _answers(docker: Any) -> bool:
+    try:
+        client = docker.from_env()
+    except docker.errors.DockerException:
+        return False
+    try:
+        client.ping()
+    except docker.errors.DockerException:
+        return False
+    finally:
+        client.close()
+    return True
+
+
+def make_image(host: str, path: str) -> None:
+    """An image of links into the host's folders, with `path` as its PATH."""
+    import docker
+
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name in ("bin", "lib", "lib64", "sbin"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.SYMTYPE, f"usr/{name}"
+            archive.addfile(entry)
+        for name in ("tmp", "etc", "root"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
+            archive.addfile(entry)
+    client = docker.DockerClient(base_url=host)
+    repository, tag = IMAGE.split(":")
+    client.api.import_image_from_data(content.getvalue(), repository=repository, tag=tag, changes=[f"ENV PATH={path}"])
+    client.close()
