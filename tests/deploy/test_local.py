@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,7 +22,6 @@ from aim_engine.deploy.runner import Deployment, ProcessRef
 from aim_engine.errors import EngineFailed, InvalidInput
 
 ENGINE = Path(__file__).parent.parent / "fake_engine.py"
-Launch = Callable[..., Deployment]
 
 
 def free_port() -> int:
@@ -66,6 +66,11 @@ def runner(store: Store) -> LocalRunner:
     return LocalRunner(store)
 
 
+def launch(runner: LocalRunner, wanted: Deployment, env: dict[str, str], **options: Any) -> Deployment:
+    (started,) = runner.launch([(wanted, env)], **options)
+    return started
+
+
 def session(started: Deployment) -> list[int]:
     assert started.supervisor is not None
     return process.session_members(started.supervisor.pid)
@@ -80,7 +85,7 @@ def wait_for(claim: Callable[[], bool], patience_s: float = 10.0) -> None:
 
 def test_an_engine_starts_answers_and_stops_without_remains(store: Store, runner: LocalRunner) -> None:
     said: list[str] = []
-    started = runner.launch(deployment(store), {"FAKE": "yes"}, timeout_s=20, progress=said.append)
+    started = launch(runner, deployment(store), {"FAKE": "yes"}, timeout_s=20, progress=said.append)
     assert started.state == "ready"
     assert started.ready_s is not None
     assert "loading weights" in said
@@ -100,7 +105,7 @@ def test_an_engine_gets_its_variables_but_not_our_python(
     store: Store, runner: LocalRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ENGINE.parent.parent / "src"))
-    started = runner.launch(deployment(store), {"FAKE": "yes"}, timeout_s=20)
+    started = launch(runner, deployment(store), {"FAKE": "yes"}, timeout_s=20)
     wait_for(lambda: any("environment" in line for line in runner.logs(started)))
     line = next(line for line in runner.logs(started) if line.startswith("environment"))
     assert line == f"environment: yes - cwd {store.folder('demo')}"
@@ -114,7 +119,7 @@ from aim_engine.deploy.local import LocalRunner
 from aim_engine.deploy.records import Store
 from aim_engine.deploy.runner import Deployment
 wanted = msgspec.json.decode({msgspec.json.encode(wanted)!r}, type=Deployment)
-LocalRunner(Store({str(store.root.parent)!r})).launch(wanted, {{}}, timeout_s=20)
+LocalRunner(Store({str(store.root.parent)!r})).launch([(wanted, {{}})], timeout_s=20)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
     found = store.load("demo")
@@ -125,14 +130,14 @@ LocalRunner(Store({str(store.root.parent)!r})).launch(wanted, {{}}, timeout_s=20
 
 
 def test_workers_that_ignore_sigterm_are_ended_too(store: Store, runner: LocalRunner) -> None:
-    started = runner.launch(deployment(store, behave=("workers",)), {}, timeout_s=20)
+    started = launch(runner, deployment(store, behave=("workers",)), {}, timeout_s=20)
     assert len(session(started)) == 4  # supervisor, engine, two workers
     runner.stop(started)
     assert session(started) == []
 
 
 def test_workers_end_when_the_engine_is_killed(store: Store, runner: LocalRunner) -> None:
-    started = runner.launch(deployment(store, behave=("workers",)), {}, timeout_s=20)
+    started = launch(runner, deployment(store, behave=("workers",)), {}, timeout_s=20)
     assert started.supervisor is not None
     engine = next(
         pid for pid in session(started) if "serve fake" in process.command_line(pid) and pid != started.supervisor.pid
@@ -152,7 +157,7 @@ def test_a_stubborn_engine_is_killed_after_its_grace(
     store: Store, runner: LocalRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "STOP_GRACE_S", 0.5)
-    started = runner.launch(deployment(store, behave=("stubborn",)), {}, timeout_s=20)
+    started = launch(runner, deployment(store, behave=("stubborn",)), {}, timeout_s=20)
     before = time.monotonic()
     runner.stop(started)
     assert session(started) == []
@@ -161,7 +166,7 @@ def test_a_stubborn_engine_is_killed_after_its_grace(
 
 def test_an_engine_that_dies_while_starting_is_explained(store: Store, runner: LocalRunner) -> None:
     with pytest.raises(EngineFailed) as caught:
-        runner.launch(deployment(store, behave=("die",)), {}, timeout_s=20)
+        launch(runner, deployment(store, behave=("die",)), {}, timeout_s=20)
     assert "died while it started" in caught.value.what
     assert caught.value.why == "the KV cache cannot hold one sequence of 8192 tokens"
     assert caught.value.hint is not None
@@ -175,14 +180,14 @@ def test_an_engine_that_dies_while_starting_is_explained(store: Store, runner: L
 
 def test_an_engine_that_never_gets_ready_is_stopped(store: Store, runner: LocalRunner) -> None:
     with pytest.raises(EngineFailed, match="was not ready after"):
-        runner.launch(deployment(store, behave=("hang",)), {}, timeout_s=1.5)
+        launch(runner, deployment(store, behave=("hang",)), {}, timeout_s=1.5)
     assert session(store.load("demo")) == []
 
 
 def test_a_program_that_does_not_exist_is_named(store: Store, runner: LocalRunner) -> None:
     wanted = msgspec.structs.replace(deployment(store), command=("/nowhere/vllm", "serve"))
     with pytest.raises(EngineFailed) as caught:
-        runner.launch(wanted, {}, timeout_s=20)
+        launch(runner, wanted, {}, timeout_s=20)
     assert "/nowhere/vllm" in str(caught.value.why)
 
 
@@ -197,7 +202,7 @@ from aim_engine.deploy.records import Store
 from aim_engine.deploy.runner import Deployment
 wanted = msgspec.json.decode({msgspec.json.encode(wanted)!r}, type=Deployment)
 try:
-    LocalRunner(Store({str(store.root.parent)!r})).launch(wanted, {{}}, timeout_s=60)
+    LocalRunner(Store({str(store.root.parent)!r})).launch([(wanted, {{}})], timeout_s=60)
 except KeyboardInterrupt:
     raise SystemExit(130)
 """
@@ -220,9 +225,9 @@ def _session_or_none(store: Store) -> list[int]:
 
 
 def test_a_taken_port_is_refused_with_its_owner(store: Store, runner: LocalRunner) -> None:
-    first = runner.launch(deployment(store), {}, timeout_s=20)
+    first = launch(runner, deployment(store), {}, timeout_s=20)
     with pytest.raises(InvalidInput) as caught:
-        runner.launch(deployment(store, name="second", port=first.port), {}, timeout_s=20)
+        launch(runner, deployment(store, name="second", port=first.port), {}, timeout_s=20)
     assert f"port {first.port} on 127.0.0.1 is in use" in caught.value.what
     assert "fake_engine.py" in str(caught.value.why)
     assert caught.value.hint is not None
@@ -231,15 +236,15 @@ def test_a_taken_port_is_refused_with_its_owner(store: Store, runner: LocalRunne
 
 
 def test_a_running_name_is_refused(store: Store, runner: LocalRunner) -> None:
-    runner.launch(deployment(store), {}, timeout_s=20)
+    launch(runner, deployment(store), {}, timeout_s=20)
     with pytest.raises(InvalidInput, match="already deployed"):
-        runner.launch(deployment(store), {}, timeout_s=20)
+        launch(runner, deployment(store), {}, timeout_s=20)
 
 
 def test_a_name_that_died_may_be_used_again(store: Store, runner: LocalRunner) -> None:
     with pytest.raises(EngineFailed):
-        runner.launch(deployment(store, behave=("die",)), {}, timeout_s=20)
-    again = runner.launch(deployment(store), {}, timeout_s=20)
+        launch(runner, deployment(store, behave=("die",)), {}, timeout_s=20)
+    again = launch(runner, deployment(store), {}, timeout_s=20)
     assert runner.status(again).state == "ready"
     assert not any("max seq len" in line for line in runner.logs(again))
 
@@ -268,8 +273,28 @@ def test_a_record_of_an_earlier_boot_counts_as_dead(store: Store, runner: LocalR
     assert "nobody saw it end" in status.detail
 
 
+def test_replicas_start_together_and_end_together(store: Store, runner: LocalRunner) -> None:
+    wanted: list[tuple[Deployment, dict[str, str]]] = [
+        (msgspec.structs.replace(deployment(store, name=f"demo-{n}", behave=("slow",)), group="demo"), {})
+        for n in range(2)
+    ]
+    before = time.monotonic()
+    started = runner.launch(wanted, timeout_s=20)
+    assert time.monotonic() - before < 8
+    assert store.members("demo") == ("demo-0", "demo-1")
+    assert store.members("demo-1") == ("demo-1",)
+    assert [runner.status(each).state for each in started] == ["ready", "ready"]
+
+
+def test_one_failing_replica_takes_the_others_along(store: Store, runner: LocalRunner) -> None:
+    good, bad = deployment(store, name="demo-0"), deployment(store, name="demo-1", behave=("die",))
+    with pytest.raises(EngineFailed, match="demo-1"):
+        runner.launch([(good, {}), (bad, {})], timeout_s=20)
+    assert [session(store.load(name)) for name in ("demo-0", "demo-1")] == [[], []]
+
+
 def test_following_a_log_ends_with_the_engine(store: Store, runner: LocalRunner) -> None:
-    started = runner.launch(deployment(store), {}, timeout_s=20)
+    started = launch(runner, deployment(store), {}, timeout_s=20)
     lines = runner.logs(started, lines=1, follow=True)
     assert next(lines)
     runner.stop(started)

@@ -23,7 +23,7 @@ def status(name: str | None, as_json: bool) -> int:
     settings = all_settings.load()
     store = Store(settings.state_dir)
     documents: list[dict[str, Any]] = []
-    for each in (name,) if name else store.names():
+    for each in store.members(name) if name else store.names():
         try:
             deployment = store.load(each)
             now = runner(deployment, store, settings).status(deployment)
@@ -33,18 +33,20 @@ def status(name: str | None, as_json: bool) -> int:
             documents.append({"name": each, "error": str(err), "hint": err.hint})
         else:
             documents.append({"name": each, "deployment": deployment, "status": now})
-    if name:
-        documents[0]["kpis"], documents[0]["kpis_error"] = _kpis(documents[0]["deployment"], documents[0]["status"])
+    for document in documents if name else ():
+        document["kpis"], document["kpis_error"] = _kpis(document["deployment"], document["status"])
     if as_json:
         output.data({"schema": "aim-engine/status/v1", "deployments": documents})
     elif name:
-        _show_one(documents[0])
+        for document in documents:
+            _show_one(document)
     elif documents:
         output.table(None, ("name", "model", "target", "state", "endpoint", "since", "detail"), map(_row, documents))
     else:
         output.text("nothing is deployed")
         output.next_step("aim-engine up HuggingFaceTB/SmolLM2-135M-Instruct")
-    return 1 if name and documents[0]["status"].state in ("failed", "died", "stopped", "unresponsive") else 0
+    bad = ("failed", "died", "stopped", "unresponsive")
+    return 1 if name and any(document["status"].state in bad for document in documents) else 0
 
 
 @click.command(epilog="Example: aim-engine logs smollm2-135m-instruct --lines 50")
@@ -58,7 +60,10 @@ def logs(name: str, follow: bool, lines: int, as_json: bool) -> None:
         raise InvalidInput("--follow has no end and so no JSON document", hint="drop --json")
     settings = all_settings.load()
     store = Store(settings.state_dir)
-    deployment = store.load(name)
+    members = store.members(name)
+    if len(members) > 1:
+        raise InvalidInput(f"{name} has {len(members)} replicas", hint=f"name one of {', '.join(members)}")
+    deployment = store.load(members[0])
     found = runner(deployment, store, settings).logs(deployment, lines=lines, follow=follow)
     if as_json:
         output.data({"schema": "aim-engine/log/v1", "name": name, "lines": list(found)})
@@ -78,7 +83,7 @@ def down(name: str | None, everything: bool, yes: bool, as_json: bool) -> int:
         raise InvalidInput("say which deployment to stop", hint="aim-engine down NAME, or aim-engine down --all")
     settings = all_settings.load()
     store = Store(settings.state_dir)
-    targets = store.names() if everything else (store.load(str(name)).name,)
+    targets = store.names() if everything else store.members(str(name))
     if everything and targets and not yes:
         output.note(f"this stops {', '.join(targets)}")
         click.confirm("Go on?", abort=True, err=True)

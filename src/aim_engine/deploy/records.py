@@ -32,7 +32,7 @@ class Store:
     """The deployments of one user on one machine."""
 
     def __init__(self, state_dir: str | Path) -> None:
-        self.root = Path(state_dir).expanduser() / "deployments"
+        self.root = Path(state_dir).expanduser().absolute() / "deployments"
 
     def folder(self, name: str) -> Path:
         """The folder of a deployment, which need not exist. Raises: InvalidInput for a name that is no DNS label."""
@@ -50,6 +50,22 @@ class Store:
             return tuple(sorted(path.parent.name for path in self.root.glob("*/deployment.json")))
         except OSError as err:
             raise Unreachable(f"{self.root} cannot be read", why=err.strerror) from err
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """The records that a name means: its own, or those of all replicas of the deployment called so.
+
+        Raises: InvalidInput when there are none.
+        """
+        if (self.folder(name) / "deployment.json").exists():
+            return (name,)
+        found = []
+        for each in self.names():
+            with contextlib.suppress(Corrupt):  # named by `status`; here it only means that it is none of these
+                if self.load(each).group == name:
+                    found.append(each)
+        if not found:
+            raise self._unknown(name)
+        return tuple(found)
 
     def load(self, name: str) -> Deployment:
         """One record. Raises: InvalidInput when there is none (with close names), Corrupt when it cannot be read."""

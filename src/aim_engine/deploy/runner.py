@@ -38,6 +38,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", 
     model_id: str
     served_as: str
     """The name requests must use."""
+    group: str = ""
+    """Name of the deployment this is one replica of; empty when it is the only one."""
     engine: str
     engine_version: str
     state: Literal["starting", "ready", "failed", "stopped", "applied"]
@@ -99,7 +101,8 @@ class Runner(Protocol):
     def start(self, plan: Plan, options: Options, progress: Progress) -> Deployment:
         """Start `plan` and wait until it is ready. Raises: EngineFailed, Unreachable, InvalidInput.
 
-        Interrupted, or on any error, nothing it started is left running.
+        Interrupted, or on any error, nothing it started is left running. Of several replicas on one host the first is
+        returned; each has a record of its own, all with the same `group`.
         """
         ...
 
