@@ -92,7 +92,7 @@ def read(root: Path, overlay: Path | None = None) -> Kfd:
                 _Node(number=number, properties=properties, vram_bytes=vram_bytes, links=_links(number, folder))
             )
     cards = drm.cards(root)
-    usable = tuple(card for card in cards if card.usable)
+    usable = tuple(card for card in cards if card.usable and not _without_compute(card, overlay))
     partitions = _partitions(gpus)
     pci_ids = sorted({pci_id for node in gpus if (pci_id := _pci_id(node)) is not None})
     dies = {pci_id: _dies(pci_id, overlay) for pci_id in pci_ids}
@@ -111,7 +111,7 @@ def read(root: Path, overlay: Path | None = None) -> Kfd:
             *_unreadable(unreadable),
             *_incomplete(devices, dies),
             *_unknown(devices),
-            *_other_drivers(cards),
+            *_unused(cards, devices, overlay),
         ),
     )
 
@@ -429,21 +429,30 @@ def _unknown(devices: Sequence[Device]) -> list[Finding]:
     return found
 
 
-def _other_drivers(cards: Iterable[drm.Card]) -> list[Finding]:
-    """AMD cards that ROCm cannot use because another driver has them."""
+def _without_compute(card: drm.Card, overlay: Path | None) -> bool:
+    """True for the generation that KFD never supported (Southern Islands), also under amdgpu."""
+    known = identity.of(card.pci_id, card.revision, overlay)
+    return known is not None and (known.arch or "").startswith("gfx60")
+
+
+def _unused(cards: Iterable[drm.Card], devices: Sequence[Device], overlay: Path | None) -> list[Finding]:
+    """AMD cards that serve no models here, and why."""
     found = []
+    packages = {package_of(device.bdf) for device in devices if device.bdf is not None}
     for card in cards:
-        if card.usable:
+        known = identity.of(card.pci_id, card.revision, overlay)
+        name = f"{card.name} ({card.product or (known.product if known else f'PCI id {card.pci_id}')})"
+        if not card.usable:
+            message = f"{name} runs under the driver {card.driver}, which ROCm cannot use"
+            remedy = "only cards under amdgpu serve models"
+        elif _without_compute(card, overlay):
+            message, remedy = f"{name} has no compute support", "nothing to do: its generation is too old"
+        elif card.address is not None and packages and package_of(card.address) not in packages:
+            message = f"{name} is under amdgpu, but the compute topology does not list it"
+            remedy = "check the driver's log, and which devices this container may use"
+        else:
             continue
-        known = identity.of(card.pci_id, card.revision)
-        name = card.product or (known.product if known else f"PCI id {card.pci_id}")
         found.append(
-            Finding(
-                id="HW004",
-                severity="warning",
-                message=f"{card.name} ({name}) runs under the driver {card.driver}, which ROCm cannot use",
-                evidence=card.address or "",
-                remedy="only cards under amdgpu serve models",
-            )
+            Finding(id="HW004", severity="warning", message=message, evidence=card.address or "", remedy=remedy)
         )
     return found

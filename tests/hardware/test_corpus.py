@@ -1,0 +1,304 @@
+"""Recordings of real machines by others, found by glob under AIM_ENGINE_CORPUS and compared with the expected.json beside each.
+
+Every key of an expected.json that is in the vocabulary below is compared, whatever the recording; null means that the recording
+does not say, and then we must not say either. Keys outside the vocabulary are remarks or belong to other sources.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aim_engine.errors import Corrupt
+from aim_engine.hardware import amdsmi, catalog, detect, drm, identity, kfd, recording, sensors
+from aim_engine.hardware.cluster import Device
+
+pytestmark = pytest.mark.corpus
+CORPUS = os.environ.get("AIM_ENGINE_CORPUS", "")
+Compare = Callable[[Any, Any], None]
+
+
+def recordings(kind: str) -> list[Any]:
+    found = sorted(Path(CORPUS).glob(f"hardware/{kind}/*/expected.json")) if CORPUS else []
+    if not found:
+        reason = f"no recordings at AIM_ENGINE_CORPUS={CORPUS}" if CORPUS else "AIM_ENGINE_CORPUS is not set"
+        return [pytest.param(Path(), marks=pytest.mark.skip(reason=reason), id="none")]
+    return [pytest.param(path.parent, id=path.parent.name) for path in found]
+
+
+def compare(expected: Mapping[str, Any], vocabulary: Mapping[str, Callable[[Any], Any]]) -> None:
+    """Each known key against what we found; all differences at once."""
+    wrong = []
+    for key, find in vocabulary.items():
+        if key in expected:
+            found = find(expected[key])
+            if found != expected[key]:
+                wrong.append(f"{key}: expected {expected[key]!r}, found {found!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+def one(values: Sequence[Any]) -> Any:
+    """The value all devices share; the list of them where they differ."""
+    return values[0] if len(set(map(str, values))) == 1 else list(values)
+
+
+def says_same_product(expected: str, found: str) -> bool:
+    """Model numbers in common, or else words: recorders and the maker spell names differently."""
+    numbers = set(re.findall(r"\d{2,}", expected)) & set(re.findall(r"\d{2,}", found))
+    words = {word.lower() for word in re.findall(r"[A-Za-z]{3,}", expected)} - {
+        "amd",
+        "radeon",
+        "series",
+        "graphics",
+        "apu",
+    }
+    return bool(numbers or words & {word.lower() for word in re.findall(r"[A-Za-z]{3,}", found)})
+
+
+@pytest.mark.parametrize("folder", recordings("kfd_trees"))
+def test_compute_topologies_are_read_as_expected(folder: Path) -> None:
+    expected = json.loads((folder / "expected.json").read_text())
+    with recording.opened(folder / "sys.tar.gz") as root:
+        shown = kfd.read(root)
+        named = detect.detect(root, run_tools=False).devices
+    devices = shown.devices
+    packages = Counter(kfd.package_of(device.bdf or "") for device in devices)
+    of_kernel = [device.arch if device.sources.get("arch") == "kfd" else None for device in devices]
+    between = {
+        kind: {
+            link.weight
+            for link in shown.links
+            if (one_end := by_node(devices, link.source))
+            and (other := by_node(devices, link.target))
+            and kind == relation(one_end, other, link.kind)
+        }
+        for kind in ("same package", "other package", "xgmi")
+    }
+    to_cpu = {link.weight for link in shown.links if link.kind == "pcie" and by_node(devices, link.target) is None}
+    xgmi_rates = {link.bandwidth_bytes_s for link in shown.links if link.kind == "xgmi" and link.bandwidth_bytes_s}
+
+    def physical(wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        found = []
+        for entry in wanted:
+            members = [device for device in devices if kfd.package_of(device.bdf or "") == kfd.package_of(entry["bdf"])]
+            first = members[0] if members else None
+            facts = {
+                "bdf": kfd.package_of(first.bdf or "") if first else None,
+                "partitions": len(members),
+                "numa_cpu_node": first.numa_node if first else None,
+                "kfd_node": first.kfd_node if first else None,
+                "render_minor": first.render_minor if first else None,
+                "hive": next(
+                    (name for name, value in expected.get("hives", {}).items() if first and value == first.hive), None
+                ),
+            }
+            found.append({key: facts.get(key, value) for key, value in entry.items()})
+        return found
+
+    hives = {device.hive for device in devices if device.hive is not None}
+    compare(
+        expected,
+        {
+            "cpu_nodes": lambda _: shown.cpu_nodes,
+            "cpu_cores_per_node": lambda _: shown.cpu_cores_per_node,
+            "gpu_nodes_logical": lambda _: len(devices),
+            "gpu_physical": lambda wanted: len(packages) if wanted is not None else None,
+            "gpu_physical_by_bdf": lambda _: len(packages),
+            "gpu_physical_by_unique_id": lambda _: len({device.uuid for device in devices}),
+            "physical": physical,
+            "product": lambda wanted: (
+                wanted if all(says_same_product(wanted, d.product) for d in named) else named[0].product
+            ),
+            "pci_device_id": lambda _: f"0x{one([device.pci_id for device in devices])}",
+            "gfx": lambda _: one(of_kernel),
+            "gfx_by_device_id": lambda _: one([device.arch for device in devices]),
+            "cu_per_logical": lambda _: one([device.compute_units for device in devices]),
+            "cu_per_physical_if_whole": lambda _: one(
+                [gpu.compute_units for gpu in catalog.sharing(devices[0].pci_id)]
+            ),
+            "compute_partition": lambda _: one([device.partition for device in devices]),
+            "memory_partition": lambda _: one([device.memory_partition for device in devices]),
+            "vram_bytes_per_logical": lambda wanted: (
+                [device.memory_total_bytes for device in devices]
+                if isinstance(wanted, list)
+                else one([device.memory_total_bytes for device in devices])
+            ),
+            "system_memory_bytes": lambda _: shown.system_memory_bytes,
+            "xgmi_hives": lambda _: len(hives),
+            "hives": lambda wanted: wanted if set(wanted.values()) == hives else sorted(hives),
+            "link_weight_same_package": lambda _: (
+                one(sorted(map(str, between["same package"]))) and only(between["same package"])
+            ),
+            "link_weight_other_package": lambda _: only(between["other package"]),
+            "xgmi_weight": lambda _: only(between["xgmi"]),
+            "xgmi_max_bandwidth_mbps": lambda _: only({rate // 10**6 for rate in xgmi_rates}),
+            "cpu_link_weight": lambda _: only(to_cpu),
+            "render_minors": lambda wanted: (
+                [min(minors(devices)), max(minors(devices))] if len(wanted) == 2 else minors(devices)
+            ),
+        },
+    )
+
+
+def by_node(devices: Sequence[Device], node: int) -> Device | None:
+    return next((device for device in devices if device.kfd_node == node), None)
+
+
+def relation(first: Device, second: Device, kind: str) -> str:
+    if kind != "xgmi" or first is second:
+        return "none"
+    if first.partition in (None, "SPX"):
+        return "xgmi"
+    return "same package" if kfd.package_of(first.bdf or "") == kfd.package_of(second.bdf or "") else "other package"
+
+
+def only(values: set[Any]) -> Any:
+    return next(iter(values)) if len(values) == 1 else sorted(values, key=str)
+
+
+def minors(devices: Sequence[Device]) -> list[int]:
+    return [device.render_minor for device in devices if device.render_minor is not None]
+
+
+@pytest.mark.parametrize("folder", recordings("sysfs_cards"))
+def test_cards_are_read_as_expected(folder: Path) -> None:
+    expected = json.loads((folder / "expected.json").read_text())
+    with recording.opened(folder / "sys.tar.gz") as root:
+        card = next(card for card in drm.cards(root) if card.address == expected.get("bdf", card.address))
+        readings = sensors.read(card.folder)
+        shown = kfd.read(root)
+        cluster = detect.detect(root, run_tools=False)
+        kfd_present = (root / kfd.TOPOLOGY).is_dir()
+    known = identity.of(card.pci_id, card.revision)
+    device = next((device for device in shown.devices if device.bdf == card.address), None)
+    named = next((device for device in cluster.devices if device.bdf == card.address), None)
+    product = named.product if named is not None else (known.product if known else "")
+
+    def header(_: object) -> dict[str, int] | None:
+        if readings.metrics is None:
+            return None
+        return {name: getattr(readings.metrics, name) for name in readings.metrics.__struct_fields__}
+
+    def places(found: Mapping[str, float]) -> Callable[[Mapping[str, float]], dict[str, float | None]]:
+        return lambda wanted: (
+            {place: found.get(place.split()[0]) for place in wanted} if len(wanted) == len(found) else dict(found)
+        )
+
+    compare(
+        expected,
+        {
+            "driver": lambda _: card.driver,
+            "pci_id": lambda wanted: f"1002:{card.pci_id.upper()}" if card.pci_id else None,
+            "bdf": lambda _: card.address,
+            "product": lambda wanted: wanted if says_same_product(wanted, product) else product,
+            "rocm_capable": lambda _: named is not None,
+            "apu": lambda _: bool(known and known.apu),
+            "gfx": lambda _: device.arch if device else None,
+            "gfx_by_device_id": lambda _: device.arch if device else None,
+            "cu": lambda _: device.compute_units if device else None,
+            "vram_total_bytes": lambda _: card.vram_total_bytes,
+            "vram_used_bytes": lambda _: card.vram_used_bytes,
+            "vis_vram_total_bytes": lambda _: card.vis_vram_total_bytes,
+            "gtt_total_bytes": lambda _: card.gtt_total_bytes,
+            "kfd_mem_bank_bytes": lambda _: device.memory_total_bytes if device else None,
+            "usable_for_rocm_bytes": lambda _: device.memory_total_bytes if device else None,
+            "system_memory_bytes": lambda _: shown.system_memory_bytes,
+            "kfd_present": lambda _: kfd_present,
+            "unique_id": lambda _: card.unique_id,
+            "numa_node": lambda _: card.numa_node,
+            "temp_c": places(readings.temperature_c),
+            "temp_crit_c": places(readings.temperature_critical_c),
+            "temp_emergency_c": places(readings.temperature_emergency_c),
+            "power_w": lambda _: readings.power_w,
+            "power_cap_w": lambda _: readings.power_cap_w,
+            "power_cap_min_w": lambda _: readings.power_cap_min_w,
+            "power_cap_max_w": lambda _: readings.power_cap_max_w,
+            "power_cap_default_w": lambda _: readings.power_cap_default_w,
+            "power_caps": lambda _: readings.power_caps_w,
+            "gpu_busy_percent": lambda _: readings.gpu_busy_percent,
+            "mem_busy_percent": lambda _: readings.mem_busy_percent,
+            "sclk_levels_mhz": lambda _: list(readings.sclk_levels_mhz),
+            "sclk_current_mhz": lambda _: readings.sclk_mhz,
+            "link": lambda _: readings.link,
+            "gpu_metrics_header": header,
+            "power_dpm_force_performance_level": lambda _: readings.performance_level,
+            "pcie_replay_count": lambda _: readings.pcie_replay_count,
+            "vram_vendor": lambda _: readings.vram_vendor,
+        },
+    )
+
+
+@pytest.mark.parametrize("folder", recordings("amd_smi"))
+def test_outputs_of_amd_smi_are_read_as_expected(folder: Path) -> None:
+    expected = json.loads((folder / "expected.json").read_text())
+    texts = {
+        path.name: path.read_text("utf-8", "replace")
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".json", ".txt", ".csv")
+    }
+    outputs: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        if name == "expected.json" or name.startswith("rocm-smi"):
+            continue
+        try:
+            amdsmi.parse(text)
+        except Corrupt:
+            continue
+        outputs.setdefault(Path(name).suffix, []).append(text)
+    assert outputs, f"nothing of {sorted(texts)} could be read"
+    devices = amdsmi.parse(
+        *outputs.get(".json", []), *outputs.get(".txt", []), *([] if ".json" in outputs else outputs.get(".csv", []))
+    )
+    first = devices[0]
+    readings = first.readings or sensors.Readings()
+    names = {"hotspot": "junction", "vram": "mem"}
+
+    def places(found: Mapping[str, float]) -> Callable[[Any], Any]:
+        def find(wanted: Any) -> Any:
+            if not isinstance(wanted, dict):
+                return next(iter(found.values()), None)
+            return {place: found.get(str(names.get(place, place))) for place in wanted}
+
+        return find
+
+    def partition(_: object) -> str | None:
+        return "/".join(part for part in (first.partition, first.memory_partition) if part) or None
+
+    compare(
+        expected,
+        {
+            "gpu_count": lambda _: len(devices),
+            "gpu_count_json": lambda _: len(amdsmi.parse(*outputs[".json"])),
+            "gpu_count_csv": lambda _: len(amdsmi.parse(*outputs[".csv"])),
+            "gpu_count_in_pod": lambda _: len(devices),
+            "name": lambda _: first.product,
+            "device_id": lambda _: f"0x{first.pci_id}" if first.pci_id else None,
+            "gfx": lambda _: first.arch,
+            "gfx_from_amd_smi": lambda _: first.arch,
+            "cu": lambda _: first.compute_units,
+            "bdf": lambda _: first.bdf,
+            "uuid": lambda _: first.uuid,
+            "numa_node": lambda _: first.numa_node,
+            "partition": partition,
+            "vram_bytes": lambda _: first.memory_total_bytes,
+            "vram_total_mib": lambda _: (first.memory_total_bytes or 0) // 2**20 or None,
+            "vram_used_mib": lambda _: (
+                first.memory_used_bytes // 2**20 if first.memory_used_bytes is not None else None
+            ),
+            "power_w": lambda _: readings.power_w,
+            "power_cap_w": lambda _: readings.power_cap_w,
+            "power_cap_min_w": lambda _: readings.power_cap_min_w,
+            "power_cap_max_w": lambda _: readings.power_cap_max_w,
+            "temp_c": places(readings.temperature_c),
+            "temp_slowdown_c": places(readings.temperature_critical_c),
+            "temp_shutdown_c": places(readings.temperature_emergency_c),
+            "busy": lambda _: readings.gpu_busy_percent,
+        },
+    )
