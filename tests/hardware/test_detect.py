@@ -74,6 +74,7 @@ def test_the_processors_own_graphics_beside_a_card_are_reported(tmp_path: Path) 
     cluster = detect.detect(machines.radeon(tmp_path, with_igpu=True), run_tools=False)
     assert len(cluster.devices) == 2
     assert "HIP_VISIBLE_DEVICES" in findings(cluster)["HW007"].remedy
+    assert "HW009" not in findings(cluster)
 
 
 def test_shared_memory_is_limited_to_what_is_free_now(tmp_path: Path) -> None:

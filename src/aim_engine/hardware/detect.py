@@ -253,9 +253,13 @@ def _remarks(devices: Sequence[Device], overlay: Path | None) -> list[Finding]:
 def _uncatalogued(devices: Sequence[Device], overlay: Path | None) -> list[Finding]:
     """Devices whose figures are not known, so that plans leave them out."""
     found = []
-    for key in sorted({(d.product, d.pci_id or "", d.revision or "") for d in devices if d.gpu is None}):
+    unknown = [device for device in devices if device.gpu is None]
+    if len(unknown) < len(devices):
+        # A processor's own graphics beside a card get a remark of their own.
+        unknown = [d for d in unknown if not ((known := identity.of(d.pci_id, None, overlay)) and known.apu)]
+    for key in sorted({(d.product, d.pci_id or "", d.revision or "") for d in unknown}):
         product, pci_id, revision = key
-        members = [d.index for d in devices if (d.product, d.pci_id or "", d.revision or "") == key and d.gpu is None]
+        members = [d.index for d in unknown if (d.product, d.pci_id or "", d.revision or "") == key]
         candidates = [gpu.name for gpu in catalog.sharing(pci_id or None, revision or None, overlay)]
         remedy = "describe it in gpus/NAME.yaml of your catalogue folder"
         message = f"{product} ({pci_id or 'no PCI id'}) is not in the catalogue: plans leave it out"
