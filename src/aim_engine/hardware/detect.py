@@ -430,10 +430,12 @@ def _renumbered(weights: Mapping[str, int], kept: Sequence[int]) -> dict[str, in
 
 def _access(root: Path, devices: Sequence[Device]) -> list[Finding]:
     """Whether this process could open what ROCm opens; device files are only asked of the live machine."""
-    folders = sysfs.children(root / "sys/bus/pci/devices")
-    present = sorted(folder.name for folder in folders if _is_amd_gpu(folder))
-    unbound = [card for card in drm.cards(root) if not card.usable]
-    if not devices and len(present) > len(unbound):
+    if not devices:
+        folders = sysfs.children(root / "sys/bus/pci/devices")
+        present = sorted(folder.name for folder in folders if _is_amd_gpu(folder))
+        explained = [card for card in drm.cards(root) if not card.usable] if present else []
+        if len(present) <= len(explained):
+            return []
         return [
             Finding(
                 id="HST004",
@@ -443,7 +445,7 @@ def _access(root: Path, devices: Sequence[Device]) -> list[Finding]:
                 remedy="install the amdgpu driver, or pass /dev/kfd and /dev/dri into the container",
             )
         ]
-    if root != LIVE or not devices:
+    if root != LIVE:
         return []
     node = root / "dev/kfd"
     if not node.exists():
