@@ -100,7 +100,7 @@ class _Page(BaseHTTPRequestHandler):
 def serving(**pages: tuple[int, str]) -> Iterator[str]:
     handler = type("Handler", (_Page,), {"pages": {f"/{path}": reply for path, reply in pages.items()}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
         yield f"127.0.0.1:{server.server_port}"

@@ -1,0 +1,169 @@
+"""A small Kubernetes API for tests: keeps objects, rolls Deployments out, and can be told to misbehave."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+
+_PATH = re.compile(
+    r"/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+/[^/]+))(?:/namespaces/(?P<namespace>[^/]+))?(?:/(?P<plural>[^/]+))?(?:/(?P<name>[^/]+))?(?P<log>/log)?$"
+)
+CRASH = {
+    "containerStatuses": [
+        {
+            "name": "vllm", "image": "x", "imageID": "x", "ready": False, "restartCount": 3,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}},
+        }
+    ]
+}  # fmt: skip
+UNSCHEDULABLE = {
+    "conditions": [
+        {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": "0/3 nodes: Insufficient amd.com/gpu",
+        }
+    ]
+}
+
+
+class Cluster:
+    """What the API holds, and how it behaves."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.namespaces = {"default"}
+        self.refuse: dict[str, tuple[int, str]] = {}
+        """Plural -> (status, message) given to every write of it."""
+        self.polls_until_ready = 2
+        self.pod_status: dict[str, Any] = {}
+        """Status of every pod; with one, Deployments never become available."""
+        self.log = "line 1\nline 2\nline 3\n"
+        self.writes: list[str] = []
+
+    def names(self) -> list[str]:
+        return sorted(f"{plural}/{name}" for plural, _, name in self.objects)
+
+    def answer(self, method: str, url: str, body: Any) -> tuple[int, Any]:
+        parts = urlsplit(url)
+        match = _PATH.match(parts.path)
+        if match is None:
+            return 404, _status(404, f"no path {parts.path}")
+        plural, namespace, name = match["plural"] or "namespaces", match["namespace"] or "", match["name"] or ""
+        query = parse_qs(parts.query)
+        if match["plural"] is None and match["namespace"]:
+            return (
+                (200, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+                if namespace in self.namespaces
+                else (404, _status(404, f'namespaces "{namespace}" not found'))
+            )
+        if match["log"]:
+            return 200, self.log
+        if method in ("PATCH", "DELETE") and plural in self.refuse:
+            code, message = self.refuse[plural]
+            return code, _status(code, message)
+        key = (plural, namespace, name)
+        if method == "PATCH":
+            self.writes.append(f"{plural}/{name} {query.get('fieldManager')} {query.get('force')}")
+            body["metadata"] |= {"uid": "1", "generation": 1, "namespace": namespace}
+            self.objects[key] = body
+            return 200, body
+        if method == "DELETE":
+            return (200, _status(200, "ok")) if self.objects.pop(key, None) else (404, _status(404, "not found"))
+        if name:
+            found = self.objects.get(key)
+            if found is None:
+                return 404, _status(404, f'{plural} "{name}" not found')
+            if plural == "deployments":
+                self._roll_out(found)
+            return 200, found
+        return 200, {"apiVersion": "v1", "kind": "List", "metadata": {}, "items": self._list(plural, namespace, query)}
+
+    def _roll_out(self, deployment: dict[str, Any]) -> None:
+        self.polls_until_ready -= 1
+        ready = self.polls_until_ready <= 0 and not self.pod_status
+        count = deployment["spec"]["replicas"] if ready else 0
+        deployment["status"] = {
+            "observedGeneration": 1,
+            "updatedReplicas": deployment["spec"]["replicas"],
+            "availableReplicas": count,
+        }
+
+    def _list(self, plural: str, namespace: str, query: dict[str, list[str]]) -> list[dict[str, Any]]:
+        wanted = dict(pair.split("=") for pair in unquote(query.get("labelSelector", [""])[0]).split(",") if pair)
+        if plural == "pods":
+            return [
+                {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "metadata": {"name": f"{name}-0", "namespace": namespace},
+                    "status": self.pod_status,
+                }
+                for kind, where, name in self.objects
+                if kind == "deployments" and where == namespace and name == wanted.get("app.kubernetes.io/instance")
+            ]
+        return [
+            each
+            for (kind, where, _), each in self.objects.items()
+            if kind == plural and where == namespace and wanted.items() <= each["metadata"].get("labels", {}).items()
+        ]
+
+
+def _status(code: int, message: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Status", "status": "Failure", "message": message, "code": code, "reason": "x"}
+
+
+@contextmanager
+def serving(cluster: Cluster, kubeconfig: Path) -> Iterator[str]:
+    """Serve `cluster` and write the kubeconfig that leads to it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = yaml.safe_load(self.rfile.read(length)) if length else None
+            status, document = cluster.answer(self.command, self.path, body)
+            content = document.encode() if isinstance(document, str) else json.dumps(document).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain" if isinstance(document, str) else "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_PATCH = do_DELETE = _answer  # noqa: N815 - the base class names them so
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    kubeconfig.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "test",
+                "clusters": [{"name": "test", "cluster": {"server": address}}],
+                "users": [{"name": "test", "user": {}}],
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            }
+        )
+    )
+    try:
+        yield address
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
