@@ -6,8 +6,10 @@ from aim_engine.cli import output
 from aim_engine.kpi import names
 from aim_engine.kpi.names import Kpi
 from aim_engine.monitor.report import KpiReport, Reading
-from aim_engine.monitor.window import Quantile
 from aim_engine.units import format_ms
+
+FEW = 20
+"""Quantiles of fewer observations say more about the buckets than about the engine."""
 
 
 def show(report: KpiReport, title: str | None = None) -> None:
@@ -21,7 +23,7 @@ def show(report: KpiReport, title: str | None = None) -> None:
             (
                 kpi.label,
                 format_value(kpi, reading),
-                *(_quantile(reading.quantiles.get(which)) for which in ("p50", "p90", "p99")),
+                *(_quantile(reading, which) for which in ("p50", "p90", "p99")),
                 _count(reading),
             )
         )
@@ -45,9 +47,10 @@ def format_value(kpi: Kpi, reading: Reading) -> str:
     return f"{reading.value:.2f} {kpi.unit}" if reading.value < 10 else f"{reading.value:.1f} {kpi.unit}"
 
 
-def _quantile(quantile: Quantile | None) -> str:
+def _quantile(reading: Reading, which: str) -> str:
     """As far as the engine's buckets tell: in the first and the last one there is only one edge."""
-    if quantile is None:
+    quantile = reading.quantiles.get(which)
+    if quantile is None or (reading.count or 0) < FEW:
         return ""
     if quantile.high is None:
         return f"> {format_ms(quantile.low)}"
