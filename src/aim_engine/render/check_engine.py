@@ -1,0 +1,252 @@
+"""The engine inside a container: image, entry point, arguments, environment and secrets, whoever wrote them down."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from aim_engine.backend.base import Backend
+from aim_engine.errors import InvalidInput
+from aim_engine.hardware.cluster import Finding
+
+OFFICIAL = "vllm/vllm-openai-rocm"
+OLD_ROCM = ("rocm/vllm", "rocm/vllm-dev")
+CUDA = "vllm/vllm-openai"
+DOCKERFILE = "vllm-project/vllm:docker/Dockerfile.rocm@v0.33.0"
+_RELEASE = re.compile(r"^v?(\d+\.\d+(?:\.\d+)?)$|vllm[_-]v?(\d+\.\d+(?:\.\d+)?)")
+_FLOATING = re.compile(r"latest|nightly|main|master|dev|base|instinct_main", re.IGNORECASE)
+_PINNED_NIGHTLY = re.compile(r"nightly-[0-9a-f]{40}")
+_SECRET_NAME = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD|CREDENTIALS?)$")
+_NOT_SECRET = ("HF_TOKEN_PATH",)
+_SECRET_FLAGS = ("--api-key", "--hf-token")
+_SHELLS = ("sh", "bash", "dash", "ash")
+
+
+class Container(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody wants to start, in the words that Docker, Compose and Kubernetes share."""
+
+    where: str
+    """How to find it: a path in a document, or a service's name."""
+    image: str
+    entrypoint: tuple[str, ...] | None = None
+    """What replaces the image's own; None keeps it."""
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = {}
+    """Values that are written down; those from secrets are left out."""
+
+
+class Engine(msgspec.Struct, frozen=True, kw_only=True):
+    """The vLLM command that a container runs."""
+
+    args: tuple[str, ...]
+    version: str
+    """The release its arguments were checked against."""
+    gpus: int
+    """Devices it spreads over."""
+
+
+def check(container: Container, backend: Backend, version: str | None) -> tuple[Engine | None, tuple[Finding, ...]]:
+    """The engine in `container`, None when it is another program, and what is wrong. `version` overrides the image's tag."""
+    repository, tag, digest = split_image(container.image)
+    found: list[Finding] = [*_image(container, repository, tag, digest), *_secrets(container)]
+    args, entry_findings = _engine_args(container, repository)
+    found += entry_findings
+    if args is None:
+        return None, tuple(found)
+    release, note = _release(tag, backend, version)
+    found += [_at(container, "args", note)] if note is not None else []
+    found += [_at(container, "args", finding) for finding in backend.check(args, dict(container.env), release)]
+    if args and not _names_model(args):
+        found.append(
+            _at(
+                container,
+                "args",
+                _finding("MOD006", "warning", "no model is named", "give the model first, or --model"),
+            )
+        )
+    return Engine(args=args, version=release, gpus=spread(args)), tuple(found)
+
+
+def spread(args: tuple[str, ...]) -> int:
+    """Devices that the arguments ask for: tensor x pipeline x data parallel."""
+    total = 1
+    for names in (
+        ("--tensor-parallel-size", "-tp"),
+        ("--pipeline-parallel-size", "-pp"),
+        ("--data-parallel-size", "-dp"),
+    ):
+        value = option(args, *names)
+        total *= int(value) if value is not None and value.isdecimal() and int(value) > 0 else 1
+    return total
+
+
+def option(args: tuple[str, ...], *names: str) -> str | None:
+    """The value given for one of `names`, `--a b`, `--a=b` and `--a_b c` alike; None when it is not given."""
+    found = None
+    for index, word in enumerate(args):
+        name, equals, value = word.partition("=")
+        plain = name.replace("_", "-") if name.startswith("--") else name
+        if plain in names:
+            found = value if equals else args[index + 1] if index + 1 < len(args) else None
+    return found
+
+
+def split_image(reference: str) -> tuple[str, str | None, str | None]:
+    """Repository, tag and digest of an image reference; the default registry's name is left out."""
+    rest, _, digest = reference.partition("@")
+    head, colon, tag = rest.rpartition(":")
+    if not colon or "/" in tag:
+        head, tag = rest, ""
+    for prefix in ("docker.io/", "index.docker.io/"):
+        head = head.removeprefix(prefix)
+    return head, tag or None, digest or None
+
+
+def _image(container: Container, repository: str, tag: str | None, digest: str | None) -> Iterator[Finding]:
+    name = container.image
+    if repository in OLD_ROCM:
+        yield _at(
+            container,
+            "image",
+            _finding(
+                "VER007",
+                "warning",
+                f"{name} is deprecated by vLLM",
+                f"{OFFICIAL}:vX.Y.Z, the engine's own image",
+                DOCKERFILE,
+            ),
+        )
+        if tag == "instinct_main":
+            yield _at(container, "image", _finding("VER017", "error", f"{name} does not exist", "name a release"))
+    elif repository.endswith(CUDA):
+        yield _at(
+            container,
+            "image",
+            _finding("VER008", "error", f"{name} is built for CUDA and does not run on AMD GPUs", f"{OFFICIAL}:vX.Y.Z"),
+        )
+    if digest is None and (tag is None or (_FLOATING.match(tag) and not _PINNED_NIGHTLY.fullmatch(tag))):
+        shown = f"the tag of {name} moves" if tag else f"{name} has no tag, which means latest"
+        yield _at(container, "image", _finding("VER009", "warning", shown, "pin a release such as v0.32.0"))
+
+
+def _secrets(container: Container) -> Iterator[Finding]:
+    for name in sorted(container.env):
+        value = container.env[name]
+        if value and not value.startswith("$") and _SECRET_NAME.search(name.upper()) and name not in _NOT_SECRET:
+            yield _at(
+                container,
+                f"env {name}",
+                _finding(
+                    "K8S021", "warning", f"{name} is written down in the clear", "take it from a Secret or an env file"
+                ),
+            )
+    for flag in _SECRET_FLAGS:
+        given = option(container.args, flag)
+        if given and not given.startswith("$"):
+            yield _at(
+                container,
+                "args",
+                _finding(
+                    "SEC004", "error", f"{flag} shows a secret to everyone who lists processes", "use an env file"
+                ),
+            )
+
+
+def _engine_args(container: Container, repository: str) -> tuple[tuple[str, ...] | None, list[Finding]]:
+    """The engine's own arguments; None when the container runs something else."""
+    if container.entrypoint is None and repository.endswith((OFFICIAL, CUDA)):
+        return _after_entrypoint(container)
+    words = (*(container.entrypoint or ()), *container.args)
+    if len(words) >= 3 and words[0].rsplit("/", 1)[-1] in _SHELLS and words[1].startswith("-") and "c" in words[1]:
+        words = tuple(_shell_words(words[2]))
+    return _program_args(container, words)
+
+
+def _after_entrypoint(container: Container) -> tuple[tuple[str, ...] | None, list[Finding]]:
+    """Arguments of an image that runs `vllm serve` by itself."""
+    args = container.args
+    if args[:2] == ("vllm", "serve") or args[:1] == ("serve",):
+        skip = 2 if args[0] == "vllm" else 1
+        finding = _finding(
+            "VER010",
+            "error",
+            f"the image already runs `vllm serve`, so '{' '.join(args[:skip])}' would be taken for the model",
+            "give only the model and its arguments",
+            DOCKERFILE,
+        )
+        return args[skip:], [_at(container, "args", finding)]
+    if args and args[0].rsplit("/", 1)[-1].startswith("python"):
+        return _program_args(container, args)
+    return args, []
+
+
+def _program_args(container: Container, words: tuple[str, ...]) -> tuple[tuple[str, ...] | None, list[Finding]]:
+    from aim_engine.backend import lint
+
+    if not any(word.rsplit("/", 1)[-1] == "vllm" or word.startswith("vllm.entrypoints") for word in words):
+        return None, []
+    try:
+        line = lint.parse_command_line(shlex.join(words))
+    except InvalidInput:
+        return None, []
+    return line.args, [_at(container, "command", finding) for finding in line.findings]
+
+
+def _shell_words(script: str) -> list[str]:
+    """The words of a shell line that starts vLLM, as far as quotes can be followed."""
+    try:
+        return shlex.split(script.replace("\\\n", " "), comments=True)
+    except ValueError:
+        return script.split()
+
+
+def _release(tag: str | None, backend: Backend, version: str | None) -> tuple[str, Finding | None]:
+    """The release whose tables are used, and a note when it is not the one in the image."""
+    known = backend.versions()
+    if version is not None:
+        return backend.release(version).version, None
+    match = _RELEASE.search(tag) if tag is not None else None
+    wanted = (match[1] or match[2]) if match is not None else None
+    if wanted is None:
+        return known[0], _finding(
+            "VER030",
+            "info",
+            f"the release is not known from the image; checked as vLLM {known[0]}",
+            "--engine-version names it",
+        )
+    if wanted in known:
+        return wanted, None
+    nearest = min(known, key=lambda candidate: (_distance(candidate, wanted), candidate))
+    return nearest, _finding(
+        "VER030", "info", f"vLLM {wanted} is not in the catalogue; checked as {nearest}, the nearest", ""
+    )
+
+
+def _distance(one: str, other: str) -> int:
+    weights = (1_000_000, 1000, 1)
+    left, right = ([int(part) for part in re.findall(r"\d+", text)][:3] for text in (one, other))
+    return abs(
+        sum(a * b for a, b in zip(left, weights, strict=False))
+        - sum(a * b for a, b in zip(right, weights, strict=False))
+    )
+
+
+def _names_model(args: tuple[str, ...]) -> bool:
+    return not args[0].startswith("-") or option(args, "--model", "--config") is not None or _has_late_positional(args)
+
+
+def _has_late_positional(args: tuple[str, ...]) -> bool:
+    """Whether some word follows another word that is no option: only then can a model come after the options."""
+    return any(not word.startswith("-") and not before.startswith("-") for before, word in itertools.pairwise(args))
+
+
+def _at(container: Container, part: str, finding: Finding) -> Finding:
+    return msgspec.structs.replace(finding, evidence=f"{container.where}: {part}")
+
+
+def _finding(identity: str, severity: str, message: str, remedy: str, source: str = "") -> Finding:
+    return Finding(id=identity, severity=severity, message=message, remedy=remedy, source=source)  # type: ignore[arg-type]
