@@ -188,7 +188,7 @@ def parse(
     model_type = fields.text("model_type")
     outer_type = config.get("model_type") if isinstance(config.get("model_type"), str) else model_type
     fields = fields.with_defaults(_class_defaults(model_type))
-    architecture = next(iter(config.get("architectures") or fields.raw("architectures") or ()), model_type) or "unknown"
+    architecture = _architecture(config) or _architecture(fields.raw("architectures")) or model_type or "unknown"
     if config.get("is_encoder_decoder") is True and outer_type != "whisper":
         raise InvalidInput(
             f"{name}: {architecture} is an encoder-decoder model",
@@ -268,6 +268,12 @@ def parse(
         source=source,
         warnings=tuple(warnings),
     )
+
+
+def _architecture(source: object) -> str:
+    """The first class name of `architectures`; empty when there is none."""
+    listed = source.get("architectures") if isinstance(source, dict) else source
+    return listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else ""
 
 
 def _class_defaults(model_type: str) -> Mapping[str, Any]:

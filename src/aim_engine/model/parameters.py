@@ -198,7 +198,8 @@ def count(shape: Shape) -> Parameters:
 def _has_dense_mlp(shape: Shape, index: int, kind: str) -> bool:
     alternating = shape.model_type == "nemotron_h" or (kind == "mamba" and not shape.fields.maybe(*names.INTERMEDIATE))
     if shape.model_type == "nemotron_h":
-        names_of = shape.fields.raw("hybrid_override_pattern") or shape.fields.raw("layers_block_type") or ()
+        pattern = shape.fields.raw("hybrid_override_pattern")
+        names_of = pattern if isinstance(pattern, str) else shape.fields.words("layers_block_type") or ()
         return index < len(names_of) and names_of[index] in ("-", "mlp")
     if alternating or shape.model_type in ("mamba", "mamba2", "falcon_mamba"):
         return False
@@ -360,7 +361,8 @@ def _tower(section: Mapping[str, Any], out: int) -> int:
     projector = (
         merged * merged + merged * out if merged != hidden else hidden * out + (_PROJECTOR_LAYERS - 1) * out * out
     )
-    deep = len(section.get("deepstack_visual_indexes") or ())
+    deepstack = section.get("deepstack_visual_indexes")
+    deep = len(deepstack) if isinstance(deepstack, list) else 0
     return (
         depth * (4 * hidden * hidden + 2 * hidden * width)
         + 3 * temporal * patch * patch * hidden

@@ -51,8 +51,7 @@ def parse(
         method = "modelopt"
     ignored = _ignored(description)
     if method in ("fp8", "fbgemm_fp8", "ptpc_fp8", "deepseek_v4_fp8"):
-        block = description.get("weight_block_size")
-        blocks = (int(block[0]), int(block[1])) if isinstance(block, list) and len(block) == 2 else None
+        blocks = _block(description.get("weight_block_size"))
         if expert_dtype == "fp4" and has_experts:
             return _made("deepseek_v4_fp8", "mxfp4", _SCALED["mxfp4"], ("experts",), "fp8", description)
         size = 1 + 4 / (blocks[0] * blocks[1]) if blocks else 1.0
@@ -70,9 +69,9 @@ def parse(
         "auto_awq",
         "auto_gptq",
     ):
-        bits = int(description.get("bits") or description.get("w_bit") or 4)
-        group = description.get("group_size") or description.get("q_group_size") or 128
-        return _integers(method, bits, int(group), ignored, layers, description)
+        bits = _whole(description.get("bits"), description.get("w_bit"), default=4)
+        group = _whole(description.get("group_size"), description.get("q_group_size"), default=128)
+        return _integers(method, bits, group, ignored, layers, description)
     if method == "compressed-tensors" or (method in ("modelopt", "") and "config_groups" in description):
         return _groups(method or "compressed-tensors", description, ignored, layers)
     if method in ("modelopt", "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8"):
@@ -101,16 +100,15 @@ def parse(
 
 def _groups(method: str, description: Mapping[str, Any], ignored: list[str], layers: int) -> Quantization:
     """compressed-tensors: the scheme of the group that has most targets of its own, the first among equals."""
-    groups = [g for g in (description.get("config_groups") or {}).values() if isinstance(g, dict)]
+    groups = [g for g in _mapping(description.get("config_groups")).values() if isinstance(g, dict)]
     narrowest = min(groups, key=lambda g: _bits(g.get("weights")), default={})
-    weights = narrowest.get("weights") or {}
+    weights = _mapping(narrowest.get("weights"))
     inputs = narrowest.get("input_activations")
     bits, kind = _bits(weights), str(weights.get("type", "int"))
     group = weights.get("group_size")
     activations = _activations(inputs)
     if kind == "float" and bits == 8:
-        block = weights.get("block_structure")
-        blocks = (int(block[0]), int(block[1])) if isinstance(block, list) and len(block) == 2 else None
+        blocks = _block(weights.get("block_structure"))
         if group == 32:
             return _made(method, "mxfp8", _SCALED["mxfp8"], _kept(ignored, layers), activations, description)
         size = 1 + 4 / (blocks[0] * blocks[1]) if blocks else 1.0
@@ -135,7 +133,7 @@ def _groups(method: str, description: Mapping[str, Any], ignored: list[str], lay
         )
     if bits == 8:
         return _made(method, "int8", 1.0, _kept(ignored, layers), activations, description)
-    return _integers(method, bits, int(group or 128), ignored, layers, description)
+    return _integers(method, bits, _whole(group, default=128), ignored, layers, description)
 
 
 def _modelopt(method: str, description: Mapping[str, Any], ignored: list[str], layers: int) -> Quantization:
@@ -146,13 +144,13 @@ def _modelopt(method: str, description: Mapping[str, Any], ignored: list[str], l
     if "MXFP8" in algorithm:
         return _made(method, "mxfp8", _SCALED["mxfp8"], kept, "fp8", description)
     if "W4A16" in algorithm or "W4A8" in algorithm:
-        return _integers(method, 4, int(description.get("group_size") or 128), ignored, layers, description)
+        return _integers(method, 4, _whole(description.get("group_size"), default=128), ignored, layers, description)
     return _made(method, "fp8", 1.0, kept, "fp8", description)
 
 
 def _quark(description: Mapping[str, Any], ignored: list[str], layers: int) -> Quantization:
-    scheme = description.get("global_quant_config") or {}
-    weight = scheme.get("weight") or {}
+    scheme = _mapping(description.get("global_quant_config"))
+    weight = scheme.get("weight")
     weight = weight[0] if isinstance(weight, list) and weight else weight
     inputs = scheme.get("input_tensors")
     inputs = inputs[0] if isinstance(inputs, list) and inputs else inputs
@@ -168,7 +166,7 @@ def _quark(description: Mapping[str, Any], ignored: list[str], layers: int) -> Q
         return _made("quark", "fp8", 1.0, kept, "fp8" if quantised_inputs else "16bit", description)
     if dtype in ("int8", "uint8"):
         return _made("quark", "int8", 1.0, kept, "int8" if quantised_inputs else "16bit", description)
-    return _integers("quark", 4, int(group or 128), ignored, layers, description)
+    return _integers("quark", 4, _whole(group, default=128), ignored, layers, description)
 
 
 def _integers(
@@ -224,7 +222,7 @@ def _kv_dtype(description: Mapping[str, Any]) -> str | None:
 
 
 def _bits(weights: object) -> int:
-    return int(weights.get("num_bits") or 16) if isinstance(weights, dict) else 16
+    return _whole(_mapping(weights).get("num_bits"), default=16)
 
 
 def _activations(inputs: object) -> Literal["16bit", "fp8", "int8", "fp4"]:
@@ -261,3 +259,22 @@ def _kept(ignored: Iterable[str], layers: int) -> tuple[str, ...]:
     if "attention" in gone:
         gone.add("attention_replicated")
     return tuple(part for part in LINEAR_PARTS if part not in gone)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _whole(*values: object, default: int) -> int:
+    """The first positive whole number among `values`; -1 stays, it means one group per row."""
+    for value in values:
+        if isinstance(value, int) and not isinstance(value, bool) and (0 < value < 2**20 or value == -1):
+            return value
+    return default
+
+
+def _block(value: object) -> tuple[int, int] | None:
+    """A pair of positive whole numbers, else None."""
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value):
+        return value[0], value[1]
+    return None

@@ -162,6 +162,7 @@ def _hub_file(
             content: bytes = reply.read(MAX_FILE_BYTES)
             return content
     except urllib.error.HTTPError as err:
+        err.close()
         refusal = _refusal(ref, err.code, err.headers.get("x-error-code", ""), overlay)
         if refusal is None:
             return None
