@@ -54,7 +54,7 @@ def check(container: Container, backend: Backend, version: str | None) -> tuple[
     repository, tag, digest = split_image(container.image)
     found: list[Finding] = [*_image(container, repository, tag, digest), *_secrets(container)]
     args, entry_findings = _engine_args(container, repository)
-    found += entry_findings
+    found += [*entry_findings, *_secret_arguments(container, container.args if args is None else args)]
     if args is None:
         return None, tuple(found)
     release, note = _release(tag, backend, version)
@@ -144,8 +144,11 @@ def _secrets(container: Container) -> Iterator[Finding]:
                     "K8S021", "warning", f"{name} is written down in the clear", "take it from a Secret or an env file"
                 ),
             )
+
+
+def _secret_arguments(container: Container, args: tuple[str, ...]) -> Iterator[Finding]:
     for flag in _SECRET_FLAGS:
-        given = option(container.args, flag)
+        given = option(args, flag)
         if given and not given.startswith("$"):
             yield _at(
                 container,

@@ -37,6 +37,8 @@ def read(content: str, name: str) -> tuple[list[Any], tuple[Finding, ...]]:
         for letter, pairs in base.yaml_implicit_resolvers.items()
     }
     Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: loader.construct_scalar(node))
+    Loader.add_constructor("!reset", lambda _loader, _node: None)  # Compose's own tags
+    Loader.add_constructor("!override", _plain)
     try:
         documents = [document for document in yaml.load_all(content, Loader=Loader) if document is not None]
     except yaml.YAMLError as err:
@@ -56,6 +58,14 @@ def read(content: str, name: str) -> tuple[list[Any], tuple[Finding, ...]]:
         for key, line in dict.fromkeys(twice)
     )
     return documents, found
+
+
+def _plain(loader: Any, node: Any) -> Any:
+    """The value of a node whatever its tag."""
+    kind = type(node).__name__
+    if kind == "MappingNode":
+        return loader.construct_mapping(node, deep=True)
+    return loader.construct_sequence(node, deep=True) if kind == "SequenceNode" else loader.construct_scalar(node)
 
 
 def _bounded(document: Any, name: str) -> None:

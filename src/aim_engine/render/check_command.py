@@ -1,0 +1,263 @@
+"""Shell text that starts an engine: `vllm serve ...` and `docker run ...`, in scripts, notes or on one line."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from aim_engine.backend.base import Backend
+from aim_engine.errors import InvalidInput
+from aim_engine.hardware.cluster import Finding
+from aim_engine.render import check_engine, check_host
+from aim_engine.render.check_engine import Container
+from aim_engine.render.check_host import HostContainer
+from aim_engine.render.findings import error, warning
+
+_ENGINES = ("docker", "podman", "nerdctl")
+_SWITCH_NAMES = (
+    "--detach --interactive --tty --rm --privileged --init --no-healthcheck --oom-kill-disable --publish-all --read-only "
+    "--sig-proxy --disable-content-trust --quiet --help --use-api-socket --rmi --replace --tls-verify"
+)
+_SWITCHES = frozenset(_SWITCH_NAMES.split())
+"""Options of `docker run` that take no value. Source: docker run --help, 28.2; podman run --help, 4.3."""
+_SHORT_SWITCHES = "ditPq"
+_LONG_OF_SHORT = {
+    "e": "--env",
+    "v": "--volume",
+    "p": "--publish",
+    "u": "--user",
+    "w": "--workdir",
+    "h": "--hostname",
+    "l": "--label",
+    "m": "--memory",
+    "a": "--attach",
+    "c": "--cpu-shares",
+}
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
+_WRAPPERS = ("exec", "sudo", "nohup", "time", "env", "command")
+_SEPARATOR = re.compile(r"[;&|()<>]+")
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One command of a text."""
+
+    words: tuple[str, ...]
+    env: dict[str, str]
+    """Assignments in front of it and exports before it."""
+
+
+def commands(content: str) -> tuple[Line, ...]:
+    """The simple commands of a shell text, read without running anything; continued lines and quotes are followed."""
+    found: list[Line] = []
+    exported: dict[str, str] = {}
+    for words in _lines(content):
+        env: dict[str, str] = {}
+        rest = list(words)
+        is_export = False
+        while rest and (rest[0] in (*_WRAPPERS, "export") or _ASSIGNMENT.fullmatch(rest[0])):
+            word = rest.pop(0)
+            is_export = is_export or word == "export"
+            if _ASSIGNMENT.fullmatch(word):
+                name, _, value = word.partition("=")
+                env[name] = value
+        if is_export or not rest:
+            exported |= env
+        else:
+            found.append(Line(words=tuple(rest), env={**exported, **env}))
+    return tuple(found)
+
+
+def starts_engine(line: Line) -> bool:
+    """The command is one this module checks."""
+    return _container_words(line.words) is not None or _serves(line.words)
+
+
+def check(content: str, backend: Backend, version: str | None = None) -> tuple[Finding, ...]:
+    """What is wrong with every engine that the text starts. Raises: InvalidInput when it starts none."""
+    lines = [line for line in commands(content) if starts_engine(line)]
+    if not lines:
+        raise InvalidInput(
+            "this starts no engine",
+            why="neither `vllm serve` nor `docker run` was found in it",
+            hint="vllm serve MODEL ...",
+        )
+    found: list[Finding] = []
+    for index, line in enumerate(lines):
+        where = "command" if len(lines) == 1 else f"command {index + 1}"
+        found += check_line(line, where, backend, version)
+    return tuple(dict.fromkeys(found))
+
+
+def check_line(line: Line, where: str, backend: Backend, version: str | None) -> Iterator[Finding]:
+    """What is wrong with one command that starts an engine."""
+    words = _container_words(line.words)
+    if words is None:
+        container = Container(where=where, image="", entrypoint=line.words, env=line.env)
+        engine, found = check_engine.check(container, backend, version or backend.versions()[0])
+        yield from (finding for finding in found if finding.id != "VER009")
+        if engine is not None:
+            yield from _reach(engine.args, line.env, where)
+        return
+    container, problems = docker_run(words, where)
+    yield from problems
+    if container.image:
+        yield from check_host.check(container, backend, version)
+
+
+def argv(words: tuple[str, ...], where: str, backend: Backend, version: str | None) -> tuple[Finding, ...]:
+    """What is wrong with a command given as separate words. Raises: InvalidInput when it starts no engine."""
+    rest = list(words)
+    env: dict[str, str] = {}
+    while rest and _ASSIGNMENT.fullmatch(rest[0]):
+        name, _, value = rest.pop(0).partition("=")
+        env[name] = value
+    line = Line(words=tuple(rest), env=env)
+    if not starts_engine(line):
+        raise InvalidInput(
+            f"'{' '.join(words[:3])}' starts no engine",
+            why="it is neither `vllm serve` nor `docker run`",
+            hint="vllm serve MODEL",
+        )
+    return tuple(dict.fromkeys(check_line(line, where, backend, version)))
+
+
+def docker_run(words: tuple[str, ...], where: str) -> tuple[HostContainer, tuple[Finding, ...]]:
+    """The container that the words after `docker run` describe, and options without their value."""
+    options: list[tuple[str, str]] = []
+    problems: list[Finding] = []
+    rest = list(words)
+    while rest and (rest[0].startswith(("-", "$")) or not rest[0]):
+        word = rest.pop(0)
+        if word == "--":
+            break
+        if not word.startswith("-"):
+            continue  # a script's own variable: nothing is known of it
+        name, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            letters = word[1:].lstrip(_SHORT_SWITCHES)
+            options += [(f"-{letter}", "") for letter in word[1 : len(word) - len(letters)]]
+            if not letters:
+                continue
+            name, value = _LONG_OF_SHORT.get(letters[0], f"-{letters[0]}"), letters[1:].removeprefix("=")
+            equals = value
+        if name in _SWITCHES:
+            options.append((name, value or "true"))
+        elif equals:
+            options.append((name, value))
+        elif rest:
+            options.append((name, rest.pop(0)))
+        else:
+            problems.append(error("DOC011", f"{name} needs a value", "", where))
+    if not rest:
+        problems.append(error("DOC011", "no image is named", "give the image after the options", where))
+    return _described(options, tuple(rest), where), tuple(problems)
+
+
+def _described(options: list[tuple[str, str]], rest: tuple[str, ...], where: str) -> HostContainer:
+    def all_of(*names: str) -> tuple[str, ...]:
+        return tuple(value for name, value in options if name in names)
+
+    def last(name: str) -> str | None:
+        values = all_of(name)
+        return values[-1] if values else None
+
+    entrypoint = last("--entrypoint")
+    env = dict(value.partition("=")[::2] for value in all_of("--env") if "=" in value)
+    if all_of("--env-file"):
+        env.setdefault("VLLM_API_KEY", "$from-a-file")
+    return HostContainer(
+        where=where,
+        image=rest[0] if rest else "",
+        entrypoint=(entrypoint,) if entrypoint else None,
+        args=rest[1:],
+        env=env,
+        devices=all_of("--device"),
+        asks_engine_for_gpus=bool(all_of("--gpus")) or last("--runtime") == "amd",
+        gpus_flag=bool(all_of("--gpus")),
+        shm_bytes=check_host.size(last("--shm-size")),
+        host_ipc=last("--ipc") == "host",
+        privileged=last("--privileged") == "true",
+        host_network="host" in all_of("--network", "--net"),
+        published=tuple(_published(all_of("--publish"))),
+        capabilities=all_of("--cap-add", "--cap-drop"),
+        mounts=tuple(_targets(all_of("--volume"), all_of("--mount"))),
+    )
+
+
+def _published(values: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for value in values:
+        plain = value.partition("/")[0]
+        match = re.fullmatch(r"(?:(\[[0-9a-fA-F:]+\]|[^:]*):)?([^:]*):([^:]*)", plain)
+        if match is not None:
+            yield (match[1] or "0.0.0.0").strip("[]"), match[2]  # noqa: S104 - what Docker takes when none is given
+
+
+def _targets(volumes: tuple[str, ...], mounts: tuple[str, ...]) -> Iterator[str]:
+    for volume in volumes:
+        parts = volume.split(":")
+        yield parts[1] if len(parts) > 1 else parts[0]
+    for mount in mounts:
+        match = re.search(r"(?:target|dst|destination)=([^,]*)", mount)
+        if match is not None:
+            yield match[1].strip('"')
+
+
+def _reach(args: tuple[str, ...], env: Mapping[str, str], where: str) -> Iterator[Finding]:
+    host = check_engine.option(args, "--host")
+    keyed = "VLLM_API_KEY" in env or check_engine.option(args, "--api-key") is not None
+    if not keyed and host in (None, "0.0.0.0", "::"):  # noqa: S104 - compared with, not listened on
+        yield warning(
+            "SEC001",
+            "the engine listens on every network and asks for no key",
+            "--host 127.0.0.1, or set VLLM_API_KEY",
+            where,
+        )
+
+
+def _container_words(words: tuple[str, ...]) -> tuple[str, ...] | None:
+    """What follows `docker run`, wrappers such as `sudo -E` before it or not; None for another command."""
+    for start, word in enumerate(words[:5]):
+        if word.rsplit("/", 1)[-1] in _ENGINES:
+            after = words[start + 1 :]
+            after = after[1:] if after[:1] == ("container",) else after
+            return after[1:] if after[:1] in (("run",), ("create",)) else None
+    return None
+
+
+def _serves(words: tuple[str, ...]) -> bool:
+    for word, after in itertools.pairwise(words):
+        if (word.rsplit("/", 1)[-1] == "vllm" and after == "serve") or (
+            word == "-m" and after.startswith("vllm.entrypoints")
+        ):
+            return True
+    return False
+
+
+def _lines(content: str) -> Iterator[list[str]]:
+    """The words of each simple command. A line that ends inside quotes goes on with the next."""
+    pending = ""
+    for line in re.sub(r"\\\r?\n", " ", content).splitlines():
+        pending = f"{pending}\n{line}" if pending else line
+        try:
+            words = _words(pending)
+        except ValueError:
+            continue
+        pending = ""
+        command: list[str] = []
+        for word in words:
+            if _SEPARATOR.fullmatch(word) or word in ("{", "}", "then", "do", "else"):
+                yield command
+                command = []
+            else:
+                command.append(word)
+        yield command
+
+
+def _words(line: str) -> list[str]:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    return list(lexer)
