@@ -26,7 +26,8 @@ help:
 
 .venv/ready: .tools/ready pyproject.toml uv.lock
 	@echo "setting up .venv from uv.lock"
-	@$(UV) sync --frozen --all-extras --quiet --python $(PYTHON)
+	@$(UV) sync --frozen --all-extras --quiet --compile-bytecode --python $(PYTHON)
+	@$(RUN)python -m compileall -q src
 	@touch $@
 
 demo: .venv/ready
