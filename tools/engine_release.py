@@ -17,6 +17,7 @@ from typing import Any
 
 
 def main() -> None:
+    """Print the table."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--package", help="folder that holds another release's `vllm` package")
     options.add_argument("--version", help="the release's number, where its package does not say it")
