@@ -94,7 +94,7 @@ def up(request: Request, settings: Settings, place: Place, tell: Tell) -> Outcom
     written = write(artifacts, folder)
     tell(f"{len(written)} files in {folder}")
     steps.next()
-    findings = (*plan.findings, *_check(artifacts, place.target))
+    findings = (*plan.findings, *_check(artifacts, place, plan, settings))
     errors = [finding for finding in findings if finding.severity == "error"]
     for finding in findings:
         if finding.severity != "info":
@@ -211,7 +211,7 @@ def _prepare(
     if place.target == "kubernetes":
         from aim_engine.deploy.kubernetes import KubernetesRunner
 
-        return KubernetesRunner(store, ready_timeout_s=timeout_s), options
+        return KubernetesRunner(store, ready_timeout_s=timeout_s, overlay=overlay), options
     device = "cpu" if plan.inputs.gpu.kind == "cpu" else "rocm"
     name = environment.for_device(plan.inputs.engine, device, overlay)
     if place.target == "docker":
@@ -248,17 +248,20 @@ def _render(plan: Plan, place: Place, options: Options, settings: Settings) -> t
     return targets.render(plan, "shell", options, engine)
 
 
-def _check(artifacts: tuple[Artifact, ...], target: str) -> tuple[Finding, ...]:
-    if target != "kubernetes":
-        return ()
-    from aim_engine.render import check_kubernetes
+def _check(artifacts: tuple[Artifact, ...], place: Place, plan: Plan, settings: Settings) -> tuple[Finding, ...]:
+    """What the written files would meet where they go: the Kubernetes schemas and rules, or the engine's own parser."""
+    from aim_engine import backend
+    from aim_engine.render import check_command, check_kubernetes, document
 
-    return tuple(
-        finding
-        for artifact in artifacts
-        if artifact.path.endswith((".yaml", ".yml"))
-        for finding in check_kubernetes.check(artifact.content)
-    )
+    engine = backend.get(plan.inputs.engine, workflow.overlay_dir(settings))
+    found: list[Finding] = []
+    for artifact in artifacts:
+        if place.target == "kubernetes" and artifact.path.endswith((".yaml", ".yml")):
+            documents, unreadable = document.read(artifact.content, artifact.path)
+            found.extend((*unreadable, *check_kubernetes.check(documents, engine)))
+        elif artifact.path.endswith(".sh"):
+            found.extend(check_command.check(artifact.content, engine, plan.inputs.engine_version))
+    return tuple(found)
 
 
 def _options(place: Place, request: Request) -> Options:

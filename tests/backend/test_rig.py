@@ -13,6 +13,7 @@ from aim_engine import settings as all_settings
 from aim_engine.hardware import catalog
 from aim_engine.model import catalog as models
 from aim_engine.workflow import Request
+from aim_engine.workload import Objective
 from rig.fixture import Judge, judging
 
 pytestmark = pytest.mark.rig
@@ -85,7 +86,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
 
 @pytest.mark.parametrize(("model", "gpus", "objective"), PLANS)
 def test_the_planned_command_is_accepted(
-    model: str, gpus: str, objective: workflow.Objective, judge: Judge, tmp_path: Path
+    model: str, gpus: str, objective: Objective, judge: Judge, tmp_path: Path
 ) -> None:
     request = Request(model=model, gpus=gpus, objective=objective, engine_version=RELEASE)
     plan = workflow.choose(request, all_settings.load({"offline": True}))

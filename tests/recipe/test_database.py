@@ -45,7 +45,7 @@ def test_an_unknown_key_in_a_recipe_is_named_with_its_file(tmp_path: Path) -> No
     folder = tmp_path / "recipes" / "acme"
     folder.mkdir(parents=True)
     (folder / "m.yaml").write_text("model_id: acme/m\nrecipes:\n- gpus: [MI300X]\n  paralelism: {tp: 1}\n")
-    with pytest.raises(InvalidInput, match="m.yaml") as raised:
+    with pytest.raises(InvalidInput, match=r"m\.yaml") as raised:
         RecipeDatabase(tmp_path).load_recipes("acme/m")
     assert "paralelism" in str(raised.value)
 
