@@ -47,7 +47,7 @@ def check(document: dict[str, Any], backend: Backend, version: str | None = None
             continue
         where = f"services.{name}"
         found += _values(service, where)
-        found += check_host.check(_container(service, where), backend, version)
+        found += check_host.check(container(service, where), backend, version)
     return tuple(dict.fromkeys(found))
 
 
@@ -267,7 +267,8 @@ def published(service: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield (match["host"] or "0.0.0.0").strip("[]"), match["outside"]  # noqa: S104 - Compose's default
 
 
-def _container(service: dict[str, Any], where: str) -> HostContainer:
+def container(service: dict[str, Any], where: str) -> HostContainer:
+    """A service, or a mapping of the same keys, as the container it starts; its `args` follow its `command`."""
     entrypoint, command = service.get("entrypoint"), service.get("command")
     reserved = mappings(get(service, "deploy", "resources", "reservations", "devices"))
     devices = [*strings(service.get("devices"))]
@@ -276,7 +277,7 @@ def _container(service: dict[str, Any], where: str) -> HostContainer:
         where=where,
         image=str(service.get("image") or "").replace(UNKNOWN, ""),
         entrypoint=_words(entrypoint) if entrypoint else None,
-        args=_words(command),
+        args=(*_words(command), *strings(service.get("args"))),
         env=_environment(service.get("environment")),
         devices=tuple(device for device in devices if device),
         asks_engine_for_gpus=bool(service.get("gpus") or reserved or service.get("runtime") == "amd"),

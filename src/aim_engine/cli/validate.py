@@ -1,0 +1,279 @@
+"""`aim-engine validate`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from aim_engine import settings as all_settings
+from aim_engine.backend.base import Backend
+from aim_engine.cli import files, output
+from aim_engine.errors import AimError, InvalidInput
+from aim_engine.hardware.cluster import Finding
+from aim_engine.planner import plan as plans
+from aim_engine.recipe import seed_shape
+from aim_engine.recipe.recipe import Recipe
+from aim_engine.render import check_command, check_compose, check_host, check_kubernetes, document
+from aim_engine.settings import Settings
+
+_SUFFIXES = (".yaml", ".yml", ".json", ".sh", ".env")
+_ASSIGNMENT = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)")
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """One file, what it was taken for and what was found."""
+
+    file: str
+    kind: str
+    findings: tuple[Finding, ...]
+
+
+class Checker(msgspec.Struct, frozen=True, kw_only=True):
+    """What the checks ask."""
+
+    backend: Backend
+    version: str | None
+    """Engine release to check against, instead of the one a file names."""
+    settings: Settings
+
+
+@click.command(
+    epilog="Example: aim-engine validate -- vllm serve Qwen/Qwen3-32B --max-model-len 32k --tensor-parallel-size 2"
+)
+@click.argument("items", metavar="FILE...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "--engine-version", metavar="X.Y.Z", help="Engine release to check against. Default: the one that is named."
+)
+@click.option("--engine", default="vllm", show_default=True, help="Serving engine.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def validate(items: tuple[str, ...], engine_version: str | None, engine: str, as_json: bool) -> int:
+    """Check plans, recipes, manifests, Compose files and command lines, whoever wrote them.
+
+    FILE is a file, a folder of files, or - for stdin; after -- a command line can stand instead. Arguments and variables are
+    checked against the tables of the engine's release.
+    """
+    from aim_engine import backend, workflow
+
+    settings = all_settings.load()
+    chosen = backend.get(engine, workflow.overlay_dir(settings))
+    version = chosen.release(engine_version).version if engine_version else None
+    checker = Checker(backend=chosen, version=version, settings=settings)
+    if check_command.starts_engine(check_command.Line(words=_without_assignments(items), env={})):
+        findings = check_command.argv(items, "command", chosen, version)
+        checked = [Checked(file="command line", kind="command line", findings=findings)]
+    else:
+        checked = _files(items, checker)
+    errors, warnings = (
+        sum(finding.severity == severity for entry in checked for finding in entry.findings)
+        for severity in ("error", "warning")
+    )
+    if as_json:
+        counts = {"errors": errors, "warnings": warnings}
+        output.data({"schema": "aim-engine/findings/v1", "files": checked, **counts})
+    else:
+        _show(checked, errors, warnings)
+    return 1 if errors else 0
+
+
+def _show(checked: list[Checked], errors: int, warnings: int) -> None:
+    rows = [
+        (finding.severity, finding.id, _place(entry, finding, len(checked)), finding.message, finding.remedy)
+        for entry in checked
+        for finding in sorted(entry.findings, key=lambda finding: ("error", "warning", "info").index(finding.severity))
+    ]
+    for entry in checked:
+        if not entry.findings:
+            output.text(f"{entry.file}: {entry.kind}, nothing wrong")
+    if rows:
+        kinds = ", ".join(f"{entry.file}: {entry.kind}" for entry in checked if entry.findings)
+        output.table(kinds, ("severity", "rule", "where", "what", "remedy"), rows)
+        output.text(f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
+
+
+def _place(entry: Checked, finding: Finding, several: int) -> str:
+    return f"{entry.file}: {finding.evidence}" if several > 1 else finding.evidence
+
+
+def _without_assignments(words: tuple[str, ...]) -> tuple[str, ...]:
+    start = next((index for index, word in enumerate(words) if not _ASSIGNMENT.fullmatch(word)), len(words))
+    return words[start:]
+
+
+def _files(items: tuple[str, ...], checker: Checker) -> list[Checked]:
+    """Each file for itself, but all manifests together, since they refer to each other."""
+    checked: list[Checked] = []
+    manifests: dict[str, tuple[list[Any], tuple[Finding, ...]]] = {}
+    for name in _expanded(items):
+        shown = "stdin" if name == "-" else name
+        content = files.read_text(name)
+        documents, repeated = _documents(content, shown)
+        if documents and any(isinstance(entry, dict) and _is_manifest(entry) for entry in documents):
+            manifests[shown] = documents, repeated
+            checked.append(Checked(file=shown, kind="Kubernetes manifests", findings=()))
+            continue
+        kind, findings = _one(content, documents, shown, checker)
+        checked.append(Checked(file=shown, kind=kind, findings=(*repeated, *findings)))
+    if not manifests:
+        return checked
+    together = [entry for documents, _ in manifests.values() for entry in documents]
+    found = check_kubernetes.check(together, checker.backend, checker.version)
+    homes = [(shown, {_object_name(entry) for entry in documents}) for shown, (documents, _) in manifests.items()]
+    by_file: dict[str, list[Finding]] = {shown: list(repeated) for shown, (_, repeated) in manifests.items()}
+    for finding in found:
+        about = finding.evidence.partition(": ")[0]
+        by_file[next((shown for shown, names in homes if about in names), homes[0][0])].append(finding)
+    return [
+        msgspec.structs.replace(entry, findings=tuple(by_file[entry.file])) if entry.file in by_file else entry
+        for entry in checked
+    ]
+
+
+def _expanded(items: tuple[str, ...]) -> list[str]:
+    """Files as given, folders as the files in them that can be checked. Raises: InvalidInput for an empty folder."""
+    found: list[str] = []
+    for item in items:
+        if item.startswith("-") and item != "-":
+            raise InvalidInput(f"there is no option '{item}'", hint="a command line to check stands after --")
+        if not Path(item).is_dir():
+            found.append(item)
+            continue
+        inside = sorted(str(path) for path in Path(item).iterdir() if path.suffix in _SUFFIXES and path.is_file())
+        if not inside:
+            raise InvalidInput(f"the folder {item} holds nothing to check", why=f"no {', '.join(_SUFFIXES)} files")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def _documents(content: str, shown: str) -> tuple[list[Any], tuple[Finding, ...]]:
+    """The mappings that `content` holds as YAML or JSON; nothing when it is a script or an env file.
+
+    Raises: InvalidInput when it ought to be YAML and is not.
+    """
+    if not content.strip():
+        raise InvalidInput(f"{shown} is empty")
+    try:
+        documents, repeated = document.read(content, shown)
+    except InvalidInput:
+        if shown.endswith((".yaml", ".yml", ".json")) or not _is_script(content):
+            raise
+        return [], ()
+    if any(isinstance(entry, dict) for entry in documents):
+        return documents, repeated
+    return [], ()
+
+
+def _is_script(content: str) -> bool:
+    return any(check_command.starts_engine(line) for line in check_command.commands(content)) or _is_env(content)
+
+
+def _one(content: str, documents: list[Any], shown: str, checker: Checker) -> tuple[str, tuple[Finding, ...]]:
+    """The kind of a file that is no manifest, and what is wrong with it. Raises: InvalidInput when it is of no known kind."""
+    first = documents[0] if documents else None
+    if isinstance(first, dict):
+        schema = str(first.get("schema", ""))
+        if schema.startswith("aim-engine/plan/"):
+            return "plan", _plan(content, shown, checker)
+        if schema.startswith("aim-engine/recipe/") or seed_shape.is_seed_shape(first):
+            return "recipe", _recipe(first, checker)
+        if isinstance(first.get("recipes"), list) and "model_id" in first:
+            return "recipes of a catalogue", _catalogue_recipes(first)
+        if check_compose.is_compose(first):
+            return "Compose file", check_compose.check(first, checker.backend, checker.version)
+        if "image" in first and {"args", "command", "devices", "ports"} & set(first):
+            container = check_compose.container(first, "container")
+            return "container", check_host.check(container, checker.backend, checker.version)
+    elif any(check_command.starts_engine(line) for line in check_command.commands(content)):
+        return "command line", check_command.check(content, checker.backend, checker.version)
+    elif _is_env(content):
+        version = checker.version or checker.backend.versions()[0]
+        return "env file", checker.backend.check((), _env(content), version)
+    raise InvalidInput(
+        f"{shown} is of no kind this command knows",
+        why="it knows plans, recipes, Kubernetes manifests, Compose files, env files and lines with vllm serve or docker run",
+    )
+
+
+def _is_manifest(entry: dict[str, Any]) -> bool:
+    return "apiVersion" in entry or ("kind" in entry and "metadata" in entry)
+
+
+def _object_name(entry: Any) -> str:
+    name = document.get(entry, "metadata", "name") if isinstance(entry, dict) else None
+    return f"{entry.get('kind') or 'object'}/{name or '?'}" if isinstance(entry, dict) else ""
+
+
+def _is_env(content: str) -> bool:
+    lines = [line for line in content.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return all(_ASSIGNMENT.fullmatch(line) for line in lines)
+
+
+def _env(content: str) -> dict[str, str]:
+    found = {}
+    for line in content.splitlines():
+        match = _ASSIGNMENT.fullmatch(line)
+        if match is not None:
+            found[match[1]] = match[2].strip().strip("'\"")
+    return found
+
+
+def _plan(content: str, shown: str, checker: Checker) -> tuple[Finding, ...]:
+    from aim_engine.planner import validate as rules
+
+    made = files.decode_plan(content, shown) if content.lstrip().startswith("{") else _plan_of_yaml(content, shown)
+    return rules.plan_findings(made, checker.backend)
+
+
+def _plan_of_yaml(content: str, shown: str) -> plans.Plan:
+    documents, _ = document.read(content, shown)
+    return files.decode_plan(msgspec.json.encode(documents[0]).decode(), shown)
+
+
+def _recipe(entry: dict[str, Any], checker: Checker) -> tuple[Finding, ...]:
+    version = checker.version or checker.backend.versions()[0]
+    try:
+        if seed_shape.is_seed_shape(entry):
+            recipe = seed_shape.from_seed(entry, engine_version=version)
+        else:
+            recipe = msgspec.convert(entry, Recipe)
+    except msgspec.ValidationError as err:
+        return (Finding(id="REC001", severity="error", message=str(err), evidence="recipe"),)
+    except InvalidInput as err:
+        message = f"{err.what}: {err.why}" if err.why else err.what
+        return (Finding(id="REC001", severity="error", message=message, evidence="recipe", remedy=err.hint or ""),)
+    return tuple(
+        finding if finding.evidence else msgspec.structs.replace(finding, evidence="recipe")
+        for finding in _recipe_rules(recipe, checker)
+    )
+
+
+def _recipe_rules(recipe: Recipe, checker: Checker) -> tuple[Finding, ...]:
+    """The planner's rules when model and card are known here, else what the engine says of the command line."""
+    from aim_engine import workflow
+    from aim_engine.hardware import catalog
+    from aim_engine.planner import validate as rules
+
+    try:
+        offline = msgspec.structs.replace(checker.settings, offline=True)
+        gpu = catalog.load(recipe.gpu, workflow.overlay_dir(checker.settings))
+        spec = workflow.describe(recipe.model_id, offline)
+    except AimError as err:
+        command = checker.backend.command(recipe, model_ref=recipe.model_id, host="127.0.0.1", port=8000)
+        note = Finding(id="REC002", severity="info", message=f"memory was not checked: {err.what}", remedy="")
+        return (note, *checker.backend.check(command.args, command.env, recipe.engine_version))
+    return rules.recipe_findings(recipe, spec, gpu, checker.backend)
+
+
+def _catalogue_recipes(entry: dict[str, Any]) -> tuple[Finding, ...]:
+    from aim_engine.recipe.database import Known
+
+    found = []
+    for index, recipe in enumerate(entry["recipes"]):
+        try:
+            msgspec.convert({"model_id": entry["model_id"], **recipe} if isinstance(recipe, dict) else recipe, Known)
+        except (msgspec.ValidationError, InvalidInput) as err:
+            found.append(Finding(id="REC001", severity="error", message=str(err), evidence=f"recipes[{index}]"))
+    return tuple(found)
