@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -318,3 +319,24 @@ def kubelet_expanded(value: str) -> str:
             assert not value.startswith("$(", position), f"the kubelet would look {value!r} up"
             done, position = done + value[position], position + 1
     return done
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="needs the docker client, no engine")
+@pytest.mark.parametrize("folder", ["/srv/m", '/srv/a,b "c"', "/srv/$(touch PWNED)", "/srv/a b'c"])
+def test_the_real_docker_client_understands_the_script(folder: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    options = Options(name="x", image="local/cpu:v1", cache_dir=f"~{folder}", host="::1")
+    script = next(file for file in render(hostile("m", "v", "a"), "docker", options) if file.executable)
+    path = tmp_path / "x.sh"
+    path.write_text(script.content)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "DOCKER_HOST": f"unix://{tmp_path}/none.sock",
+        "DOCKER_CONFIG": str(tmp_path),
+    }
+    done = subprocess.run(["sh", path], env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    # The client reads all options before it looks for the engine, which is not there.
+    assert "annot connect to the Docker daemon" in done.stderr, done.stderr
+    assert not (tmp_path / "PWNED").exists()
