@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import compose_spec
@@ -156,3 +159,15 @@ def test_no_value_anywhere_breaks_the_checker(place: tuple[Any, ...], junk: Any)
         holder = holder[part]
     holder[place[-1]] = junk
     check_compose.check(made, ENGINE)
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("case", plans.ALL)
+def test_our_own_files_pass_the_published_schema(case: str) -> None:
+    root = os.environ.get("AIM_ENGINE_CORPUS")
+    found = sorted(Path(root).glob("**/compose-spec.json")) if root else []
+    if not found:
+        pytest.skip("no compose-spec.json under AIM_ENGINE_CORPUS")
+    jsonschema = pytest.importorskip("jsonschema")
+
+    jsonschema.Draft7Validator(json.loads(found[0].read_text())).validate(yaml.safe_load(text(case)))
