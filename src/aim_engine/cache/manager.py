@@ -68,7 +68,7 @@ class ModelCacheManager:
     ) -> None:
         """`cache_dir` has the hub's layout. `endpoint` is a mirror of the hub; None means HF_ENDPOINT, else the hub."""
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else hub.default_cache_dir()
-        self._endpoint = endpoint
+        self._endpoint = endpoint or os.environ.get("HF_ENDPOINT")
         self._progress = progress
 
     def download_model(self, model_id: str, force: bool = False, revision: str = "main") -> Path:

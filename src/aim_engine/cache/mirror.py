@@ -203,9 +203,7 @@ def _pip(python: Path) -> tuple[str, ...]:
 def _convert(mirror: Mirror, python: Path, model_file: Path, finished: Path) -> None:
     command = [str(python), "-c", _CONVERT, str(model_file.parent), model_file.name, str(finished)]
     env_change = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **env_change}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **env_change})
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         raise Unreachable(
