@@ -284,24 +284,16 @@ def _installed(made: Recipe, root: Path, marker: Marker, *, current: bool) -> En
 
 def _build(made: Recipe, partial: Path, root: Path, interpreter: str, log: Path, progress: Progress) -> Marker:
     started = time.monotonic()
+    indexes = _indexes(made)
     progress(f"installing {made.name} {made.version} into {root} (about {format_bytes(made.installed_bytes)})")
     command = pip.make_environment(interpreter, partial, log)
     python = partial / "bin" / "python"
     for step in made.steps:
-        index = step.index
-        if index is not None and not pip.index_answers(index):
-            if step.index_required:
-                raise Unreachable(
-                    f"{made.name} comes from {index}, which cannot be reached",
-                    why="no answer within 5 s",
-                    hint="install where that index is reachable, or use the container image: --target docker",
-                )
-            index = None
         pip.install(
             command,
             step.packages,
             dependencies=step.dependencies,
-            extra_index=index,
+            extra_index=indexes.get(step.index or ""),
             title=step.title,
             log=log,
             progress=progress,
@@ -322,6 +314,23 @@ def _build(made: Recipe, partial: Path, root: Path, interpreter: str, log: Path,
         install_s=round(time.monotonic() - started, 1),
         installed_bytes=size_bytes(partial),
     )
+
+
+def _indexes(made: Recipe) -> dict[str, str]:
+    """The further package indexes that answer. Raises: Unreachable when one does not without which it is hopeless."""
+    answering = {}
+    for step in made.steps:
+        if step.index is None or step.index in answering:
+            continue
+        if pip.index_answers(step.index):
+            answering[step.index] = step.index
+        elif step.index_required:
+            raise Unreachable(
+                f"{made.name} comes from {step.index}, which cannot be reached",
+                why="no answer within 5 s",
+                hint="install where that index is reachable, or use the container image: --target docker",
+            )
+    return answering
 
 
 def _publish(partial: Path, root: Path, marker: Marker) -> None:
