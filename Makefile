@@ -1,11 +1,16 @@
-# Two commands do everything on a machine that has Python 3.11 or newer: `make demo` and `make test`.
-# Both make their own environments first: .tools holds uv, .venv the project with what uv.lock pins.
+# Two commands do everything on a machine that has Python 3.11 or newer, pip and make: `make demo` and `make test`.
+# Both make their own environments first: .tools holds uv, .venv the project with what uv.lock pins. Nothing else is touched,
+# except that the demo installs its serving engine where AIM Engine keeps engines (`aim-engine settings`, data_dir).
 
 PYTHON ?= python3
 UV_VERSION := 0.13.8
 UV := .tools/bin/uv
 RUN := .venv/bin/
+SYNC = $(UV) sync --frozen --all-extras --quiet --compile-bytecode --python $(PYTHON)
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
+
+# One line about a finished step: what, seconds since $$start, size of a folder.
+done = echo "$(1): $$(($$(date +%s) - start)) s, $$(du -sm $(2) | cut -f1) MB"
 
 .PHONY: demo test check lint types imports docs golden bench corpus rig engine docker clean help
 .DEFAULT_GOAL := help
@@ -18,19 +23,25 @@ help:
 	@echo "make docs | bench | golden | clean"
 
 .tools/ready:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: Python 3.11 or newer is needed, $$($(PYTHON) --version) was found; try: make PYTHON=python3.12"; exit 2; }
-	@echo "setting up uv in .tools"
-	@$(PYTHON) -m venv .tools && .tools/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)"; \
+	  echo "hint: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; } >&2
+	@start=$$(date +%s); rm -rf .tools; \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --target .tools uv==$(UV_VERSION) \
+	  || { echo "error: pip could not install uv $(UV_VERSION); a proxy or mirror is set with: pip config set global.index-url URL" >&2; exit 3; }; \
+	  $(call done,uv $(UV_VERSION) in .tools,.tools)
+	@touch $@
+
+# What the demo needs: the package with its extras, no development tools.
+.venv/base: .tools/ready pyproject.toml uv.lock
+	@start=$$(date +%s); $(SYNC) --no-default-groups --inexact && $(RUN)python -m compileall -q src && $(call done,aim-engine in .venv,.venv)
 	@touch $@
 
 .venv/ready: .tools/ready pyproject.toml uv.lock
-	@echo "setting up .venv from uv.lock"
-	@$(UV) sync --frozen --all-extras --quiet --compile-bytecode --python $(PYTHON)
-	@$(RUN)python -m compileall -q src
-	@touch $@
+	@start=$$(date +%s); $(SYNC) && $(RUN)python -m compileall -q src && $(call done,aim-engine and its tools in .venv,.venv)
+	@touch .venv/base $@
 
-demo: .venv/ready
+demo: .venv/base
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh examples/demo.sh
 
 test: .venv/ready
@@ -46,11 +57,11 @@ types: .venv/ready
 	@$(RUN)mypy
 
 imports: .venv/ready
-	@$(RUN)lint-imports | tail -5
+	@said=$$($(RUN)lint-imports) || { echo "$$said"; exit 1; }; echo "$$said" | tail -2
 
 docs: .venv/ready
 	@$(RUN)python tools/reference.py
-	@$(RUN)mkdocs build --strict --quiet --site-dir site
+	@NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict --quiet --site-dir site
 
 golden: .venv/ready
 	@$(RUN)python -m pytest -q tests/render --update-golden
@@ -62,4 +73,4 @@ bench: .venv/ready
 	@$(RUN)python bench/run.py
 
 clean:
-	rm -rf .venv .tools .demo dist site build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .tools dist site build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
