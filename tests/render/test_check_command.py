@@ -69,6 +69,9 @@ def test_our_own_scripts_are_clean(target: str, case: str) -> None:
         (GOOD.replace("-d ", "-itd --gpus all "), "DOC003"),
         (GOOD.replace("-d ", "-e HF_TOKEN=hf_abc "), "K8S021"),
         (GOOD.replace("Qwen/Qwen3-32B", "vllm serve Qwen/Qwen3-32B"), "VER010"),
+        (GOOD.replace("-d ", "-d -e HSA_OVERRIDE_GFX_VERSION=10.3.0 "), "ENV005"),
+        ("HIP_VISIBLE_DEVICES= vllm serve m --host 127.0.0.1", "ENV004"),
+        (GOOD + " --trust-remote-code", "SEC003"),
         ("docker run --rm", "DOC011"),
         ("docker run --rm --name", "DOC011"),
     ],
@@ -87,6 +90,8 @@ def test_a_mistake_is_found(text: str, identity: str) -> None:
         GOOD.replace("--device /dev/kfd --device=/dev/dri", "--device amd.com/gpu=0,1"),
         GOOD.replace("--shm-size 16g", "--ipc=host"),
         GOOD.replace("docker run", "docker container run"),
+        GOOD + " --trust-remote-code --revision 0123abc",
+        "docker run --rm $IMAGE",
         "vllm serve Qwen/Qwen3-32B --host 127.0.0.1 --max-model-len 4k --tensor-parallel-size=2",
         "VLLM_API_KEY=$KEY vllm serve m --host 0.0.0.0",
     ],
@@ -107,6 +112,11 @@ def test_the_release_comes_from_the_image_or_the_user() -> None:
 def test_text_that_starts_no_engine_is_wrong_input(text: str) -> None:
     with pytest.raises(InvalidInput, match="starts no engine"):
         check_command.check(text, ENGINE)
+
+
+def test_a_command_in_prose_is_found_although_apostrophes_are_no_quotes() -> None:
+    text = f"# It's easy\n\nDon't forget the driver, it's needed.\n\n```bash\n{GOOD} --swap-space 4\n```\nThat's all.\n"
+    assert found(text) == {"VER002"}
 
 
 def test_separate_words_are_checked_as_they_are() -> None:

@@ -15,7 +15,7 @@ from aim_engine.hardware.cluster import Finding
 from aim_engine.render import check_engine, check_host
 from aim_engine.render.check_engine import Container
 from aim_engine.render.check_host import HostContainer
-from aim_engine.render.findings import error, warning
+from aim_engine.render.findings import error, info, warning
 
 _ENGINES = ("docker", "podman", "nerdctl")
 _SWITCH_NAMES = (
@@ -130,12 +130,14 @@ def docker_run(words: tuple[str, ...], where: str) -> tuple[HostContainer, tuple
     options: list[tuple[str, str]] = []
     problems: list[Finding] = []
     rest = list(words)
+    unknown = ""
     while rest and (rest[0].startswith(("-", "$")) or not rest[0]):
         word = rest.pop(0)
         if word == "--":
             break
         if not word.startswith("-"):
-            continue  # a script's own variable: nothing is known of it
+            unknown = word  # a script's own variable: nothing is known of it
+            continue
         name, equals, value = word.partition("=")
         if not word.startswith("--"):
             letters = word[1:].lstrip(_SHORT_SWITCHES)
@@ -152,7 +154,11 @@ def docker_run(words: tuple[str, ...], where: str) -> tuple[HostContainer, tuple
             options.append((name, rest.pop(0)))
         else:
             problems.append(error("DOC011", f"{name} needs a value", "", where))
-    if not rest:
+    if not rest and unknown:
+        problems.append(
+            info("DOC012", f"the image is in {unknown}, so nothing about the engine was checked", "", where)
+        )
+    elif not rest:
         problems.append(error("DOC011", "no image is named", "give the image after the options", where))
     return _described(options, tuple(rest), where), tuple(problems)
 
@@ -238,23 +244,40 @@ def _serves(words: tuple[str, ...]) -> bool:
 
 
 def _lines(content: str) -> Iterator[list[str]]:
-    """The words of each simple command. A line that ends inside quotes goes on with the next."""
+    """The words of each simple command.
+
+    A line that ends inside quotes goes on with the next, unless that one starts an engine by itself: then the quote was an
+    apostrophe in some prose.
+    """
     pending = ""
     for line in re.sub(r"\\\r?\n", " ", content).splitlines():
+        if pending and _starts_engine(line):
+            pending = ""
         pending = f"{pending}\n{line}" if pending else line
         try:
             words = _words(pending)
         except ValueError:
             continue
         pending = ""
-        command: list[str] = []
-        for word in words:
-            if _SEPARATOR.fullmatch(word) or word in ("{", "}", "then", "do", "else"):
-                yield command
-                command = []
-            else:
-                command.append(word)
-        yield command
+        yield from _simple_commands(words)
+
+
+def _starts_engine(line: str) -> bool:
+    try:
+        return any(_container_words(tuple(words)) or _serves(tuple(words)) for words in _simple_commands(_words(line)))
+    except ValueError:
+        return False
+
+
+def _simple_commands(words: list[str]) -> Iterator[list[str]]:
+    command: list[str] = []
+    for word in words:
+        if _SEPARATOR.fullmatch(word) or word in ("{", "}", "then", "do", "else", "```"):
+            yield command
+            command = []
+        else:
+            command.append(word)
+    yield command
 
 
 def _words(line: str) -> list[str]:

@@ -60,6 +60,7 @@ def check(container: Container, backend: Backend, version: str | None) -> tuple[
     release, note = _release(tag, backend, version)
     found += [_at(container, "args", note)] if note is not None else []
     found += [_at(container, "args", finding) for finding in backend.check(args, dict(container.env), release)]
+    found += _risks(container, args)
     if args and not _names_model(args):
         found.append(
             _at(
@@ -69,6 +70,37 @@ def check(container: Container, backend: Backend, version: str | None) -> tuple[
             )
         )
     return Engine(args=args, version=release, gpus=spread(args)), tuple(found)
+
+
+def _risks(container: Container, args: tuple[str, ...]) -> Iterator[Finding]:
+    """What the engine accepts and somebody may regret."""
+    if any(word.replace("_", "-") == "--trust-remote-code" for word in args) and option(args, "--revision") is None:
+        yield _at(
+            container,
+            "args",
+            _finding(
+                "SEC003",
+                "warning",
+                "code from the model's repository runs here, whatever it is on that day",
+                "leave --trust-remote-code out, or pin --revision",
+            ),
+        )
+    if container.env.get("HSA_OVERRIDE_GFX_VERSION"):
+        yield _at(
+            container,
+            "env HSA_OVERRIDE_GFX_VERSION",
+            _finding(
+                "ENV005",
+                "warning",
+                "kernels for another card are forced on this one, which faults on supported cards",
+                "unset it",
+            ),
+        )
+    for name in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        if container.env.get(name) == "":
+            yield _at(
+                container, f"env {name}", _finding("ENV004", "error", f"an empty {name} hides every GPU", "unset it")
+            )
 
 
 def spread(args: tuple[str, ...]) -> int:
