@@ -100,7 +100,6 @@ def on_cpu() -> Plan:
         spec,
         gpu,
         Parallelism(),
-
         gpu_count=0,
         kv_cache_memory_bytes=GIB,
         env={"VLLM_TARGET_DEVICE": "cpu"},
