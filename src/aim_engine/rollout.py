@@ -15,6 +15,7 @@ from aim_engine.deploy.chat import Answer
 from aim_engine.deploy.runner import Deployment, Runner
 from aim_engine.errors import InvalidInput, Unreachable
 from aim_engine.hardware.cluster import Finding
+from aim_engine.hardware.gpu import Gpu
 from aim_engine.monitor.report import KpiReport
 from aim_engine.planner.plan import Plan
 from aim_engine.render.artifact import Artifact, Options
@@ -82,7 +83,7 @@ def up(request: Request, settings: Settings, place: Place, tell: Tell) -> Outcom
     cluster, gpu = workflow.hardware(request.gpus, settings)
     tell(cluster.describe() if gpu.kind != "cpu" else f"{cluster.describe()}: {gpu.product}, {gpu.compute_units} cores")
     steps.next()
-    plan = workflow.select_for(request, spec, cluster, gpu, settings)
+    plan = workflow.select_for(_for_release(request, place, gpu, settings), spec, cluster, gpu, settings)
     if plan.chosen is None:
         return Outcome(plan=plan, stopped_at=f"no configuration does what was asked; {plan.hint}")
     tell(f"{plan.chosen.recipe.key} ({plan.chosen.reason})")
@@ -191,6 +192,17 @@ def _watch(
     )
 
 
+def _for_release(request: Request, place: Place, gpu: Gpu, settings: Settings) -> Request:
+    """A local engine is the release that its environment installs, so the plan is made for that one."""
+    if place.target != "local" or request.engine_version or settings.engine_version:
+        return request
+    from aim_engine.deploy import environment
+
+    overlay = workflow.overlay_dir(settings)
+    name = environment.for_device(request.engine, "cpu" if gpu.kind == "cpu" else "rocm", overlay)
+    return msgspec.structs.replace(request, engine_version=environment.recipe(name, overlay).version)
+
+
 def answered_workload(answer: Answer) -> Workload:
     """The traffic that one question was, so that its figures are held against a prediction for the same."""
     return Workload(input_tokens=max(1, answer.prompt_tokens), output_tokens=max(1, answer.tokens), concurrency=1)
@@ -241,11 +253,7 @@ def _render(plan: Plan, place: Place, options: Options, settings: Settings) -> t
     from aim_engine.render import targets
 
     engine = backend.get(plan.inputs.engine, workflow.overlay_dir(settings))
-    if place.target == "kubernetes":
-        return targets.render(plan, "kubernetes", options, engine)
-    if place.target == "docker" and plan.inputs.gpu.kind != "cpu":
-        return targets.render(plan, "docker", options, engine)
-    return targets.render(plan, "shell", options, engine)
+    return targets.render(plan, "shell" if place.target == "local" else place.target, options, engine)
 
 
 def _check(artifacts: tuple[Artifact, ...], place: Place, plan: Plan, settings: Settings) -> tuple[Finding, ...]:
@@ -270,7 +278,7 @@ def _options(place: Place, request: Request) -> Options:
     name = place.name or suggest_name(Path(request.model).name)
     if not 0 < place.port < 65536:
         raise InvalidInput(f"port {place.port} does not exist", hint="use a number from 1 to 65535")
-    return Options(name=name, port=place.port, host=place.host, namespace=place.namespace)
+    return Options(name=name, port=place.port, host=place.host, namespace=place.namespace, image=place.image)
 
 
 def _no_cluster(err: Unreachable, folder: Path) -> str:

@@ -170,7 +170,8 @@ def test_peaks_follow_from_cores_clock_and_vector_units(
     )
     gpu = cpu.as_gpu(host)
     assert gpu.compute("fp32") == 10 * 10**9 * fp32
-    assert gpu.compute("bf16") == 10 * 10**9 * bf16
+    converted = max(1, round(0.18 * fp32))  # without instructions for it, as it was measured
+    assert gpu.compute("bf16") == 10 * 10**9 * (bf16 if bf16 != fp32 else converted)
     assert gpu.provenance["compute_flop_s"].kind == "derived"
 
 

@@ -47,7 +47,7 @@ class Model:
         ranks = tp * parallelism.dp
         bandwidth = gpu.bandwidth()
         self.flop_s = gpu.compute(compute_dtype(spec, gpu, recipe))
-        self.attention_flop_s = gpu.compute("bf16")
+        self.attention_flop_s = gpu.compute(recipe.precision if recipe.precision in memory.DTYPE_BYTES else "bf16")
         self.tokens_budget = recipe.max_num_batched_tokens
 
         parts = spec.parameters

@@ -71,8 +71,10 @@ def weights_options(inputs: Inputs, backend: Backend) -> tuple[tuple[Weights, ..
     own: Precision = _own_precision(spec)
     wanted = inputs.precision
     options: list[Weights] = []
-    if wanted is None or wanted == own or (wanted in SIXTEEN_BIT and own in (*SIXTEEN_BIT, "fp32")):
+    if wanted is None or wanted == own or (wanted in memory.DTYPE_BYTES and own in memory.DTYPE_BYTES):
         options.append(Weights(precision=own if wanted is None else wanted))  # type: ignore[arg-type]
+    if wanted is None and gpu.kind == "cpu" and own in SIXTEEN_BIT:
+        options.append(Weights(precision="fp32"))  # loses nothing, and is faster without 16-bit instructions
     online_asked = wanted == "fp8" and spec.quantization is None
     if online_asked or (wanted is None and inputs.allow_lossy and spec.quantization is None):
         options.append(Weights(precision="fp8", online="fp8"))
