@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def main() -> NoReturn:
-    """Run the command line and exit with the code of CONVENTIONS: 0, 1, 2, 3, 70, 130."""
+    """Run the command line and exit: 0 done, 1 no, 2 wrong input, 3 something outside failed, 70 our bug, 130 interrupted."""
     if sys.argv[1:] == ["--version"]:
         sys.stdout.write(f"aim-engine {__version__}\n")
         raise SystemExit(0)
