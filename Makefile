@@ -27,7 +27,7 @@ help:
 	  echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)"; \
 	  echo "hint: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; } >&2
 	@start=$$(date +%s); rm -rf .tools; \
-	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --target .tools uv==$(UV_VERSION) \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore --target .tools uv==$(UV_VERSION) \
 	  || { echo "error: pip could not install uv $(UV_VERSION); a proxy or mirror is set with: pip config set global.index-url URL" >&2; exit 3; }; \
 	  $(call done,uv $(UV_VERSION) in .tools,.tools)
 	@touch $@

@@ -17,12 +17,19 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
-say() { printf '\n$ %s\n' "$*"; "$@"; }
+say() {
+    printf '\n$'
+    for word in "$@"; do
+        case $word in *" "*) printf ' "%s"' "$word" ;; *) printf ' %s' "$word" ;; esac
+    done
+    printf '\n'
+    "$@"
+}
 
 say aim-engine gpus
 say aim-engine plan "$MODEL" --concurrency 1 -o "$FOLDER/plan.json"
 say aim-engine render "$FOLDER/plan.json" --target shell -o "$FOLDER/files" --port "$PORT"
 say aim-engine validate "$FOLDER/plan.json" "$FOLDER"/files/*
 say aim-engine up "$MODEL" --concurrency 1 --name "$NAME" --port "$PORT" --ask "What is the capital of France?"
-say aim-engine status "$NAME"
+say aim-engine status
 say aim-engine down "$NAME" --yes
