@@ -18,15 +18,30 @@ import msgspec
 
 from aim_engine import settings
 from aim_engine.cli.main import COMMANDS
+from aim_engine.deploy.runner import Deployment
 from aim_engine.hardware import catalog as cards
+from aim_engine.hardware.cluster import Cluster
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.kpi import names as kpis
 from aim_engine.model import catalog as models
 from aim_engine.model.spec import ModelSpec
+from aim_engine.monitor.report import KpiReport
 from aim_engine.planner.plan import Plan
 from aim_engine.recipe.recipe import Recipe
+from aim_engine.rollout import Outcome
 from aim_engine.units import format_bytes, format_count
 
+DOCUMENTS: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
+    ("plan", Plan, "`plan --json`, `plan -o`"),
+    ("recipe", Recipe, "the `recipe` of a plan; files that `validate` reads"),
+    ("model", ModelSpec, "`model --json`"),
+    ("cluster", Cluster, "`gpus --json`"),
+    ("gpu", Gpu, "`data/gpus/NAME.yaml`"),
+    ("up", Outcome, "`up --json`"),
+    ("deployment", Deployment, "`status --json`, `deployment.json` of a deployment"),
+    ("kpis", KpiReport, "the `report` of `up --json`"),
+)
+"""Documents whose whole shape is one type: kind, type, where it is met."""
 DOCS = Path(__file__).parent.parent / "docs" / "reference"
 NOTE = "<!-- Written by tools/reference.py; edit the code it describes instead. -->\n\n"
 
@@ -59,9 +74,10 @@ def pages() -> dict[str, str]:
         "figures.md": NOTE + figures(),
         "cards.md": NOTE + cards_page(),
         "models.md": NOTE + models_page(),
+        "documents.md": NOTE + documents_page(),
     }
-    for name, kind in (("plan", Plan), ("recipe", Recipe), ("gpu", Gpu), ("model", ModelSpec)):
-        schema = msgspec.json.schema(kind)
+    for name, kind, _ in DOCUMENTS:
+        schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
         found[f"schema/{name}.json"] = json.dumps(schema, indent=1, sort_keys=True) + "\n"
     return found
 
@@ -110,6 +126,21 @@ def settings_page() -> str:
         after = source.split(f"    {field.name}: ", 1)[1]
         text = " ".join(after.split('"""')[1].split())
         lines.append(f"| `{field.name}` | `{settings.PREFIX}{field.name.upper()}` | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def documents_page() -> str:
+    """What `--json` prints, and the JSON schema of each document that is one type."""
+    lines = [
+        "# Documents",
+        "",
+        'With `--json` a command prints one document. Its `schema` says what it is and in which version, as in `"aim-engine/plan/v1"`;',
+        "within a version, keys are added and none is removed or changes its meaning.",
+        "",
+        "| kind | where | JSON schema |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {name} | {where} | [{name}.json](schema/{name}.json) |" for name, _, where in DOCUMENTS]
     return "\n".join(lines) + "\n"
 
 
