@@ -224,6 +224,21 @@ def _session_or_none(store: Store) -> list[int]:
     return session(found) if found.supervisor is not None else []
 
 
+def test_an_interruption_just_after_the_start_leaves_nothing_running(
+    store: Store, runner: LocalRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, begun = local._supervise, []
+
+    def interrupted(*arguments: Any) -> ProcessRef:
+        begun.append(start(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "_supervise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch(runner, deployment(store, behave=("workers",)), {}, timeout_s=20)
+    assert process.session_members(begun[0].pid) == []
+
+
 def test_a_taken_port_is_refused_with_its_owner(store: Store, runner: LocalRunner) -> None:
     first = launch(runner, deployment(store), {}, timeout_s=20)
     with pytest.raises(InvalidInput) as caught:

@@ -121,8 +121,10 @@ class DockerRunner:
             except BaseException as err:
                 with interrupt.held_off():
                     for deployment in deployments:
-                        self._keep_log(client, deployment)
-                        _remove(_find(client, deployment), timeout_s=3)
+                        # By name, since none had it before: an interruption may come before Docker told the id.
+                        made = _by_name(client, deployment.name)
+                        self._keep_log(deployment, made)
+                        _remove(made, timeout_s=3)
                         ended = "failed" if isinstance(err, Exception) else "stopped"
                         self._store.save(msgspec.structs.replace(deployment, state=ended, container_id=None))
                 raise
@@ -271,8 +273,7 @@ class DockerRunner:
             log, code = [], 137
         return diagnose.diagnose(log, code, diagnose.rules(deployment.engine, self._overlay))
 
-    def _keep_log(self, client: DockerClient, deployment: Deployment) -> None:
-        running = _find(client, deployment)
+    def _keep_log(self, deployment: Deployment, running: Running | None) -> None:
         if running is not None:
             log = "\n".join(_tail(running, "all"))
             (self._store.folder(deployment.name) / "engine.log").write_text(log + "\n", encoding="utf-8")

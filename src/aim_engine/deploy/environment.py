@@ -244,7 +244,7 @@ def remove(name: str, data_dir: str | Path, overlay: Path | None = None) -> int:
     if not root.exists():
         return 0
     with _lock(made, root):
-        users = [pid for pid in _processes() if process.command_line(pid).startswith(f"{root}{os.sep}")]
+        users = [pid for pid in process.all_ids() if process.command_line(pid).startswith(f"{root}{os.sep}")]
         if users:
             raise InvalidInput(
                 f"{name} is running",
@@ -447,10 +447,6 @@ def _lock(made: Recipe, root: Path) -> Iterator[None]:
 def _discard(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder)
-
-
-def _processes() -> list[int]:
-    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208 - names only
 
 
 def _root(made: Recipe, data_dir: str | Path) -> Path:

@@ -160,9 +160,9 @@ class KubernetesRunner:
                         f"there is a {kind.__name__} {name} that aim-engine did not make",
                         hint="choose another name with --name",
                     )
+                if present is None:  # noted first: an interruption may come before the answer
+                    made.append(wanted)
                 client.apply(wanted, field_manager=MANAGER, force=True)
-            if present is None:
-                made.append(wanted)
             progress(f"{'made' if present is None else 'updated'} {kind.__name__} {name}")
 
     def _await(self, client: Any, deployment: Deployment, replicas: int, deadline: float, progress: Progress) -> None:

@@ -32,6 +32,7 @@ STOP_GRACE_S = 15.0
 START_GRACE_S = 3.0
 """The same while it starts, when it has nothing to lose."""
 _POLL_S = 0.25
+_SUPERVISE = ("-m", "aim_engine.deploy.supervise")
 _STILL_WAITING_S = 20.0
 
 
@@ -127,6 +128,9 @@ class LocalRunner:
             except BaseException as err:
                 with interrupt.held_off():
                     for deployment in running:
+                        if deployment.supervisor is None:  # an interruption may come before its number was noted
+                            left = _look_for_supervisor(self._store.folder(deployment.name))
+                            deployment = msgspec.structs.replace(deployment, supervisor=left)
                         self._end(deployment, grace_s=START_GRACE_S)
                         ended: Literal["failed", "stopped"] = "failed" if isinstance(err, Exception) else "stopped"
                         self._store.save(msgspec.structs.replace(deployment, state=ended))
@@ -272,7 +276,7 @@ def now() -> str:
 def _supervise(folder: Path, command: tuple[str, ...], env: dict[str, str]) -> ProcessRef:
     """Start the supervisor in a session of its own, with nothing of this terminal."""
     log = str(folder / "engine.log")
-    program = [sys.executable, "-m", "aim_engine.deploy.supervise", str(folder), str(STOP_GRACE_S), "--", *command]
+    program = [sys.executable, *_SUPERVISE, str(folder), str(STOP_GRACE_S), "--", *command]
     pid = os.posix_spawn(
         sys.executable,
         program,
@@ -285,6 +289,16 @@ def _supervise(folder: Path, command: tuple[str, ...], env: dict[str, str]) -> P
         ],
     )
     return ProcessRef(pid=pid, start_ticks=process.start_ticks(pid) or 0, boot_id=process.boot_id())
+
+
+def _look_for_supervisor(folder: Path) -> ProcessRef | None:
+    """The supervisor that runs in a deployment's folder."""
+    wanted = " ".join((*_SUPERVISE, str(folder), ""))
+    for pid in process.all_ids():
+        ticks = process.start_ticks(pid)
+        if ticks is not None and wanted in process.command_line(pid):
+            return ProcessRef(pid=pid, start_ticks=ticks, boot_id=process.boot_id())
+    return None
 
 
 def _members(supervisor: ProcessRef | None) -> list[int]:

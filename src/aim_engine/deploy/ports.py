@@ -46,16 +46,14 @@ def holder(port: int) -> str | None:
     inodes = _listening_inodes(port)
     if not inodes:
         return None
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - names only
-        if not entry.isdigit():
-            continue
+    for pid in process.all_ids():
         try:
-            links = [str(link.readlink()) for link in Path("/proc", entry, "fd").iterdir()]
+            links = [str(link.readlink()) for link in Path("/proc", str(pid), "fd").iterdir()]
         except OSError:
             continue
         if any(link in inodes for link in links):
-            command = process.command_line(int(entry))
-            return f"process {entry} ({command[:80]})" if command else f"process {entry}"
+            command = process.command_line(pid)
+            return f"process {pid} ({command[:80]})" if command else f"process {pid}"
     return None
 
 

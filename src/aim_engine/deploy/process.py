@@ -30,6 +30,11 @@ def boot_id() -> str:
         return "unknown"
 
 
+def all_ids() -> list[int]:
+    """The numbers of all processes, ascending."""
+    return sorted(int(entry) for entry in os.listdir(_PROC) if entry.isdigit())  # noqa: PTH208 - names only, thousands
+
+
 def command_line(pid: int) -> str:
     """A process' command line; empty when it is gone or not ours to read."""
     try:
@@ -41,12 +46,11 @@ def command_line(pid: int) -> str:
 def session_members(session: int) -> list[int]:
     """The living processes of a session, ascending."""
     members = []
-    for entry in os.listdir(_PROC):  # noqa: PTH208 - names only, thousands of them
-        if entry.isdigit():
-            fields = _stat(int(entry))
-            if fields is not None and int(fields[_SESSION]) == session and fields[_STATE] not in "ZX":
-                members.append(int(entry))
-    return sorted(members)
+    for pid in all_ids():
+        fields = _stat(pid)
+        if fields is not None and int(fields[_SESSION]) == session and fields[_STATE] not in "ZX":
+            members.append(pid)
+    return members
 
 
 def end_session(session: int, *, grace_s: float, spare: int | None = None) -> list[int]:
