@@ -6,6 +6,7 @@ There is no index file: the folders say what is there. Two processes may use the
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -113,15 +114,14 @@ class ModelCacheManager:
         """
         if max_age_days < 0:
             raise InvalidInput(f"an age of {max_age_days} days is not possible", hint="give 0 or more")
-        info, now_s = self._scan(), time.time()
+        now_s = time.time()
         old = []
-        for repo in _models(info):
+        for repo in _models(self._scan()):
             idle_days = (now_s - max(repo.last_accessed or 0.0, repo.last_modified or 0.0)) / _DAY_S
             if idle_days > max_age_days and not in_use(repo.repo_path):
                 old.append((repo, Removed(model_id=repo.repo_id, size_bytes=repo.size_on_disk, idle_days=idle_days)))
-        if old and info is not None and not dry_run:
-            commits = [revision.commit_hash for repo, _ in old for revision in repo.revisions]
-            info.delete_revisions(*commits).execute()
+        for repo, _ in old if not dry_run else ():
+            _remove(Path(repo.repo_path))
         return tuple(removed for _, removed in old)
 
     def get_cache_stats(self) -> CacheStats:
@@ -233,6 +233,16 @@ def in_use(folder: Path) -> bool:
         except OSError:
             continue
     return False
+
+
+def _remove(folder: Path) -> None:
+    """Remove a model's folder: out of sight at once, then for good. By folder, since forks share commits."""
+    doomed = folder.with_name(f".removed-{os.getpid()}-{folder.name}")
+    try:
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+    except OSError as err:
+        raise Unreachable(f"{folder} could not be removed", why=err.strerror, hint="check who owns it") from err
 
 
 def _models(info: HFCacheInfo | None) -> list[CachedRepoInfo]:
