@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from aim_engine.model import fields as names
+from aim_engine.model import towers
 from aim_engine.model.fields import Fields
 from aim_engine.model.spec import Moe, Parameters
 
@@ -52,7 +51,6 @@ _QKV_BIAS = frozenset(
 )
 _GATED_ATTENTION = frozenset(["qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"])
 """The query projection is twice as wide: half of it gates the output."""
-_PROJECTOR_LAYERS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +187,7 @@ def count(shape: Shape) -> Parameters:
         shared_experts=shared,
         router=router,
         norms=len(shape.kinds) * 2 * shape.hidden + shape.hidden,
-        vision=_towers(shape),
+        vision=towers.count(shape.fields.outer, shape.hidden),
         mtp=_drafts(shape),
         other=_positions(shape),
     )
@@ -323,48 +321,3 @@ def _positions(shape: Shape) -> int:
     """Learned position embeddings, where the family has them."""
     learned = shape.model_type in ("gpt2", "gpt_bigcode", "opt")
     return (shape.fields.maybe(*names.POSITIONS) or 0) * shape.hidden if learned else 0
-
-
-def _towers(shape: Shape) -> int:
-    """Vision and audio encoders with their projector, from their own sections."""
-    total = 0
-    for key in ("vision_config", "visual", "audio_config"):
-        section = shape.fields.outer.get(key)
-        if isinstance(section, dict):
-            total += _tower(section, shape.hidden)
-    return total
-
-
-def _tower(section: Mapping[str, Any], out: int) -> int:
-    def number(*keys: str) -> int:
-        return next(
-            (int(section[k]) for k in keys if isinstance(section.get(k), int) and not isinstance(section[k], bool)), 0
-        )
-
-    hidden = number("hidden_size", "embed_dim", "width", "d_model")
-    depth = number("num_hidden_layers", "depth", "layers", "encoder_layers")
-    if (
-        not hidden
-        or not depth
-        or ("embed_dim" in section and "hidden_size" in section and section["hidden_size"] == out)
-    ):
-        hidden = number("embed_dim") or hidden
-    if not hidden or not depth:
-        return 0
-    ratio = section.get("mlp_ratio")
-    width = number("intermediate_size", "mlp_hidden_size") or int(
-        hidden * (ratio if isinstance(ratio, int | float) else 4)
-    )
-    patch = number("patch_size") or 14
-    temporal = number("temporal_patch_size") or 1
-    merged = hidden * (number("spatial_merge_size") or 1) ** 2
-    projector = (
-        merged * merged + merged * out if merged != hidden else hidden * out + (_PROJECTOR_LAYERS - 1) * out * out
-    )
-    deepstack = section.get("deepstack_visual_indexes")
-    deep = len(deepstack) if isinstance(deepstack, list) else 0
-    return (
-        depth * (4 * hidden * hidden + 2 * hidden * width)
-        + 3 * temporal * patch * patch * hidden
-        + projector * (1 + deep)
-    )
