@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +72,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag
 
 def up(request: Request, settings: Settings, place: Place, tell: Tell) -> Outcome:
     """Walk the whole workflow. Raises: AimError; whatever was started by then is gone again."""
+    from aim_engine.deploy import interrupt
+
+    with interrupt.raised():
+        return _walk(request, settings, place, tell)
+
+
+def _walk(request: Request, settings: Settings, place: Place, tell: Tell) -> Outcome:
+    from aim_engine.deploy import interrupt
     from aim_engine.deploy.records import Store
 
     steps = _Steps(tell)
@@ -118,8 +125,9 @@ def up(request: Request, settings: Settings, place: Place, tell: Tell) -> Outcom
     try:
         return _watch(plan, deployment, findings, written, place, settings, steps, tell)
     except BaseException:
-        with contextlib.suppress(Exception):
-            runner.stop(deployment, tell)
+        with interrupt.held_off():
+            for name in store.members(deployment.group or deployment.name):
+                runner.stop(store.load(name), tell)
         raise
 
 

@@ -67,6 +67,7 @@ def judging(log: Path) -> Iterator[Judge]:
         try:
             yield Judge(process)
         finally:
-            assert process.stdin is not None
-            process.stdin.close()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
             process.wait(timeout=60)
