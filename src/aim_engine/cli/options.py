@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from aim_engine import settings as all_settings
 from aim_engine import units
+from aim_engine.recipe.recipe import Precision
 from aim_engine.settings import Settings
 from aim_engine.workflow import Request
 from aim_engine.workload import Slo, Workload
@@ -34,7 +35,9 @@ _PLANNING = (
     click.option("--input-tokens", metavar="N", default="1024", show_default=True, help="Mean prompt length."),
     click.option("--output-tokens", metavar="N", default="512", show_default=True, help="Mean answer length."),
     click.option("--max-model-len", metavar="N", help="Context length to serve. Default: the model's, or what fits."),
-    click.option("--precision", help="Weight format: bf16, fp16, fp8 and others. Default: the checkpoint's own."),
+    click.option(
+        "--precision", type=click.Choice(get_args(Precision)), help="Weight format. Default: the checkpoint's own."
+    ),
     click.option("--allow-lossy", is_flag=True, help="Also consider fp8 weights and KV cache made on load."),
     click.option("--engine", default="vllm", show_default=True, help="Serving engine."),
     click.option("--engine-version", metavar="X.Y.Z", help="Engine release. Default: the newest known."),

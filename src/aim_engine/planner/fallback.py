@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -45,6 +46,10 @@ def advise(
             hint="name another checkpoint of the model"
             + (f", or plan for another card than {inputs.gpu.name}" if inputs.gpu.kind != "cpu" else ""),
         )
+    if inputs.workload.rate_requests_s is not None:
+        spread = _enough_replicas(inputs, available, backend, calibration)
+        if spread is not None:
+            return spread
     counts = _more_devices(inputs, available, backend, calibration)
     formats = _other_precision(inputs, available, backend, calibration)
     details = [*filter(None, (counts, formats))]
@@ -79,6 +84,26 @@ def _relax(inputs: Inputs, ranked: list[Candidate]) -> Advice:
         summary=f"no configuration keeps the limits; the closest misses {worst}",
         hint=f"relax it: --{worst} {_rounded_up_ms(reached_ms)}ms",
         details=tuple(details),
+    )
+
+
+def _enough_replicas(inputs: Inputs, available: int, backend: Backend, calibration: Calibration) -> Advice | None:
+    """How many devices an arrival rate takes; None when the model does not fit at any rate."""
+    unloaded = msgspec.structs.replace(inputs.workload, rate_requests_s=None)
+    changed = msgspec.structs.replace(inputs, workload=unloaded, objective="throughput")
+    found = search(changed, available, backend, calibration, ()).candidates
+    keeping = [candidate for candidate in found if candidate.estimate.meets_slo]
+    if not keeping or inputs.workload.rate_requests_s is None:
+        return None
+    best = max(keeping, key=lambda c: c.estimate.requests_s.value / max(1, c.recipe.gpu_count))
+    each = best.estimate.requests_s.value / best.recipe.replicas
+    replicas = math.ceil(inputs.workload.rate_requests_s / each)
+    devices = replicas * best.recipe.parallelism.world_size
+    where = "replicas" if inputs.gpu.kind == "cpu" else f"replicas on {devices} {inputs.gpu.name}"
+    return Advice(
+        summary=f"{inputs.workload.rate_requests_s:g} requests/s are more than this hardware finishes",
+        hint=f"{replicas} {where} would do: one of {best.recipe.parallelism.describe()} finishes {each:.2f} requests/s; "
+        "lower --rate, or spread over more nodes",
     )
 
 

@@ -321,10 +321,10 @@ def _known_for(known: tuple[Known, ...], parallelism: Parallelism, option: Weigh
 
 
 def _worst(family: str, reasons: list[Rejection]) -> Rejection:
-    """The rejection of a family that came closest: least memory missing, else its last reason."""
+    """The rejection of a family that came closest: least memory missing, else the one with most slots, which is the last."""
     if not reasons:
         return Rejection(recipe=family, reason="no scheduler setting is valid for it")
-    closest = min(reasons, key=lambda rejection: rejection.missing_bytes or math.inf)
+    closest = min(reversed(reasons), key=lambda rejection: rejection.missing_bytes or math.inf)
     return msgspec.structs.replace(closest, recipe=family)
 
 

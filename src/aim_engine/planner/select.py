@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from aim_engine.backend.base import Backend
+from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Cluster, Device, Finding
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
@@ -32,7 +33,11 @@ def select(
     known: tuple[Known, ...] = (),
     catalogue: Catalogue = tuple,
 ) -> Plan:
-    """The best recipe for `inputs`, or none with the reasons and the nearest way out."""
+    """The best recipe for `inputs`, or none with the reasons and the nearest way out.
+
+    Raises: InvalidInput when the model can never serve a request of that length.
+    """
+    _require_context(inputs)
     available = usable_devices(inputs.cluster, inputs.gpu)
     steps = [_detected(inputs, available), _analysed(inputs.model)]
     matching = tuple(entry for entry in known if inputs.gpu.name in entry.gpus and entry.gpu_count <= available)
@@ -71,6 +76,20 @@ def select(
         steps=tuple(steps),
         hint=hint,
     )
+
+
+def _require_context(inputs: Inputs) -> None:
+    longest = inputs.model.max_position_embeddings
+    for wanted, what, option in (
+        (inputs.max_model_len or 0, "a context", "--max-model-len"),
+        (inputs.workload.total_tokens, "a request", "--input-tokens"),
+    ):
+        if wanted > longest:
+            raise InvalidInput(
+                f"{inputs.model.model_id} cannot serve {what} of {wanted:,} tokens",
+                why=f"its own limit is {longest:,}",
+                hint=f"lower {option}, or name a model with a longer context",
+            )
 
 
 def usable_devices(cluster: Cluster, gpu: Gpu) -> int:
@@ -218,7 +237,7 @@ def _why(chosen: Candidate, others: tuple[Candidate, ...], inputs: Inputs) -> st
         if theirs > ours:
             text += f"; {others[0].recipe.key} is within the error band, and {_preference(chosen, others[0])}"
         elif theirs > 0:
-            text += f"; next is {others[0].recipe.key} ({ours / theirs - 1:.0%} behind)"
+            text += f"; next is {others[0].recipe.key} ({1 - theirs / ours:.0%} behind)"
     return text
 
 
