@@ -12,159 +12,31 @@ from typing import Any, Literal
 
 import msgspec
 
-from aim_engine import facts
 from aim_engine.errors import InvalidInput
+from aim_engine.hardware.gpu import Provenance
+from aim_engine.model import architecture, mixers, parameters, quantization
 from aim_engine.model import fields as names
 from aim_engine.model import layers as stack
-from aim_engine.model import parameters, quantization
+from aim_engine.model.architecture import Architecture
 from aim_engine.model.fields import Fields
 from aim_engine.model.spec import LayerGroup, LayerKind, ModelSpec, Moe
 
-DEFAULTS_FILE = "architectures/defaults.yaml"
-_NATIVE = frozenset(
-    [
-        "afmoe",
-        "apertus",
-        "arcee",
-        "aria",
-        "baichuan",
-        "bailing_moe",
-        "bloom",
-        "chameleon",
-        "chatglm",
-        "cohere",
-        "cohere2",
-        "command_r",
-        "dbrx",
-        "deepseek",
-        "deepseek_v2",
-        "deepseek_v3",
-        "deepseek_v32",
-        "deepseek_v4",
-        "deepseek_ref",
-        "deepseek_vl_v2",
-        "dots1",
-        "ernie4_5",
-        "ernie4_5_moe",
-        "exaone",
-        "exaone4",
-        "falcon",
-        "falcon_h1",
-        "falcon_mamba",
-        "gemma",
-        "gemma2",
-        "gemma3",
-        "gemma3_text",
-        "gemma3n",
-        "gemma4",
-        "gemma4_text",
-        "glm",
-        "glm4",
-        "glm4_moe",
-        "glm4v",
-        "glm_moe_dsa",
-        "gpt2",
-        "gpt_bigcode",
-        "gpt_neox",
-        "gpt_oss",
-        "gptj",
-        "granite",
-        "granitemoe",
-        "granitemoehybrid",
-        "grok-1",
-        "hunyuan_v1_moe",
-        "hunyuan",
-        "internlm",
-        "internlm2",
-        "internlm3",
-        "internvl_chat",
-        "jais",
-        "jamba",
-        "kimi_k2",
-        "kimi_k25",
-        "kimi_k3",
-        "kimi_linear",
-        "kimi_vl",
-        "lfm2",
-        "lfm2_moe",
-        "llama",
-        "llama4",
-        "llama4_text",
-        "llava",
-        "llava_next",
-        "longcat_flash",
-        "mamba",
-        "mamba2",
-        "mimo",
-        "mimo_v2",
-        "minicpm",
-        "minicpm3",
-        "minimax",
-        "minimax_m1",
-        "minimax_m2",
-        "minimax_m3",
-        "ministral3",
-        "mistral",
-        "mistral3",
-        "mixtral",
-        "mllama",
-        "mllama_text_model",
-        "molmo",
-        "mpt",
-        "multi_modality",
-        "nemotron",
-        "nemotron_h",
-        "olmo",
-        "olmo2",
-        "olmo3",
-        "olmoe",
-        "opt",
-        "orion",
-        "ovis",
-        "persimmon",
-        "phi",
-        "phi3",
-        "phi3_v",
-        "phi4mm",
-        "phimoe",
-        "pixtral",
-        "plamo2",
-        "qwen",
-        "qwen2",
-        "qwen2_5_omni",
-        "qwen2_5_vl",
-        "qwen2_audio",
-        "qwen2_moe",
-        "qwen2_vl",
-        "qwen3",
-        "qwen3_5",
-        "qwen3_5_moe",
-        "qwen3_5_moe_text",
-        "qwen3_5_text",
-        "qwen3_moe",
-        "qwen3_next",
-        "qwen3_omni_moe",
-        "qwen3_vl",
-        "qwen3_vl_moe",
-        "qwen3_vl_moe_text",
-        "qwen3_vl_text",
-        "seed_oss",
-        "smollm3",
-        "solar",
-        "stablelm",
-        "starcoder2",
-        "step3p5",
-        "step3p7",
-        "step3_text",
-        "whisper",
-        "xverse",
-        "zamba2",
-    ]
-)
-"""Model types that serving engines implement themselves, so that no code of the repository is needed."""
 _VISION_SECTIONS = ("vision_config", "visual", "vision_tower_config", "img_processor")
 _AUDIO_SECTIONS = ("audio_config", "audio_encoder", "speech_config")
 _DTYPES: dict[str, Literal["bf16", "fp16", "fp32"]] = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
+_BARE = frozenset(
+    [
+        "BertModel",
+        "GemmaModel",
+        "Gemma2Model",
+        "Gemma3TextModel",
+        "LlamaModel",
+        "MistralModel",
+        "Qwen2Model",
+        "Qwen3Model",
+    ]
+)
+_NOBODY = Provenance(kind="unsourced", source="no file of the catalogue", checked="")
 _EMBEDDING_WORDS = ("EmbeddingModel", "BertModel", "ForSequenceClassification", "ForMaskedLM", "RewardModel")
 
 
@@ -187,15 +59,18 @@ def parse(
     fields = Fields(config, name)
     model_type = fields.text("model_type")
     outer_type = config.get("model_type") if isinstance(config.get("model_type"), str) else model_type
-    fields = fields.with_defaults(_class_defaults(model_type))
-    architecture = _architecture(config) or _architecture(fields.raw("architectures")) or model_type or "unknown"
+    class_name = _architecture(config) or _architecture(fields.raw("architectures"))
+    known = architecture.find(model_type, class_name) or (outer_type and architecture.find(outer_type)) or None
+    arch = known or Architecture(model_type=model_type or "unknown", provenance=_NOBODY)
+    fields = fields.with_defaults(arch.defaults)
+    name_of_class = class_name or model_type or "unknown"
     if config.get("is_encoder_decoder") is True and outer_type != "whisper":
         raise InvalidInput(
-            f"{name}: {architecture} is an encoder-decoder model",
+            f"{name}: {name_of_class} is an encoder-decoder model",
             why="its encoder and cross attention are not modelled",
             hint="decoder-only and vision-language models can be planned",
         )
-    kinds = stack.kinds(fields, model_type)
+    kinds = ["none"] * fields.count(*names.LAYERS) if arch.encoder_only else stack.kinds(fields, model_type)
     hidden = fields.count(*names.HIDDEN)
     vocab = fields.count(*names.VOCAB)
     heads = fields.maybe(*names.HEADS) or 0
@@ -209,6 +84,7 @@ def parse(
     moe = _moe(fields, model_type, len(moe_where))
     shape = parameters.Shape(
         fields=fields,
+        arch=arch,
         model_type=model_type,
         hidden=hidden,
         vocab=vocab,
@@ -220,7 +96,8 @@ def parse(
         moe=moe,
         is_mla=is_mla,
         is_compressed=compressed,
-        tied=_tied(fields, config, model_type),
+        tied=_tied(fields, known is not None),
+        headless=arch.encoder_only or _is_headless(class_name),
     )
     counted = parameters.count(shape)
     quantised = quantization.parse(
@@ -232,17 +109,14 @@ def parse(
         expert_dtype=fields.text("expert_dtype"),
     )
     warnings = []
-    known = model_type in _NATIVE or outer_type in _NATIVE
-    if not known:
-        warnings.append(f"the architecture {architecture} is not known; planned from generic fields")
-    if compressed:
-        warnings.append("compressed attention is counted as uncompressed: the KV cache is overestimated")
-    positions = fields.maybe(*names.POSITIONS)
+    if known is None:
+        warnings.append(f"the architecture {name_of_class} is not known; planned from generic fields")
+    positions = _context(fields, str(outer_type))
     if not positions:
         warnings.append("the config names no context length; 2,048 tokens are assumed")
     return ModelSpec(
         model_id=model_id,
-        architecture=architecture,
+        architecture=name_of_class,
         model_type=str(outer_type or model_type or "unknown"),
         basis="config",
         hidden_size=hidden,
@@ -259,10 +133,11 @@ def parse(
         moe=moe,
         quantization=quantised,
         tied_embeddings=shape.tied,
-        encoder_only=any(word in architecture for word in _EMBEDDING_WORDS),
-        has_sinks=model_type == "gpt_oss" or fields.flag("attention_sink", "add_swa_attention_sink_bias"),
+        encoder_only=arch.encoder_only or any(word in name_of_class for word in _EMBEDDING_WORDS),
+        has_sinks=shape.has_sinks("full") or shape.has_sinks("sliding"),
         modality=_modality(config),
-        needs_remote_code=bool(config.get("auto_map")) and not known,
+        needs_remote_code=arch.remote_code
+        or (bool(config.get("auto_map")) and (known is None or known.model_type not in (model_type, outer_type))),
         gated=gated,
         license=license,
         source=source,
@@ -276,14 +151,37 @@ def _architecture(source: object) -> str:
     return listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else ""
 
 
-def _class_defaults(model_type: str) -> Mapping[str, Any]:
-    """What the model class assumes where a config is silent."""
-    return facts.load(DEFAULTS_FILE, dict[str, dict[str, Any]]).get(model_type, {})
+def _context(fields: Fields, model_type: str) -> int:
+    """Tokens of the longest context, as the engine derives it; 0 when the config states none.
+
+    The smallest of the keys that state one, unless model_max_length overrides them, times the factor of a rope scaling that
+    leaves them unscaled. Source: vllm/config/model.py _get_and_verify_max_len, v0.32.0.
+    """
+    stated = [found for key in names.POSITIONS if (found := fields.maybe(key))]
+    longest = fields.maybe("model_max_length") or min(stated, default=0)
+    scaling = fields.section("rope_scaling") or fields.section("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    factor = scaling.get("factor")
+    if kind not in ("linear", "dynamic") or model_type.startswith("gemma3"):
+        return longest
+    if isinstance(factor, int | float) and not isinstance(factor, bool) and 1 <= factor < names.MAX_COUNT:
+        return round(longest * factor)
+    return longest
 
 
 def _kv_heads(fields: Fields, heads: int) -> int:
     if fields.flag("multi_query_attention"):
         return fields.maybe("multi_query_group_num") or 1
+    blocks = fields.raw("block_configs")
+    if isinstance(blocks, list) and fields.maybe(*names.KV_HEADS) is None:
+        groups = [
+            b["attention"].get("n_heads_in_group")
+            for b in blocks
+            if isinstance(b, dict) and isinstance(b.get("attention"), dict)
+        ]
+        sizes = [size for size in groups if isinstance(size, int) and 0 < size <= heads]
+        if sizes:
+            return heads // min(sizes)
     explicit = fields.maybe(*names.KV_HEADS)
     if explicit and not (fields.flag("multi_query") and fields.raw("new_decoder_architecture") is False):
         return explicit
@@ -324,14 +222,25 @@ def _moe(fields: Fields, model_type: str, layers: int) -> Moe | None:
     )
 
 
-def _tied(fields: Fields, config: Mapping[str, Any], model_type: str) -> bool:
-    inner = fields.raw("tie_word_embeddings")
-    if isinstance(inner, bool):
-        return inner
-    outer = config.get("tie_word_embeddings")
-    return (
-        outer if isinstance(outer, bool) else model_type.startswith(("gemma", "gpt2", "opt", "bloom", "mpt", "falcon"))
-    )
+def _tied(fields: Fields, is_known: bool) -> bool:
+    """Is the head the embedding? A config that transformers wrote leaves the key out when it is true.
+
+    Of two sections that disagree, the language part's counts; since transformers 5 the outer one's.
+    """
+    outer = fields.outer.get("tie_word_embeddings")
+    if isinstance(outer, bool) and fields.text("transformers_version").startswith("5"):
+        return outer
+    stated = fields.raw("tie_word_embeddings")
+    if isinstance(stated, bool):
+        return stated
+    return is_known and isinstance(fields.outer.get("transformers_version"), str) and not fields.nested
+
+
+def _is_headless(class_name: str) -> bool:
+    """A bare model or a classifier, whose checkpoint holds no language model head."""
+    if class_name.endswith(("ForSequenceClassification", "ForTokenClassification", "RewardModel")):
+        return True
+    return class_name in _BARE
 
 
 def _quantization_section(config: Mapping[str, Any], fields: Fields) -> Mapping[str, Any] | None:
@@ -359,23 +268,25 @@ def _groups(shape: parameters.Shape) -> tuple[LayerGroup, ...]:
 
 def _group(shape: parameters.Shape, index: int, kind: str) -> LayerGroup:
     fields = shape.fields
-    if kind in ("full", "sliding", "chunked", "cross") and (shape.is_mla or shape.is_compressed):
-        latent = (
-            shape.head_dim
-            if shape.is_compressed
-            else fields.count("kv_lora_rank") + (fields.maybe("qk_rope_head_dim") or 0)
-        )
-        indexer = 0 if shape.is_compressed else fields.maybe("index_head_dim") or 0
-        return LayerGroup(kind="mla", count=1, heads=shape.heads, kv_heads=1, latent_dim=latent, indexer_dim=indexer)
     if kind == "linear":
-        return LayerGroup(kind="linear", count=1, state_elements=shape.linear_state, conv_elements=shape.linear_conv)
+        return LayerGroup(kind="linear", count=1, state_elements=shape.linear_state, conv_elements=_linear_conv(shape))
     if kind == "mamba":
         return LayerGroup(kind="mamba", count=1, state_elements=shape.mamba_state, conv_elements=shape.mamba_conv)
-    if kind == "none":
-        return LayerGroup(kind="none", count=1)
-    if index >= len(shape.kinds) - (fields.maybe("num_kv_shared_layers") or 0):
-        return LayerGroup(kind="none", count=1, heads=shape.heads)
-    kv_heads, dim = shape.kv_shape(kind)
+    if kind == "none" or shape.shares_kv(index):
+        return LayerGroup(kind="none", count=1, heads=shape.heads if kind != "none" or shape.arch.encoder_only else 0)
+    if shape.is_compressed:
+        return _compressed_group(shape, index)
+    if shape.is_mla:
+        latent = fields.count("kv_lora_rank") + (fields.maybe("qk_rope_head_dim") or 0)
+        return LayerGroup(
+            kind="mla",
+            count=1,
+            heads=shape.heads,
+            kv_heads=1,
+            latent_dim=latent * (2 if shape.is_double else 1),
+            indexer_dim=(fields.maybe("index_head_dim") or 0) if shape.has_indexer(index) else 0,
+        )
+    heads, kv_heads, dim, value_dim = shape.attention_shape(index, kind)
     window = fields.maybe("sliding_window", "sliding_window_size") if kind == "sliding" else None
     if kind == "chunked":
         window = fields.maybe("attention_chunk_size", "sliding_window")
@@ -383,14 +294,46 @@ def _group(shape: parameters.Shape, index: int, kind: str) -> LayerGroup:
     return LayerGroup(
         kind=typed,
         count=1,
-        heads=shape.heads,
+        heads=heads,
         kv_heads=kv_heads,
         head_dim_k=dim,
-        head_dim_v=fields.maybe("v_head_dim") or dim if model_has_own_v(shape.model_type) else dim,
+        head_dim_v=value_dim,
         window_tokens=window,
+        indexer_dim=_index_dim(shape, index),
+        state_elements=shape.mamba_state if shape.has_parallel_mamba else 0,
+        conv_elements=shape.mamba_conv if shape.has_parallel_mamba else 0,
     )
 
 
-def model_has_own_v(model_type: str) -> bool:
-    """Do values have another width than keys outside of latent attention?"""
-    return model_type in ("mimo_v2", "mimo_v2_flash", "minicpm3")
+def _linear_conv(shape: parameters.Shape) -> int:
+    return 0 if shape.is_lightning else shape.linear_conv
+
+
+def _index_dim(shape: parameters.Shape, index: int) -> int:
+    """What a layer that chooses blocks keeps per token beside keys and values."""
+    section = shape.fields.section("sparse_attention_config")
+    dim = section.get("sparse_index_dim") if section is not None and shape.is_block_sparse(index) else 0
+    return dim if isinstance(dim, int) and 0 < dim < names.MAX_COUNT else 0
+
+
+def _compressed_group(shape: parameters.Shape, index: int) -> LayerGroup:
+    """One entry for every few tokens and a window of whole tokens; an indexer entry where there is little compression.
+
+    Source: vllm/models/deepseek_v4/attention.py get_kv_cache_spec (tokens_per_state, DeepseekV4SWACache), v0.32.0.
+    """
+    ratio = shape.compression(index)
+    window = shape.fields.maybe("sliding_window") or 0
+    if ratio <= 1:
+        return LayerGroup(
+            kind="mla", count=1, heads=shape.heads, kv_heads=1, latent_dim=shape.head_dim, window_tokens=window or None
+        )
+    index_dim = (shape.fields.maybe("index_head_dim") or 0) if ratio < mixers.HEAVY else 0
+    return LayerGroup(
+        kind="mla",
+        count=1,
+        heads=shape.heads,
+        kv_heads=1,
+        latent_dim=-(-shape.head_dim // ratio),
+        indexer_dim=-(-index_dim // ratio),
+        conv_elements=window * shape.head_dim,
+    )

@@ -11,12 +11,21 @@ from aim_engine.errors import InvalidInput
 NESTED = ("text_config", "language_config", "llm_config", "llm_cfg", "language_model_config")
 MAX_COUNT = 2**40
 
-HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
+HIDDEN = ("hidden_size", "n_embd", "n_embed", "d_model", "dim", "model_dim")
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
-KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads")
-HEAD_DIM = ("head_dim", "kv_channels", "attention_head_dim", "head_size")
-INTERMEDIATE = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "d_ff", "inner_hidden_size")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "num_attention_groups")
+HEAD_DIM = ("head_dim", "kv_channels", "attention_head_dim", "head_size", "hidden_size_per_head")
+INTERMEDIATE = (
+    "intermediate_size",
+    "ffn_hidden_size",
+    "n_inner",
+    "ffn_dim",
+    "d_ff",
+    "inner_hidden_size",
+    "ff_intermediate_size",
+    "block_ff_dim",
+)
 VOCAB = ("vocab_size", "padded_vocab_size", "n_vocab")
 POSITIONS = (
     "max_position_embeddings",
@@ -25,7 +34,9 @@ POSITIONS = (
     "max_seq_len",
     "max_sequence_length",
     "n_ctx",
-    "model_max_length",
+    "max_seq_length",
+    "max_target_positions",
+    "seq_len",
 )
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 EXPERTS_PER_TOKEN = (
@@ -38,6 +49,8 @@ EXPERTS_PER_TOKEN = (
     "moe_topk",
     "num_selected_experts",
 )
+NEEDED = frozenset([*HIDDEN, *LAYERS, *HEADS, *VOCAB, *INTERMEDIATE])
+"""Sizes that a whole config.json always states; a class's default stands in only inside a larger config."""
 
 
 class Fields:
@@ -58,7 +71,8 @@ class Fields:
             self._inner,
             *(v for k in ("attn_config", "ffn_config", "ssm_cfg") if isinstance(v := self._inner.get(k), dict)),
         ]
-        self._defaults: Mapping[str, Any] = defaults or {}
+        keep = defaults or {}
+        self._defaults = keep if self.nested else {key: keep[key] for key in keep if key not in NEEDED}
 
     @property
     def nested(self) -> bool:
@@ -70,12 +84,14 @@ class Fields:
         return Fields(self.outer, self.name, defaults)
 
     def raw(self, *names: str) -> Any:
-        """The first of `names` that is present and not null, else None."""
-        for source in (*self._parts, self.outer, self._defaults):
+        """The first of `names` that is present and not null, else None; a key that is null on purpose gets no default."""
+        stated = False
+        for source in (*self._parts, self.outer):
             for name in names:
                 if source.get(name) is not None:
                     return source[name]
-        return None
+                stated = stated or name in source
+        return None if stated else next((self._defaults[name] for name in names if name in self._defaults), None)
 
     def count(self, *names: str, default: int | None = None) -> int:
         """A positive whole number. Raises: InvalidInput naming the key when absent without default, or no such number."""
@@ -95,7 +111,7 @@ class Fields:
     def maybe(self, *names: str) -> int | None:
         """A whole number of at least 0, or None when absent. Raises: InvalidInput naming the key."""
         value = self.raw(*names)
-        if value is None:
+        if value is None or value == "auto":
             return None
         if isinstance(value, list):
             whole = [each for each in value if isinstance(each, int) and not isinstance(each, bool)]

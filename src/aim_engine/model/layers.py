@@ -8,6 +8,11 @@ from aim_engine.model.fields import LAYERS, POSITIONS, Fields
 _NAMES = {
     "full_attention": "full",
     "deepseek_sparse_attention": "full",
+    "indexed_attention": "full",
+    "minimax_m3_sparse": "full",
+    "compressed_sparse_attention": "full",
+    "heavily_compressed_attention": "full",
+    "hybrid_sliding": "sliding",
     "attention": "full",
     "global_attention": "full",
     "global": "full",
@@ -30,7 +35,18 @@ _NAMES = {
     "M": "mamba",
     "*": "full",
 }
-_PATTERN = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4}
+_PATTERN = {
+    "gemma2": 2,
+    "gemma3_text": 6,
+    "gemma3": 6,
+    "gemma3n_text": 5,
+    "gemma4": 6,
+    "gemma4_text": 6,
+    "cohere2": 4,
+    "exaone4": 4,
+    "olmo3": 4,
+    "gpt_oss": 2,
+}
 """Every n-th layer is full, the others slide, where a config names neither pattern nor layers.
 Source: transformers configuration classes of these models."""
 _CHUNK_PATTERN = 4
@@ -44,6 +60,9 @@ def kinds(fields: Fields, model_type: str) -> list[str]:
         list(pattern) if isinstance(pattern, str) else fields.words("layers_block_type", "layer_types", "block_types")
     )
     count = fields.maybe(*LAYERS)
+    blocks = fields.raw("block_configs")
+    if isinstance(blocks, list) and blocks:
+        return ["none" if _is_off(block) else "full" for block in blocks]
     if names is None:
         if count is None or count < 1:
             fields.count(*LAYERS)
@@ -67,7 +86,33 @@ def kinds(fields: Fields, model_type: str) -> list[str]:
     return ["full" if kind in ("sliding", "chunked") and not window else kind for kind in found]
 
 
+def _is_off(block: object) -> bool:
+    """Does a block of a searched architecture (Nemotron-NAS) attend to nothing?"""
+    attention = block.get("attention") if isinstance(block, dict) else None
+    return isinstance(attention, dict) and bool(attention.get("no_op") or attention.get("replace_with_linear"))
+
+
+def _by_list(fields: Fields, count: int) -> list[str] | None:
+    """Kinds by lists of layer numbers, as hybrids name them."""
+    attending = fields.numbers("attn_layer_indices", "full_attn_idxs")
+    if attending is not None and fields.maybe("num_attention_heads", "n_head"):
+        return ["full" if index in attending else "mamba" for index in range(count)]
+    listed = fields.numbers("hybrid_layer_pattern")
+    if listed and len(listed) >= count:
+        return ["sliding" if slides else "full" for slides in listed[:count]]
+    softmax = fields.numbers("attn_type_list")
+    if softmax and len(softmax) >= count:
+        return ["full" if attends else "linear" for attends in softmax[:count]]
+    kda = fields.section("linear_attn_config")
+    if kda is not None and isinstance(kda.get("kda_layers"), list):
+        return ["linear" if index + 1 in kda["kda_layers"] else "full" for index in range(count)]
+    return None
+
+
 def _by_rule(fields: Fields, model_type: str, count: int) -> list[str]:
+    listed = _by_list(fields, count)
+    if listed is not None:
+        return listed
     interval = fields.maybe("full_attention_interval")
     if interval:
         return ["full" if (index + 1) % interval == 0 else "linear" for index in range(count)]
@@ -87,6 +132,9 @@ def _by_rule(fields: Fields, model_type: str, count: int) -> list[str]:
     uses = fields.raw("use_sliding_window")
     if not window or uses is False or (longest is not None and window >= longest):
         return ["full"] * count
+    letters = fields.text("sliding_window_pattern")
+    if letters and set(letters) <= {"L", "G"}:
+        return ["full" if letters[index % len(letters)] == "G" else "sliding" for index in range(count)]
     every = fields.maybe("sliding_window_pattern", "_sliding_window_pattern") or _PATTERN.get(model_type)
     if every:
         return ["full" if (index + 1) % every == 0 else "sliding" for index in range(count)]
@@ -108,6 +156,9 @@ def moe_layers(fields: Fields, layer_kinds: list[str]) -> list[int]:
     count = len(layer_kinds)
     names = fields.words("layers_block_type")
     pattern = fields.raw("hybrid_override_pattern")
+    sparse = fields.words("mlp_layer_types")
+    if sparse is not None and len(sparse) >= count:
+        return [index for index, name in enumerate(sparse[:count]) if name != "dense"]
     if isinstance(pattern, str):
         return [index for index, name in enumerate(pattern[:count]) if name == "E"]
     if names is not None and "moe" in names:

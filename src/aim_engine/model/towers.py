@@ -53,6 +53,7 @@ class Tower(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         "llama4",
         "downsampled",
         "merged",
+        "joined",
         "none",
     ] = "mlp"
     defaults: dict[str, Any] = {}
@@ -257,6 +258,11 @@ def _merged(_: Section, hidden: int, text: int) -> int:
     return (hidden + 1) * text + 2 * (text + 1) * text + (4 * text + 1) * text
 
 
+def _deepseek(_: Section, hidden: int, text: int) -> int:
+    """DeepSeek-VL2: four patches joined, two layers, and two separators between tiles."""
+    return (4 * hidden + 1) * text + (text + 1) * text + 2 * text
+
+
 def _none(*_: object) -> int:
     return 0
 
@@ -274,6 +280,7 @@ _PROJECTORS: dict[str, Callable[[Section, int, int], int]] = {
     "matrix": _matrix,
     "downsampled": _downsampled,
     "merged": _merged,
+    "joined": _deepseek,
 }
 _OF_OWNER: dict[str, Callable[[Section, int, int], int]] = {
     "gemma3": _soft,
