@@ -11,7 +11,7 @@ import pytest
 
 from aim_engine import settings, workflow
 from aim_engine.errors import AimError
-from aim_engine.model import source
+from aim_engine.model import catalog, source
 from aim_engine.perf import memory
 from aim_engine.workflow import Request
 
@@ -92,3 +92,25 @@ def test_counts_agree_with_the_table_of_published_totals() -> None:
         else:
             far.append((path.stem, f"{error:.1%}"))
     assert close >= 6 * len(far), far
+
+
+def bundled() -> list[Path]:
+    """Recorded configs of models that the catalogue has too."""
+    known = set(catalog.names())
+    return [path for path in CONFIGS if path.stem.replace("__", "/") in known]
+
+
+@pytest.mark.parametrize("path", bundled(), ids=lambda path: path.stem)
+def test_the_catalogue_holds_the_facts_of_the_recorded_config(path: Path) -> None:
+    listed, recorded = catalog.load(path.stem.replace("__", "/")), source.describe(str(path))
+    assert listed is not None
+    for field in (
+        "groups",
+        "parameters",
+        "moe",
+        "quantization",
+        "max_position_embeddings",
+        "tied_embeddings",
+        "modality",
+    ):
+        assert getattr(listed, field) == getattr(recorded, field), field

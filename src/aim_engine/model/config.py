@@ -108,6 +108,11 @@ def parse(
         side_file=quant_config,
         expert_dtype=fields.text("expert_dtype"),
     )
+    mixed = quantization.sizes(
+        _quantization_section(config, fields), side_file=quant_config, expert_dtype=fields.text("expert_dtype")
+    )
+    if quantised is not None and mixed:
+        quantised = quantization.averaged(quantised, mixed, counted)
     warnings = []
     if known is None:
         warnings.append(f"the architecture {name_of_class} is not known; planned from generic fields")

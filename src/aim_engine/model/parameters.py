@@ -369,7 +369,7 @@ def _experts(shape: Shape, moe: Moe) -> tuple[int, int, int]:
 def _drafts(shape: Shape) -> int:
     """Multi-token-prediction layers: each a full layer and a projection of two hidden states into one."""
     f = shape.fields
-    count_of = f.maybe("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules") or 0
+    count_of = f.maybe("num_nextn_predict_layers", "mtp_num_hidden_layers") or 0
     if not count_of or f.raw("use_mtp") is False:
         return 0
     attends = [index for index, kind in enumerate(shape.kinds) if kind not in ("linear", "mamba", "none")]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
+import msgspec
+
 from aim_engine.errors import InvalidInput
-from aim_engine.model.spec import Quantization, WeightFormat
+from aim_engine.model.spec import Parameters, Quantization, WeightFormat
 
 LINEAR_PARTS = ("attention", "attention_replicated", "dense_mlp", "experts", "shared_experts")
 _SCALED: dict[str, float] = {
@@ -26,6 +29,37 @@ _PART_WORDS = (
     ("attention", ("self_attn", "attention", "linear_attn", ".attn", "mixer", "q_proj", "qkv")),
     ("dense_mlp", ("mlp", "feed_forward", "ffn")),
 )
+_NOT_LINEAR = re.compile(
+    r"norm|bias|router|conv1d|indexer|embed|rotary|visual|vision|mtp|eh_proj|\bgate\b(?![|)])|shared_expert_gate"
+)
+_LAYER = re.compile(r"layers[.\\]+(\d+)[.\\]")
+_WHOLE = 100
+_SHARES = (
+    ("q_a_proj", 10),
+    ("q_b_proj", 30),
+    ("kv_a_proj_with_mqa", 5),
+    ("kv_b_proj", 15),
+    ("q_proj", 40),
+    ("k_proj", 10),
+    ("v_proj", 10),
+    ("qkv_proj", 60),
+    ("o_proj", 40),
+    ("in_proj\\w*", 30),
+    ("out_proj", 35),
+    ("gate_up_proj", 67),
+    ("gate_proj", 34),
+    ("up_proj", 33),
+    ("down_proj", 33),
+)
+"""Percent of a part's weights in one projection: typical of grouped-query and latent attention and of gated blocks."""
+_ALGORITHMS: tuple[tuple[str, WeightFormat], ...] = (
+    ("NVFP4", "nvfp4"),
+    ("MXFP4", "mxfp4"),
+    ("MXFP8", "mxfp8"),
+    ("FP8", "fp8"),
+    ("INT8", "int8"),
+)
+_BLOCK_FP8 = 1 + 4 / (128 * 128)
 
 
 def parse(
@@ -243,22 +277,87 @@ def _ignored(description: Mapping[str, Any]) -> list[str]:
 
 
 def _kept(ignored: Iterable[str], layers: int) -> tuple[str, ...]:
-    """The parts that stay quantised: one whose modules are excluded in most layers, or by a pattern, is not."""
-    excluded: dict[str, set[int]] = {}
-    everywhere: set[str] = set()
-    for entry in ignored:
-        part = next((part for part, words in _PART_WORDS if any(word in entry for word in words)), None)
-        if part is None or re.search(r"(mlp\.gate|router|\.gate$|visual|vision|mtp|eh_proj)", entry):
+    """The parts that stay quantised: one is not when most of its weights are excluded, by layer or by a pattern.
+
+    Lists name what is never quantised too (norms, gates, biases, indexers): those entries say nothing about a part.
+    """
+    excluded: Counter[str] = Counter()
+    everywhere: Counter[str] = Counter()
+    for entry in dict.fromkeys(ignored):
+        part = _part(entry)
+        if part is None:
             continue
-        number = re.search(r"layers[.\\]+(\d+)[.\\]", entry)
-        if number:
-            excluded.setdefault(part, set()).add(int(number[1]))
+        share = _share(entry)
+        if _LAYER.search(entry):
+            excluded[part] += share
         elif "layers" in entry or "*" in entry or entry.startswith("re:") or entry.count(".") <= 1:
-            everywhere.add(part)
-    gone = everywhere | {part for part, where in excluded.items() if len(where) * 2 > layers}
+            everywhere[part] += share
+    gone = {part for part, share in everywhere.items() if share > _WHOLE / 2}
+    gone |= {part for part, share in excluded.items() if share * 2 > layers * _WHOLE}
     if "attention" in gone:
         gone.add("attention_replicated")
     return tuple(part for part in LINEAR_PARTS if part not in gone)
+
+
+def _part(entry: str) -> str | None:
+    """The part of a model that a module name or pattern belongs to; None for what has no weights worth quantising."""
+    if _NOT_LINEAR.search(entry):
+        return None
+    return next((part for part, words in _PART_WORDS if any(word in entry for word in words)), None)
+
+
+def _share(entry: str) -> int:
+    """Percent of a part's weights that an entry covers: a projection its own, anything else the whole module."""
+    return next((share for name, share in _SHARES if re.search(rf"\b{name}\b", entry)), _WHOLE)
+
+
+def sizes(
+    description: Mapping[str, Any] | None, *, side_file: Mapping[str, Any] | None = None, expert_dtype: str = ""
+) -> dict[str, float]:
+    """Bytes per weight by part for a checkpoint that mixes formats; empty for one that does not."""
+    if not description and side_file:
+        description = _mapping(side_file.get("quantization"))
+    description = _mapping(description)
+    if expert_dtype == "fp4" or description.get("moe_quant_algo"):
+        narrow = "nvfp4" if "NVFP4" in str(description.get("moe_quant_algo")) else "mxfp4"
+        return {**dict.fromkeys(LINEAR_PARTS, _BLOCK_FP8), "experts": _SCALED[narrow]}
+    named: dict[str, Counter[float]] = {}
+    for name, size in _sized_modules(description):
+        part = "lm_head" if "lm_head" in name else _part(name)
+        if part is not None:
+            named.setdefault(part, Counter())[size] += 1
+    found = {part: counts.most_common(1)[0][0] for part, counts in named.items()}
+    if "attention" in found:
+        found["attention_replicated"] = found["attention"]
+    return found
+
+
+def _sized_modules(description: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Modules that a mixed checkpoint lists one by one, with the size of their format."""
+    listed = _mapping(description.get("quantized_layers"))
+    for name, scheme in listed.items():
+        algorithm = str(_mapping(scheme).get("quant_algo", "")).upper()
+        form = next((form for word, form in _ALGORITHMS if word in algorithm), None)
+        if form is not None:
+            yield name, _SCALED[form]
+    groups = [group for group in _mapping(description.get("config_groups")).values() if isinstance(group, dict)]
+    if listed or len(groups) < 2:
+        return
+    for group in groups:
+        bits, kind = _bits(group.get("weights")), _mapping(group.get("weights")).get("type")
+        for target in group.get("targets") or []:
+            if bits < 16 and isinstance(target, str):
+                yield target, bits / 8 if bits != 4 else _SCALED["nvfp4" if kind == "float" else "mxfp4"]
+
+
+def averaged(quantised: Quantization, by_part: Mapping[str, float], parameters: Parameters) -> Quantization:
+    """The scheme with one size per weight that gives the right total where formats are mixed."""
+    counts = {part: getattr(parameters, part) for part in by_part}
+    total = sum(counts.values())
+    if not total:
+        return quantised
+    size = sum(count * by_part[part] for part, count in counts.items()) / total
+    return msgspec.structs.replace(quantised, bytes_per_weight=size, quantised_parts=tuple(by_part))
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
