@@ -19,6 +19,7 @@ from aim_engine.model.spec import ModelSpec
 
 FOLDER = "models"
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
+_BASE = re.compile(r"^base_model: *(\S+) *$", re.MULTILINE)
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,13 +39,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 def names(overlay: Path | None = None) -> tuple[str, ...]:
     """Ids of all bundled models, sorted."""
-    found = {
-        f"{path.parent.name}/{path.stem}"
-        for root in (facts.BUNDLED, overlay)
-        if root is not None
-        for path in (root / FOLDER).glob("*/*.yaml")
-    }
-    return tuple(sorted(found))
+    return tuple(sorted(_paths(overlay)))
 
 
 def entry(model_id: str, overlay: Path | None = None) -> Entry | None:
@@ -70,6 +65,32 @@ def load(model_id: str, overlay: Path | None = None) -> ModelSpec | None:
         license=found.license,
         gated=found.gated,
     )
+
+
+def variants(model_id: str, overlay: Path | None = None) -> tuple[str, ...]:
+    """Ids of bundled checkpoints of the same model in other precisions, sorted; the model they were made from included."""
+    bases = {name: base for name, path in _paths(overlay).items() if (base := _base_model(path)) is not None}
+    wanted = model_id.lower()
+    family = next((base for name, base in bases.items() if name.lower() == wanted), model_id).lower()
+    found = {name for name, base in bases.items() if base.lower() == family}
+    found |= {name for name in _paths(overlay) if name.lower() == family}
+    return tuple(sorted(name for name in found if name.lower() != wanted))
+
+
+def _paths(overlay: Path | None) -> dict[str, Path]:
+    """Files by model id; the overlay's win."""
+    return {
+        f"{path.parent.name}/{path.stem}": path
+        for root in (facts.BUNDLED, overlay)
+        if root is not None
+        for path in (root / FOLDER).glob("*/*.yaml")
+    }
+
+
+def _base_model(path: Path) -> str | None:
+    """The `base_model` of an entry, found without parsing the file: hundreds are looked through."""
+    found = _BASE.search(path.read_text(encoding="utf-8", errors="replace"))
+    return found[1].strip("'\"") if found else None
 
 
 def close_matches(model_id: str, overlay: Path | None = None, count: int = 3) -> tuple[str, ...]:
