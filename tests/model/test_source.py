@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import struct
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hub_server
 from aim_engine.errors import Corrupt, InvalidInput, Unreachable
 from aim_engine.model import source, weights
 
@@ -32,44 +31,24 @@ def safetensors(path: Path, count: int) -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(2 * count))
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """A hub with one model, one gated and one without a config."""
-
-    def do_GET(self) -> None:
-        codes = {"acme/gated": (403, "GatedRepo"), "acme/gone": (404, "RepoNotFound"), "acme/busy": (503, "")}
-        repository = "/".join(self.path.split("/")[1:3])
-        if self.path == "/acme/tiny/resolve/main/config.json":
-            self._reply(200, json.dumps(CONFIG).encode())
-        elif self.path == "/acme/tiny/resolve/main/model.safetensors.index.json":
-            self._reply(200, json.dumps({"metadata": {"total_size": 12345}}).encode())
-        elif repository in codes:
-            self._reply(codes[repository][0], b"", codes[repository][1])
-        else:
-            self._reply(404, b"", "EntryNotFound")
-
-    def _reply(self, status: int, body: bytes, code: str = "") -> None:
-        self.send_response(status)
-        if code:
-            self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        return
-
-
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[hub_server.Hub, str]]:
+    """A hub with one model, one without a config, a gated one and one whose config is damaged."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    behind = hub_server.Hub()
+    index = json.dumps({"metadata": {"total_size": 12345}}).encode()
+    behind.models["acme/tiny"] = {
+        "config.json": json.dumps(CONFIG).encode(),
+        "model.safetensors.index.json": index,
+        "model-00001.safetensors": bytes(100),
+    }
+    behind.models["acme/empty"] = {"README.md": b"nothing here"}
+    behind.models["acme/broken"] = {"config.json": b"<html>"}
+    behind.models["acme/gated"] = {"config.json": b"{}"}
+    behind.gated.add("acme/gated")
+    with hub_server.serving(behind) as address:
+        yield behind, address
 
 
 def test_a_folder_gives_exact_bytes_from_its_headers(tmp_path: Path) -> None:
@@ -110,37 +89,85 @@ def test_a_config_file_of_another_name_keeps_its_side_file(tmp_path: Path) -> No
     assert (spec.model_id, spec.format) == ("acme/tiny", "fp8")
 
 
-def test_the_catalogue_answers_before_the_hub(hub: str) -> None:
-    assert source.describe("Qwen/Qwen3-32B", endpoint=hub).source.startswith("catalogue")
+def test_the_catalogue_answers_before_the_hub(hub: tuple[hub_server.Hub, str]) -> None:
+    behind, address = hub
+    assert source.describe("Qwen/Qwen3-32B", endpoint=address).source.startswith("catalogue")
+    assert behind.requests == []
 
 
-def test_the_local_cache_answers_before_the_hub(hub: str, tmp_path: Path) -> None:
+def test_the_local_cache_answers_before_the_hub(hub: tuple[hub_server.Hub, str], tmp_path: Path) -> None:
     repository = tmp_path / "hub" / "models--acme--cached"
     snapshot = repository / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     (snapshot / "config.json").write_text(json.dumps(CONFIG))
-    assert source.describe("acme/cached", endpoint=hub).source == "local cache, abc"
+    assert source.describe("acme/cached", endpoint=hub[1]).source == "local cache, abc"
+    assert source.describe("acme/cached", revision="abc", offline=True).source == "local cache, abc"
 
 
-def test_the_hub_is_asked_for_small_files_only(hub: str) -> None:
-    spec = source.describe("acme/tiny", endpoint=hub)
+def test_the_hub_is_asked_for_small_files_only(hub: tuple[hub_server.Hub, str]) -> None:
+    behind, address = hub
+    spec = source.describe("acme/tiny", endpoint=address)
     assert (spec.model_id, spec.weight_bytes, spec.basis) == ("acme/tiny", 12345, "headers")
+    asked = [request.rsplit("/", 1)[1] for request in behind.requests]
+    assert asked == ["config.json", "hf_quant_config.json", "model.safetensors.index.json"]
+
+
+def test_the_hubs_address_may_come_from_the_environment(
+    hub: tuple[hub_server.Hub, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub[1])
+    assert source.describe("acme/tiny").model_id == "acme/tiny"
+
+
+def test_a_revision_is_asked_for_by_name(hub: tuple[hub_server.Hub, str]) -> None:
+    behind, address = hub
+    spec = source.describe("acme/tiny", revision=hub_server.COMMIT, endpoint=address)
+    assert hub_server.COMMIT in spec.source
+    assert all(hub_server.COMMIT in request for request in behind.requests)
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "words"),
+    ("name", "revision", "kind", "words"),
     [
-        ("acme/gated", InvalidInput, "gated"),
-        ("acme/gone", InvalidInput, "not on the hub"),
-        ("acme/busy", Unreachable, "refused to answer"),
-        ("acme/empty", InvalidInput, "no config.json"),
+        ("acme/gated", None, InvalidInput, "gated"),
+        ("acme/gone", None, InvalidInput, "not on the hub"),
+        ("acme/empty", None, InvalidInput, "no config.json"),
+        ("acme/tiny", "v9", InvalidInput, "no such revision"),
+        ("acme/broken", None, Corrupt, "not JSON"),
     ],
 )
-def test_each_refusal_of_the_hub_has_its_own_error(name: str, kind: type[Exception], words: str, hub: str) -> None:
+def test_each_refusal_of_the_hub_has_its_own_error(
+    name: str, revision: str | None, kind: type[Exception], words: str, hub: tuple[hub_server.Hub, str]
+) -> None:
     with pytest.raises(kind, match=words):
-        source.describe(name, endpoint=hub)
+        source.describe(name, revision=revision, endpoint=hub[1])
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_a_hub_in_trouble_is_unreachable_and_not_the_users_mistake(
+    status: int, hub: tuple[hub_server.Hub, str]
+) -> None:
+    hub[0].fail_api = status
+    with pytest.raises(Unreachable, match="refused to answer"):
+        source.describe("acme/tiny", endpoint=hub[1])
+
+
+def test_a_transfer_that_breaks_off_is_unreachable(hub: tuple[hub_server.Hub, str]) -> None:
+    hub[0].cut["config.json"] = 10
+    with pytest.raises(Unreachable, match="cannot be asked"):
+        source.describe("acme/tiny", endpoint=hub[1])
+
+
+def test_offline_asks_nobody_and_says_so(hub: tuple[hub_server.Hub, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    behind, address = hub
+    with pytest.raises(InvalidInput, match="not known here"):
+        source.describe("acme/tiny", offline=True, endpoint=address)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InvalidInput, match="not known here"):
+        source.describe("acme/tiny", endpoint=address)
+    assert behind.requests == []
 
 
 def test_no_network_says_so_and_offers_close_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

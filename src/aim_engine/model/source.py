@@ -159,8 +159,8 @@ def _hub_file(
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {secret}"} if secret else {})  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as reply:  # noqa: S310 - http and https only
-            content: bytes = reply.read(MAX_FILE_BYTES)
-            return content
+            content: bytes = reply.read(MAX_FILE_BYTES + 1)
+            announced = int(reply.headers.get("Content-Length") or len(content))
     except urllib.error.HTTPError as err:
         err.close()
         refusal = _refusal(ref, err.code, err.headers.get("x-error-code", ""), overlay)
@@ -174,6 +174,15 @@ def _hub_file(
             why=str(reason) or type(err).__name__,
             hint=f"check the network, or name a bundled model: {_close(ref, overlay)}",
         ) from err
+    if len(content) > MAX_FILE_BYTES:
+        raise Corrupt(f"{name} of {ref} on the hub is larger than any such file", why=f"over {MAX_FILE_BYTES} bytes")
+    if len(content) < announced:
+        raise Unreachable(
+            f"the hub cannot be asked about {ref}",
+            why=f"the transfer of {name} broke off after {len(content)} of {announced} bytes",
+            hint="try again",
+        )
+    return content
 
 
 def _refusal(ref: str, status: int, code: str, overlay: Path | None) -> AimError | None:
