@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,39 @@ def test_a_hub_in_trouble_is_unreachable_and_not_the_users_mistake(
     hub[0].fail_api = status
     with pytest.raises(Unreachable, match="refused to answer"):
         source.describe("acme/tiny", endpoint=hub[1])
+
+
+def test_the_token_goes_to_the_hub_and_to_no_host_it_redirects_to() -> None:
+    seen: dict[str, str | None] = {}
+
+    class Redirecting(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            host = self.headers["Host"]
+            seen.setdefault(host, self.headers["Authorization"])
+            body = json.dumps(CONFIG).encode() if host.startswith("localhost") else b""
+            self.send_response(200 if body else 302)
+            if not body:
+                self.send_header("Location", f"http://localhost:{port}{self.path}")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirecting)
+    port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        source.describe("acme/moved", endpoint=f"http://127.0.0.1:{port}", token="hf_secret")
+    except Corrupt:
+        pass  # the index is no index; the first file has told enough
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert seen == {f"127.0.0.1:{port}": "Bearer hf_secret", f"localhost:{port}": None}
 
 
 def test_a_transfer_that_breaks_off_is_unreachable(hub: tuple[hub_server.Hub, str]) -> None:

@@ -6,13 +6,16 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from aim_engine.errors import AimError, Corrupt, InvalidInput, Unreachable
 from aim_engine.model import catalog, config, weights
 from aim_engine.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import urllib.request
 
 HUB_TIMEOUT_S = 10.0
 MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -158,7 +161,7 @@ def _hub_file(
     secret = token or get_token()
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {secret}"} if secret else {})  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as reply:  # noqa: S310 - http and https only
+        with urllib.request.build_opener(_redirects()).open(request, timeout=HUB_TIMEOUT_S) as reply:
             content: bytes = reply.read(MAX_FILE_BYTES + 1)
             announced = int(reply.headers.get("Content-Length") or len(content))
     except urllib.error.HTTPError as err:
@@ -183,6 +186,24 @@ def _hub_file(
             hint="try again",
         )
     return content
+
+
+def _redirects() -> urllib.request.HTTPRedirectHandler:
+    """Follows redirects, but takes the token to no other host."""
+    import urllib.parse
+    import urllib.request
+
+    class KeepTokenHome(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+            following = super().redirect_request(req, fp, code, msg, headers, newurl)
+            if (
+                following is not None
+                and urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc
+            ):
+                following.remove_header("Authorization")
+            return following
+
+    return KeepTokenHome()
 
 
 def _refusal(ref: str, status: int, code: str, overlay: Path | None) -> AimError | None:
