@@ -106,3 +106,21 @@ def test_experts_narrower_than_the_rest_are_averaged() -> None:
 def test_a_uniform_checkpoint_has_no_sizes_of_its_own() -> None:
     assert quantization.sizes(BLOCK_FP8) == {}
     assert quantization.sizes(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("section", "stored"),
+    [
+        (BLOCK_FP8, True),
+        ({**BLOCK_FP8, "modules_to_not_convert": ["mtp.*"]}, False),
+        ({**BLOCK_FP8, "modules_to_not_convert": ["model.layers.2*"]}, False),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, False),
+    ],
+)
+def test_draft_layers_are_stored_in_block_fp8_unless_excluded(section: dict[str, Any], stored: bool) -> None:
+    spec = config.parse(
+        {**SHAPE, "num_nextn_predict_layers": 1, "quantization_config": section}, model_id="test/drafts"
+    )
+    assert spec.parameters.mtp > 0
+    assert spec.quantization is not None
+    assert ("mtp" in spec.quantization.quantised_parts) is stored

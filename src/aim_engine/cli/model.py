@@ -8,7 +8,7 @@ from aim_engine import settings as all_settings
 from aim_engine import workflow
 from aim_engine.cli import output
 from aim_engine.errors import InvalidInput
-from aim_engine.model import catalog
+from aim_engine.model import catalog, quantization
 from aim_engine.model.spec import LayerGroup, ModelSpec
 from aim_engine.perf import memory
 from aim_engine.units import format_bytes, format_count
@@ -37,11 +37,15 @@ def model(model_name: str | None, as_list: bool, revision: str | None, offline: 
     if as_json:
         output.data(spec)
         return
-    _show(spec)
+    _show(spec, catalog.variants(spec.model_id, workflow.overlay_dir(settings)))
     output.next_step(f"aim-engine plan {model_name} --gpus 8xMI300X")
 
 
-def _show(spec: ModelSpec) -> None:
+_FORMATS = ("bf16", "fp8", "mxfp4")
+"""Formats that AMD cards compute with, widest first."""
+
+
+def _show(spec: ModelSpec, variants: tuple[str, ...]) -> None:
     active = f", {format_count(spec.active_parameters)} active per token" if spec.is_moe else ""
     output.heading(f"{spec.model_id}: {spec.architecture}, {format_count(spec.parameters.total)} parameters{active}")
     cache = memory.kv_bytes_per_token_whole(spec)
@@ -50,9 +54,11 @@ def _show(spec: ModelSpec) -> None:
     rows = [
         ("layers", ", ".join(_group(group) for group in spec.groups)),
         ("weights", f"{format_bytes(spec.weight_bytes or memory.checkpoint_bytes(spec))} in {spec.format}, {exact}"),
+        ("stored as", ", ".join(f"{form} {format_bytes(quantization.stored_bytes(spec, form))}" for form in _FORMATS)),
         (
             "KV cache",
-            f"{format_bytes(cache)} per token in 16 bit" + (f", {format_bytes(state)} per request" if state else ""),
+            f"{format_bytes(cache)} per token in 16 bit, {format_bytes(cache / 2)} in fp8"
+            + (f", {format_bytes(state)} per request" if state else ""),
         ),
         ("context", f"{spec.max_position_embeddings:,} tokens"),
         ("licence", f"{spec.license or 'unknown'}{', gated' if spec.gated else ''}"),
@@ -62,6 +68,8 @@ def _show(spec: ModelSpec) -> None:
     if spec.moe is not None:
         moe = spec.moe
         rows.insert(1, ("experts", f"{moe.experts} in {moe.layers} layers, {moe.experts_per_token} per token"))
+    if variants:
+        rows.append(("also as", ", ".join(variants)))
     for name, value in rows:
         output.text(f"  {name:<10} {value}")
     parts = [

@@ -113,6 +113,8 @@ def parse(
     )
     if quantised is not None and mixed:
         quantised = quantization.averaged(quantised, mixed, counted)
+    elif quantised is not None and counted.mtp:
+        quantised = quantization.with_drafts(quantised, _quantization_section(config, fields), len(kinds))
     warnings = []
     if known is None:
         warnings.append(f"the architecture {name_of_class} is not known; planned from generic fields")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from aim_engine.errors import InvalidInput
-from aim_engine.model.spec import Parameters, Quantization, WeightFormat
+from aim_engine.model.spec import ModelSpec, Parameters, Quantization, WeightFormat
 
 LINEAR_PARTS = ("attention", "attention_replicated", "dense_mlp", "experts", "shared_experts")
 _SCALED: dict[str, float] = {
@@ -59,6 +59,7 @@ _ALGORITHMS: tuple[tuple[str, WeightFormat], ...] = (
     ("FP8", "fp8"),
     ("INT8", "int8"),
 )
+_PLAIN = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
 _BLOCK_FP8 = 1 + 4 / (128 * 128)
 
 
@@ -320,7 +321,7 @@ def sizes(
     description = _mapping(description)
     if expert_dtype == "fp4" or description.get("moe_quant_algo"):
         narrow = "nvfp4" if "NVFP4" in str(description.get("moe_quant_algo")) else "mxfp4"
-        return {**dict.fromkeys(LINEAR_PARTS, _BLOCK_FP8), "experts": _SCALED[narrow]}
+        return {**dict.fromkeys((*LINEAR_PARTS, "mtp"), _BLOCK_FP8), "experts": _SCALED[narrow]}
     named: dict[str, Counter[float]] = {}
     for name, size in _sized_modules(description):
         part = "lm_head" if "lm_head" in name else _part(name)
@@ -348,6 +349,28 @@ def _sized_modules(description: Mapping[str, Any]) -> Iterator[tuple[str, float]
         for target in group.get("targets") or []:
             if bits < 16 and isinstance(target, str):
                 yield target, bits / 8 if bits != 4 else _SCALED["nvfp4" if kind == "float" else "mxfp4"]
+
+
+def with_drafts(quantised: Quantization, description: Mapping[str, Any] | None, layers: int) -> Quantization:
+    """The scheme with the draft layers in it, where the checkpoint stores them so.
+
+    Block FP8 covers them unless they are excluded (published totals of GLM-5.1-FP8, Qwen3.5-FP8 and DeepSeek-V4-Flash hold
+    their scales); other schemes leave them in 16 bit (GLM-5-NVFP4).
+    """
+    if quantised.method not in ("fp8", "deepseek_v4_fp8") or "mtp" in quantised.quantised_parts:
+        return quantised
+    for entry in _ignored(_mapping(description)):
+        found = re.search(r"layers\.(\d+)\W*$", entry)
+        if "mtp" in entry or (found and int(found[1]) >= layers):
+            return quantised
+    return msgspec.structs.replace(quantised, quantised_parts=(*quantised.quantised_parts, "mtp"))
+
+
+def stored_bytes(spec: ModelSpec, form: str) -> int:
+    """Bytes of the weights an engine loads, if all linear parts were stored in `form` and the rest in 16 or 32 bit."""
+    plain = _PLAIN[spec.dtype]
+    inside = sum(int(getattr(spec.parameters, part)) for part in LINEAR_PARTS)
+    return round(inside * _SCALED.get(form, _PLAIN.get(form, plain)) + (spec.served_parameters - inside) * plain)
 
 
 def averaged(quantised: Quantization, by_part: Mapping[str, float], parameters: Parameters) -> Quantization:
