@@ -200,7 +200,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", t
         parts = self.parameters
         active = self.served_parameters - parts.embedding - parts.vision - parts.experts
         if self.tied_embeddings:
-            active += parts.embedding
+            active += self.vocab_size * self.hidden_size
         if self.moe is not None:
             active += parts.experts * self.moe.experts_per_token // self.moe.experts
         return active
