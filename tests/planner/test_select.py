@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import specs
 from aim_engine import backend
+from aim_engine.errors import InvalidInput
 from aim_engine.hardware import catalog
 from aim_engine.hardware.cluster import asked
 from aim_engine.hardware.gpu import Gpu
@@ -166,7 +167,10 @@ def test_a_card_with_a_missing_figure_loses_only_what_needs_it() -> None:
 def test_every_chosen_plan_validates_and_fits(
     model: str, card: str, count: int, objective: Objective, tokens: tuple[int, int]
 ) -> None:
-    workload = Workload(input_tokens=tokens[0], output_tokens=tokens[1])
+    spec = models.load(model)
+    assert spec is not None
+    longest = spec.max_position_embeddings // 2
+    workload = Workload(input_tokens=min(tokens[0], longest), output_tokens=min(tokens[1], longest))
     plan = planned(model, f"{count}x{card}", objective=objective, workload=workload)
     if plan.chosen is None:
         assert plan.rejected
@@ -176,6 +180,13 @@ def test_every_chosen_plan_validates_and_fits(
     assert plan.chosen.recipe.gpu_count <= count
     assert plan.chosen.estimate.memory.fits
     assert plan.chosen.recipe.max_model_len >= min(workload.total_tokens, plan.inputs.model.max_position_embeddings)
+
+
+def test_a_request_longer_than_the_models_context_is_wrong_input() -> None:
+    with pytest.raises(InvalidInput, match="cannot serve a request of 100,000 tokens"):
+        planned("Qwen/Qwen3-32B", "8xMI300X", workload=Workload(input_tokens=90_000, output_tokens=10_000))
+    with pytest.raises(InvalidInput, match="cannot serve a context of 900,000 tokens"):
+        planned("Qwen/Qwen3-32B", "8xMI300X", max_model_len=900_000)
 
 
 @pytest.mark.parametrize("objective", ["throughput", "latency", "cost", "balanced"])
