@@ -29,7 +29,8 @@ def play(engine: Engine | None = None, **traffic: object) -> Outcome:
 
 def token_by_token(engine: Engine, arrivals: list[tuple[float, int, int]]) -> list[tuple[float, float]]:
     """(first token, end) of each request: one step at a time, every token counted, with an endless cache."""
-    now, waiting, running = 0.0, list(enumerate(arrivals)), []
+    now, waiting = 0.0, list(enumerate(arrivals))
+    running: list[dict[str, int]] = []
     first: dict[int, float] = {}
     end: dict[int, float] = {}
     while len(end) < len(arrivals):
