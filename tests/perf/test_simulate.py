@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,11 +79,9 @@ def test_leaps_give_what_single_steps_give(
     seed: int, rate: float, slots: int, budget: int, prompt: int, output: int
 ) -> None:
     engine = Engine(max_num_seqs=slots, max_num_batched_tokens=max(budget, slots + 1), cache_tokens=10**9)
-    draw = random.Random(seed)
-    at, arrivals = 0.0, []
-    for _ in range(25):
-        at += draw.expovariate(rate)
-        arrivals.append((at, prompt, output))
+    source = np.random.default_rng(seed)
+    source.uniform(size=50)  # the lengths, which come first
+    arrivals = [(float(at), prompt, output) for at in np.cumsum(source.exponential(1 / rate, 25))]
     times = token_by_token(engine, arrivals)
     got = play(engine, input_tokens=prompt, output_tokens=output, requests=25, rate_requests_s=rate, seed=seed)
     wanted = sum(first - arrival for (first, _), (arrival, _, _) in zip(times, arrivals, strict=True)) / 25

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import random
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -72,6 +71,30 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidInput("a simulation needs a rate or a concurrency, and not both")
         if self.requests < 1 or not 0.0 < self.length_ratio_min <= 1.0:
             raise InvalidInput("a simulation needs requests, and lengths above 0")
+
+
+class _Drawn(msgspec.Struct, frozen=True):
+    """Lengths of all requests, and the seconds between the arrivals that do not wait for another's end."""
+
+    prompts: list[int]
+    outputs: list[int]
+    gaps_s: list[float]
+
+
+def _draw(traffic: Traffic) -> _Drawn:
+    import numpy as np
+
+    source = np.random.default_rng(traffic.seed)
+    count, low = traffic.requests, traffic.length_ratio_min
+    prompts, outputs = (
+        np.maximum(1, np.rint(source.uniform(low * length, length, count))).astype(int).tolist()
+        for length in (traffic.input_tokens, traffic.output_tokens)
+    )
+    if traffic.rate_requests_s is None:
+        gaps_s = [0.0] * min(traffic.concurrency or 1, count)
+    else:
+        gaps_s = source.exponential(1 / traffic.rate_requests_s, count).tolist()
+    return _Drawn(prompts, outputs, gaps_s)
 
 
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,7 +199,9 @@ class _Run:
         """(seconds between two tokens, how many tokens waited so long)."""
         self.preemptions = 0
         self.busy = 0.0
-        self._lengths = random.Random(traffic.seed)  # noqa: S311 - a reproducible draw, not a secret
+        self.drawn = _draw(traffic)
+        self.number = 0
+        """Of the next request to be made."""
         self.arrivals = self._arrivals()
         self.upcoming = next(self.arrivals, None)
 
@@ -195,20 +220,14 @@ class _Run:
 
     def _arrivals(self) -> Iterator[_Request]:
         """Open loop: all of them, in time. Closed loop: the first ones; later ones are made when one ends."""
-        traffic = self.traffic
         at_s = 0.0
-        for number in range(min(traffic.concurrency or traffic.requests, traffic.requests)):
-            if traffic.rate_requests_s is not None:
-                at_s += self._lengths.expovariate(traffic.rate_requests_s)
-            yield self._new(number, at_s)
+        for gap_s in self.drawn.gaps_s:
+            at_s += gap_s
+            yield self._new(at_s)
 
-    def _new(self, number: int, arrival_s: float) -> _Request:
-        low = self.traffic.length_ratio_min
-        prompt, output = (
-            max(1, round(length if low == 1.0 else self._lengths.uniform(low * length, length)))
-            for length in (self.traffic.input_tokens, self.traffic.output_tokens)
-        )
-        return _Request(number, arrival_s, prompt, output)
+    def _new(self, arrival_s: float) -> _Request:
+        number, self.number = self.number, self.number + 1
+        return _Request(number, arrival_s, self.drawn.prompts[number], self.drawn.outputs[number])
 
     def _take_arrivals(self) -> None:
         while self.upcoming is not None and self.upcoming.arrival_s <= self.now_s:
@@ -324,10 +343,8 @@ class _Run:
             request.done_s = self.now_s
             self.context -= self._decode_held(request)
             self.finished.append(request)
-            if self.traffic.concurrency is not None:
-                following = len(self.finished) + self.traffic.concurrency - 1
-                if following < self.traffic.requests:
-                    self.waiting.append(self._new(following, self.now_s))
+            if self.traffic.concurrency is not None and self.number < self.traffic.requests:
+                self.waiting.append(self._new(self.now_s))
 
     def _decode_held(self, request: _Request) -> float:
         """Tokens a decoding request holds now: its prefill and what it gained in each step since."""
