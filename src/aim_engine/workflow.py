@@ -28,7 +28,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     gpus: str | None = None
-    """Such as 8xMI300X, or cpu; None plans on this machine."""
+    """Such as 8xMI300X, or cpu; anyxMI300X for as many as the load takes, any for the best card of the catalogue too. None
+    plans on this machine."""
     workload: Workload = Workload()
     slo: Slo = Slo()
     objective: Objective = "throughput"
@@ -37,6 +38,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     engine_version: str | None = None
     max_model_len: int | None = None
     allow_lossy: bool = False
+    max_gpus: int | None = None
+    max_usd_h: float | None = None
+    prices: Path | None = None
+    """A price list of the user's own."""
     revision: str | None = None
 
 
@@ -46,6 +51,9 @@ def hardware(gpus: str | None, settings: Settings) -> tuple[Cluster, Gpu]:
     from aim_engine.planner.select import main_gpu
 
     overlay = overlay_dir(settings)
+    if gpus is not None and (card := open_card(gpus)) is not None:
+        gpu = catalog.load(card, overlay)
+        return asked(gpu.devices_per_node, gpu), gpu
     if gpus is not None and gpus.lower() != "cpu":
         count, gpu = catalog.parse_request(gpus, overlay)
         return asked(count, gpu), gpu
@@ -63,6 +71,12 @@ def hardware(gpus: str | None, settings: Settings) -> tuple[Cluster, Gpu]:
     return cluster, cpu.as_gpu(host, cpu.measure_bandwidth())
 
 
+def open_card(gpus: str) -> str | None:
+    """The card of `anyxMI300X`, which leaves open how many; None when a number is asked for."""
+    count, _, card = gpus.strip().partition("x") if gpus.strip().lower().startswith("anyx") else ("", "", "")
+    return card.strip() or None if count else None
+
+
 def describe(model: str, settings: Settings, revision: str | None = None) -> ModelSpec:
     """The model's description from a folder, a config.json, the catalogue, the cache or the hub, in that order."""
     from aim_engine.model import source
@@ -73,14 +87,23 @@ def describe(model: str, settings: Settings, revision: str | None = None) -> Mod
 def choose(request: Request, settings: Settings) -> Plan:
     """Plan `request` on the hardware it names or finds."""
     spec = describe(request.model, settings, request.revision)
+    if request.gpus is not None and request.gpus.strip().lower() == "any":
+        return _best_card(request, spec, settings)
     cluster, gpu = hardware(request.gpus, settings)
     return select_for(request, spec, cluster, gpu, settings)
+
+
+def choose_on(request: Request, spec: ModelSpec, gpus: str, settings: Settings) -> Plan:
+    """Plan `request` for a model that is known already, on hardware named like `Request.gpus`."""
+    named = msgspec.structs.replace(request, gpus=gpus)
+    cluster, gpu = hardware(gpus, settings)
+    return select_for(named, spec, cluster, gpu, settings)
 
 
 def select_for(request: Request, spec: ModelSpec, cluster: Cluster, gpu: Gpu, settings: Settings) -> Plan:
     """The plan for a model and hardware that are known already."""
     from aim_engine import backend
-    from aim_engine.hardware import catalog
+    from aim_engine.hardware import catalog, prices
     from aim_engine.perf import calibration
     from aim_engine.planner.select import select
     from aim_engine.recipe.database import RecipeDatabase
@@ -99,6 +122,10 @@ def select_for(request: Request, spec: ModelSpec, cluster: Cluster, gpu: Gpu, se
         engine_version=engine_version(request, settings, gpu),
         max_model_len=request.max_model_len,
         allow_lossy=request.allow_lossy,
+        open_count=request.gpus is not None and open_card(request.gpus) is not None,
+        price=prices.load(overlay, request.prices).cheapest(gpu.name),
+        max_gpus=request.max_gpus,
+        max_usd_h=request.max_usd_h,
     )
     return select(
         inputs,
@@ -107,6 +134,34 @@ def select_for(request: Request, spec: ModelSpec, cluster: Cluster, gpu: Gpu, se
         known=RecipeDatabase(overlay).load_recipes(spec.model_id),
         catalogue=lambda: [catalog.load(name, overlay) for name in catalog.names(overlay)],
     )
+
+
+def _best_card(request: Request, spec: ModelSpec, settings: Settings) -> Plan:
+    """The plan on the catalogue's best card for the objective, as many as the load takes.
+
+    Raises: InvalidInput when not one card can be planned on.
+    """
+    from aim_engine.hardware import catalog, prices
+    from aim_engine.planner import compare
+    from aim_engine.planner.plan import Rejection
+
+    overlay = overlay_dir(settings)
+    offers = prices.load(overlay, request.prices)
+    plans, refused = [], []
+    for name in catalog.names(overlay):
+        try:
+            if request.objective == "cost":
+                offers.price(name)
+            plans.append(choose_on(request, spec, f"anyx{name}", settings))
+        except InvalidInput as err:
+            refused.append(Rejection(recipe=name, reason=err.what))
+    if not plans:
+        raise InvalidInput(
+            f"no card of the catalogue can be planned on for {spec.model_id}",
+            why=refused[0].reason if refused else None,
+            hint="name the hardware, for example --gpus 8xMI300X",
+        )
+    return compare.best(plans, refused, request.objective)
 
 
 def expect(plan: Plan, workload: Workload, settings: Settings) -> Estimate | None:

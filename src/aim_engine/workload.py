@@ -8,9 +8,10 @@ import msgspec
 
 from aim_engine.errors import InvalidInput
 
-Objective = Literal["throughput", "latency", "cost", "balanced"]
-"""throughput: most output tokens/s per GPU; latency: least time per output token for one user; cost: fewest GPUs
-(then most throughput); balanced: most goodput with the fewest GPUs."""
+Objective = Literal["throughput", "latency", "cost", "energy", "balanced"]
+"""throughput: most output tokens/s; latency: least time per request for one user; cost: least money an hour (fewest GPUs where
+no price is known), then most throughput; energy: most output tokens per joule; balanced: best product of speed per user and
+per GPU."""
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):

@@ -160,7 +160,7 @@ def test_a_card_with_a_missing_figure_loses_only_what_needs_it() -> None:
     model=st.sampled_from(models.names()),
     card=st.sampled_from(CARDS),
     count=st.sampled_from([1, 2, 4, 8]),
-    objective=st.sampled_from(["throughput", "latency", "cost", "balanced"]),
+    objective=st.sampled_from(["throughput", "latency", "cost", "energy", "balanced"]),
     tokens=st.tuples(st.integers(1, 8000), st.integers(1, 4000)),
 )
 @settings(deadline=None, max_examples=60)
@@ -189,7 +189,7 @@ def test_a_request_longer_than_the_models_context_is_wrong_input() -> None:
         planned("Qwen/Qwen3-32B", "8xMI300X", max_model_len=900_000)
 
 
-@pytest.mark.parametrize("objective", ["throughput", "latency", "cost", "balanced"])
+@pytest.mark.parametrize("objective", ["throughput", "latency", "cost", "energy", "balanced"])
 def test_each_objective_is_best_at_its_own_goal(objective: Objective) -> None:
     from aim_engine.planner.rank import ERROR_BAND_FRACTION, value
 

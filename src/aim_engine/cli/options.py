@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
@@ -18,11 +19,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _PLANNING = (
     click.option(
-        "--gpus", metavar="NxCARD", help="Hardware to plan for, such as 8xMI300X or cpu. Default: this machine."
+        "--gpus",
+        metavar="NxCARD",
+        help="Hardware to plan for: 8xMI300X, cpu, anyxMI300X for as many as the load takes, any for the best card too. "
+        "Default: this machine.",
     ),
     click.option(
         "--objective",
-        type=click.Choice(["throughput", "latency", "cost", "balanced"]),
+        type=click.Choice(["throughput", "latency", "cost", "energy", "balanced"]),
         default="throughput",
         show_default=True,
         help="What to make best.",
@@ -39,6 +43,13 @@ _PLANNING = (
         "--precision", type=click.Choice(get_args(Precision)), help="Weight format. Default: the checkpoint's own."
     ),
     click.option("--allow-lossy", is_flag=True, help="Also consider fp8 weights and KV cache made on load."),
+    click.option("--max-gpus", type=click.IntRange(min=1), metavar="N", help="Most devices to use."),
+    click.option("--max-usd-h", type=float, metavar="USD", help="Most that the deployment may cost an hour."),
+    click.option(
+        "--prices",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Your own price list. Default: prices/cloud.yaml of your catalogue folder, else the bundled one.",
+    ),
     click.option("--engine", default="vllm", show_default=True, help="Serving engine."),
     click.option("--engine-version", metavar="X.Y.Z", help="Engine release. Default: the newest known."),
     click.option("--revision", help="Revision of the model on the hub."),
@@ -73,6 +84,9 @@ def request(model: str, flags: dict[str, Any]) -> tuple[Request, Settings]:
         engine_version=flags["engine_version"],
         max_model_len=units.parse_count(length) if length else None,
         allow_lossy=flags["allow_lossy"],
+        max_gpus=flags["max_gpus"],
+        max_usd_h=flags["max_usd_h"],
+        prices=flags["prices"],
         revision=flags["revision"],
     )
     return asked, all_settings.load({"offline": flags["offline"]})

@@ -98,10 +98,29 @@ def _show_choice(chosen: Candidate) -> None:
         ("  first token", _range_ms(estimate.ttft_ms)),
         ("  per token", _range_ms(estimate.tpot_ms)),
         ("  whole request", _range_ms(estimate.e2e_ms)),
+        *_running(chosen),
         ("basis", f"{estimate.tpot_ms.basis}: {estimate.tpot_ms.source}"),
     ]
     for name, value in rows:
         output.text(f"  {name:<16} {value}".rstrip())
+
+
+def _running(chosen: Candidate) -> list[tuple[str, str]]:
+    """Money and energy, where they are known."""
+    running = chosen.running
+    rows = []
+    if running.usd_h is not None:
+        rows.append(
+            (
+                "cost",
+                f"{running.usd_h:.2f} USD/h, {running.usd_per_million_output_tokens:.2f} USD per million output tokens",
+            )
+        )
+    if running.output_tokens_per_joule is not None:
+        rows.append(
+            ("energy", f"{running.output_tokens_per_joule:.2f} tokens/J at {running.power_w:,} W of board power")
+        )
+    return rows
 
 
 def _show_refusal(document: Plan) -> None:
@@ -122,6 +141,7 @@ def _show_refusal(document: Plan) -> None:
 
 
 def _show_alternatives(document: Plan) -> None:
+    several = len({c.recipe.gpu for c in (document.chosen, *document.alternatives) if c is not None}) > 1
     output.table(
         "alternatives" if document.chosen is not None else "closest",
         ("recipe", "GPUs", "requests", "tok/s", "tok/s/GPU", "tok/s/user", "TTFT", "TPOT"),
@@ -129,7 +149,7 @@ def _show_alternatives(document: Plan) -> None:
             (
                 f"{c.recipe.replicas} x {c.recipe.parallelism.describe()} {c.recipe.precision}"
                 + ("" if c.recipe.kv_cache_dtype == "auto" else f" kv {c.recipe.kv_cache_dtype}"),
-                str(c.recipe.gpu_count),
+                f"{c.recipe.gpu_count} {c.recipe.gpu}" if several else str(c.recipe.gpu_count),
                 str(c.estimate.concurrency),
                 f"{c.estimate.output_tok_s.value:.0f}",
                 f"{c.estimate.output_tok_s_per_gpu:.0f}",

@@ -116,10 +116,17 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag
 
 
 def asked(count: int, gpu: Gpu) -> Cluster:
-    """A cluster of one node that somebody asked about rather than has: `count` whole devices of one kind."""
+    """A cluster that somebody asked about rather than has: `count` whole devices of one kind, in as few nodes as hold them."""
     if count < 1:
         raise InvalidInput(f"{count}x{gpu.name}: the count must be at least 1")
-    devices = tuple(
+    sizes = [min(gpu.devices_per_node, count - begun) for begun in range(0, count, gpu.devices_per_node)]
+    names = ["asked"] if len(sizes) == 1 else [f"asked-{number}" for number in range(len(sizes))]
+    nodes = tuple(Node(name=name, devices=_whole(size, gpu)) for name, size in zip(names, sizes, strict=True))
+    return Cluster(origin="asked", nodes=nodes)
+
+
+def _whole(count: int, gpu: Gpu) -> tuple[Device, ...]:
+    return tuple(
         Device(
             index=index,
             gpu=gpu.name,
@@ -132,4 +139,3 @@ def asked(count: int, gpu: Gpu) -> Cluster:
         )
         for index in range(count)
     )
-    return Cluster(origin="asked", nodes=(Node(name="asked", devices=devices),))

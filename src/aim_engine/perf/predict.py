@@ -63,7 +63,7 @@ def settle(
         loads = [Load(model, float(count), float(count)) for count in options]
         keeping = [load for load in loads if not missed(load, slo)] or loads[:1]
         return max(keeping, key=lambda load: load.requests_s / load.tpot_s), None
-    return Load(model, *[_most_within(model, slots, slo)] * 2), None
+    return Load(model, *[most_within(model, slots, slo)] * 2), None
 
 
 def missed(load: Load, slo: Slo) -> list[str]:
@@ -115,7 +115,7 @@ def estimate(
     )
 
 
-def _most_within(model: Model, slots: int, slo: Slo) -> float:
+def most_within(model: Model, slots: int, slo: Slo) -> float:
     """The largest whole number of running requests that keeps the limits; 1 when none does. All times grow with it."""
     low, high = 1, max(1, slots)
     if not missed(Load(model, high, high), slo):

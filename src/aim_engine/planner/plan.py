@@ -8,6 +8,7 @@ import msgspec
 
 from aim_engine.hardware.cluster import Cluster, Finding
 from aim_engine.hardware.gpu import Gpu
+from aim_engine.hardware.prices import Offer
 from aim_engine.model.spec import ModelSpec
 from aim_engine.perf.estimate import Estimate
 from aim_engine.recipe.recipe import Recipe
@@ -32,6 +33,24 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None
     allow_lossy: bool = False
     """May the planner choose formats that the checkpoint was not made for (online fp8, fp8 KV cache)?"""
+    open_count: bool = False
+    """The question is how many devices the load takes, not what those at hand can do: replicas are as many as it needs, in as
+    many nodes as it takes."""
+    price: Offer | None = None
+    """What one device costs; None when no firm price is known."""
+    max_gpus: int | None = None
+    max_usd_h: float | None = None
+    """Most that the deployment may cost. Unit: US dollars per hour."""
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """What a recipe costs while it runs; None where the card's figure is not known."""
+
+    usd_h: float | None = None
+    usd_per_million_output_tokens: float | None = None
+    power_w: int | None = None
+    """Board power of all devices, which a busy engine reaches; the host's share is not in it."""
+    output_tokens_per_joule: float | None = None
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +58,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     recipe: Recipe
     estimate: Estimate
+    running: Running = Running()
     reason: str = ""
 
 

@@ -9,19 +9,22 @@ ERROR_BAND_FRACTION = 0.10
 """Predictions closer than this are not told apart: then what was run before, fewer devices and the simpler set-up win."""
 
 
-def value(candidate: Candidate, objective: Objective) -> float:
-    """What the objective maximises."""
+def value(candidate: Candidate, objective: Objective, *, open_count: bool = False) -> float:
+    """What the objective maximises. Where the number of devices is open, throughput counts per device."""
     estimate = candidate.estimate
     if objective == "latency":
         return 1.0 / estimate.e2e_ms.value
     if objective == "cost":
-        return 1.0 / max(1, candidate.recipe.gpu_count)
+        usd_h = candidate.running.usd_h
+        return 1.0 / (max(1, candidate.recipe.gpu_count) if usd_h is None else usd_h)
+    if objective == "energy":
+        return candidate.running.output_tokens_per_joule or 0.0
     if objective == "balanced":
         return estimate.output_tok_s_per_user * estimate.output_tok_s_per_gpu
-    return estimate.output_tok_s.value
+    return estimate.output_tok_s_per_gpu if open_count else estimate.output_tok_s.value
 
 
-def order(candidates: tuple[Candidate, ...], objective: Objective) -> list[Candidate]:
+def order(candidates: tuple[Candidate, ...], objective: Objective, *, open_count: bool = False) -> list[Candidate]:
     """Best first. Those that keep the service levels come before those that do not.
 
     Those that do not are ordered by how little they miss. Among the others the best value leads; within the error band of it, a known recipe beats a generated one, fewer devices beat more, and one
@@ -29,16 +32,17 @@ def order(candidates: tuple[Candidate, ...], objective: Objective) -> list[Candi
     """
     if not candidates:
         return []
-    ranked = sorted(candidates, key=lambda c: (_missed_fraction(c), -value(c, objective), *_simplicity(c)))
+    worth = {id(candidate): value(candidate, objective, open_count=open_count) for candidate in candidates}
+    ranked = sorted(candidates, key=lambda c: (_missed_fraction(c), -worth[id(c)], *_simplicity(c)))
     best = ranked[0]
     if not best.estimate.meets_slo:
         return ranked
-    floor = value(best, objective) * (1 - ERROR_BAND_FRACTION)
-    level = [c for c in ranked if c.estimate.meets_slo and value(c, objective) >= floor]
+    floor = worth[id(best)] * (1 - ERROR_BAND_FRACTION)
+    level = [c for c in ranked if c.estimate.meets_slo and worth[id(c)] >= floor]
     if objective == "cost":
         level.sort(key=lambda c: (-c.estimate.output_tok_s.value, *_simplicity(c)))
     else:
-        level.sort(key=lambda c: (*_standing(c), -value(c, objective), *_simplicity(c)))
+        level.sort(key=lambda c: (*_standing(c), -worth[id(c)], *_simplicity(c)))
     chosen = level[0]
     return [chosen, *(c for c in ranked if c is not chosen)]
 

@@ -13,9 +13,9 @@ from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
 from aim_engine.perf import memory, predict
 from aim_engine.perf.calibration import Calibration
-from aim_engine.perf.estimate import MemoryBreakdown
+from aim_engine.perf.estimate import Estimate, MemoryBreakdown
 from aim_engine.perf.roofline import Model
-from aim_engine.planner.plan import Candidate, Inputs, Rejection
+from aim_engine.planner.plan import Candidate, Inputs, Rejection, Running
 from aim_engine.recipe.database import Known
 from aim_engine.recipe.recipe import Parallelism, Precision, Recipe, Resources
 from aim_engine.units import GIB, MIB, format_gib
@@ -101,6 +101,8 @@ def search(
 ) -> Found:
     """All candidates on `available` devices of one kind (0 on a CPU), each with its best load, and why others fell out."""
     formats, rejected_formats = weights_options(inputs, backend)
+    if not inputs.open_count:
+        available = int(min(available, max(1, _allowed(inputs))))
     candidates: list[Candidate] = []
     rejected: list[Rejection] = list(rejected_formats)
     looked_at = 0
@@ -172,12 +174,21 @@ def _family(
                 fitted = backend.tune(spec, gpu, fitted)
                 model = Model(spec, gpu, fitted, workload, calibration)
                 slots = predict.capacity(fitted, breakdown)
-                for replicas in _replica_counts(inputs, available, parallelism):
+                counts = (
+                    (_needed(model, slots, inputs),)
+                    if inputs.open_count
+                    else _replica_counts(inputs, available, parallelism)
+                )
+                for replicas in counts:
                     recipe = msgspec.structs.replace(
                         fitted,
                         replicas=replicas,
                         gpu_count=0 if cpu else replicas * parallelism.world_size,
                     )
+                    problem = _over_budget(recipe, inputs)
+                    if problem is not None:
+                        reasons.append(Rejection(recipe=recipe.key, reason=problem))
+                        continue
                     load, problem = predict.settle(model, slots, replicas, workload, inputs.slo, inputs.objective)
                     if problem is not None:
                         reasons.append(Rejection(recipe=recipe.key, reason=problem))
@@ -185,8 +196,51 @@ def _family(
                     estimate = predict.estimate(
                         spec, gpu, recipe, workload, inputs.slo, calibration, breakdown, model, load
                     )
-                    found.append(Candidate(recipe=recipe, estimate=estimate))
+                    found.append(Candidate(recipe=recipe, estimate=estimate, running=running(recipe, inputs, estimate)))
     return found, reasons, looked_at
+
+
+def running(recipe: Recipe, inputs: Inputs, estimate: Estimate) -> Running:
+    """Money and energy of a recipe at its load: price and board power of all its devices."""
+    output_tok_s = estimate.output_tok_s.value
+    usd_h = None if inputs.price is None else inputs.price.usd_h * recipe.gpu_count
+    power_w = inputs.gpu.power_w * recipe.gpu_count if inputs.gpu.power_w and recipe.gpu_count else None
+    return Running(
+        usd_h=usd_h,
+        usd_per_million_output_tokens=None if usd_h is None else usd_h / 3600 / output_tok_s * 1e6,
+        power_w=power_w,
+        output_tokens_per_joule=None if power_w is None else output_tok_s / power_w,
+    )
+
+
+def _needed(model: Model, slots: int, inputs: Inputs) -> int:
+    """Replicas that the load takes when each carries as much as the limits allow; one without a load."""
+    workload = inputs.workload
+    most = predict.most_within(model, slots, inputs.slo)
+    if workload.concurrency is not None:
+        return math.ceil(workload.concurrency / most)
+    if workload.rate_requests_s is not None:
+        return math.ceil(workload.rate_requests_s / predict.Load(model, most, most).requests_s * (1 + 1e-9))
+    return 1
+
+
+def _allowed(inputs: Inputs) -> float:
+    """Devices that the limits on their number and price leave."""
+    allowed = math.inf if inputs.max_gpus is None else inputs.max_gpus
+    if inputs.max_usd_h is not None and inputs.price is not None:
+        allowed = min(allowed, inputs.max_usd_h // inputs.price.usd_h)
+    return allowed
+
+
+def _over_budget(recipe: Recipe, inputs: Inputs) -> str | None:
+    """Why this many devices may not be used; None when they may."""
+    if inputs.max_gpus is not None and recipe.gpu_count > inputs.max_gpus:
+        return f"takes {recipe.gpu_count} GPUs, {inputs.max_gpus} are allowed"
+    if inputs.max_usd_h is not None and inputs.price is not None:
+        usd_h = inputs.price.usd_h * recipe.gpu_count
+        if usd_h > inputs.max_usd_h:
+            return f"costs {usd_h:.2f} USD an hour, {inputs.max_usd_h:g} are allowed"
+    return None
 
 
 def fit(inputs: Inputs, draft: Recipe) -> tuple[Recipe | None, MemoryBreakdown, str]:

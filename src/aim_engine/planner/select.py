@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from aim_engine.backend.base import Backend
-from aim_engine.errors import InvalidInput
-from aim_engine.hardware.cluster import Cluster, Device, Finding
+from aim_engine.errors import InvalidInput, MissingFigure
+from aim_engine.hardware import prices
+from aim_engine.hardware.cluster import Cluster, Device, Finding, asked
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
 from aim_engine.perf import memory
@@ -38,12 +39,13 @@ def select(
     Raises: InvalidInput when the model can never serve a request of that length.
     """
     _require_context(inputs)
+    _require_figures(inputs)
     available = usable_devices(inputs.cluster, inputs.gpu)
     steps = [_detected(inputs, available), _analysed(inputs.model)]
     matching = tuple(entry for entry in known if inputs.gpu.name in entry.gpus and entry.gpu_count <= available)
     steps.append(_matched(inputs, known, matching))
     found = search(inputs, available, backend, calibration, matching)
-    ranked = rank.order(found.candidates, inputs.objective)
+    ranked = rank.order(found.candidates, inputs.objective, open_count=inputs.open_count)
     steps.append(_ranked(inputs, found, ranked))
     sound, refused = _first_valid(inputs, ranked, backend)
     steps.append(_validated(sound, refused))
@@ -66,6 +68,8 @@ def select(
     if chosen is not None:
         alternatives = tuple(a for a in alternatives if not _same_shape(a, chosen))
         chosen = msgspec.structs.replace(chosen, reason=_why(chosen, alternatives, inputs))
+        if inputs.open_count and inputs.gpu.kind != "cpu":
+            inputs = msgspec.structs.replace(inputs, cluster=asked(chosen.recipe.gpu_count, inputs.gpu))
     return Plan(
         inputs=inputs,
         chosen=chosen,
@@ -90,6 +94,14 @@ def _require_context(inputs: Inputs) -> None:
                 why=f"its own limit is {longest:,}",
                 hint=f"lower {option}, or name a model with a longer context",
             )
+
+
+def _require_figures(inputs: Inputs) -> None:
+    """The figures that objective and limits cannot do without. Raises: MissingFigure."""
+    if inputs.objective == "energy" and not inputs.gpu.power_w:
+        raise MissingFigure(f"{inputs.gpu.name} power_w", file=inputs.gpu.file)
+    if inputs.max_usd_h is not None and inputs.price is None:
+        raise MissingFigure(f"price of {inputs.gpu.name}", file=f"{prices.FILE} of your catalogue folder")
 
 
 def usable_devices(cluster: Cluster, gpu: Gpu) -> int:
@@ -227,13 +239,15 @@ def _why(chosen: Candidate, others: tuple[Candidate, ...], inputs: Inputs) -> st
     goal = {
         "throughput": f"{chosen.estimate.output_tok_s.value:.0f} output tokens/s",
         "latency": f"{format_ms(chosen.estimate.e2e_ms.value)} per request",
-        "cost": f"{chosen.recipe.gpu_count} GPUs",
+        "cost": f"{chosen.recipe.gpu_count} GPUs"
+        + ("" if chosen.running.usd_h is None else f" for {chosen.running.usd_h:.2f} USD an hour"),
+        "energy": f"{chosen.running.output_tokens_per_joule or 0:.2f} output tokens per joule",
         "balanced": f"{chosen.estimate.output_tok_s_per_user:.0f} tok/s per user x "
         f"{chosen.estimate.output_tok_s_per_gpu:.0f} tok/s per GPU",
     }[inputs.objective]
     text = f"best {inputs.objective}: {goal}"
     if others:
-        ours, theirs = (rank.value(c, inputs.objective) for c in (chosen, others[0]))
+        ours, theirs = (rank.value(c, inputs.objective, open_count=inputs.open_count) for c in (chosen, others[0]))
         if theirs > ours:
             text += f"; {others[0].recipe.key} is within the error band, and {_preference(chosen, others[0])}"
         elif theirs > 0:
