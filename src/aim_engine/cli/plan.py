@@ -189,8 +189,18 @@ def _explain(document: Plan) -> None:
             right=("time",),
         )
         for name, margin in sorted(chosen.estimate.slo_margin.items()):
-            output.text(f"{name}: {margin:.0%} below the limit")
+            figure, limit_ms = getattr(chosen.estimate, f"{name}_ms"), getattr(document.inputs.slo, f"{name}_ms")
+            ends = ((limit_ms - end) / limit_ms for end in (figure.high, figure.low))
+            output.text(
+                f"{name}: {margin:.0%} below the limit ({' to '.join(f'{end:.0%}' for end in ends)} over the range)"
+            )
         output.text(f"why: {chosen.reason}")
+        output.table(
+            "one step away",
+            ("change", "recipe", "why not"),
+            [(near.change, near.recipe, near.reason) for near in document.neighbours],
+        )
+        output.text(f"most worth measuring: {document.doubt}")
     for rejection in document.rejected:
         output.text(f"lost: {rejection.recipe}: {rejection.reason}")
     front = ", ".join(

@@ -71,6 +71,15 @@ class Rejection(msgspec.Struct, frozen=True, kw_only=True):
     missing_bytes: int | None = None
 
 
+class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
+    """A configuration one step away from the chosen one, and the number that lost it its place."""
+
+    change: str
+    recipe: str
+    """`Recipe.key`, or the family that does not fit."""
+    reason: str
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One of the six steps of recipe selection and what it found."""
 
@@ -89,6 +98,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=SC
     pareto: tuple[Candidate, ...] = ()
     """No other candidate has both more tokens/s per user and more tokens/s per GPU."""
     rejected: tuple[Rejection, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    doubt: str = ""
+    """The one measurement that would make the choice surer."""
     findings: tuple[Finding, ...] = ()
     steps: tuple[Step, ...] = ()
     hint: str = ""

@@ -82,6 +82,15 @@ def distinct(candidates: list[Candidate], count: int) -> tuple[Candidate, ...]:
     return tuple(kept)
 
 
+def preference(chosen: Candidate, other: Candidate) -> str:
+    """Why `chosen` stands before `other` although the figures do not tell them apart."""
+    if chosen.recipe.provenance != "generated" and other.recipe.provenance == "generated":
+        return "the chosen one was run on this card before"
+    if chosen.recipe.gpu_count < other.recipe.gpu_count:
+        return f"the chosen one needs {other.recipe.gpu_count - chosen.recipe.gpu_count} GPUs less"
+    return "the chosen one is simpler"
+
+
 def _standing(candidate: Candidate) -> tuple[object, ...]:
     recipe = candidate.recipe
     lossy = (recipe.online_quantization is not None) + (recipe.kv_cache_dtype != "auto")

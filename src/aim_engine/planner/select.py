@@ -15,7 +15,7 @@ from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
 from aim_engine.perf import memory
 from aim_engine.perf.calibration import Calibration
-from aim_engine.planner import fallback, rank, validate
+from aim_engine.planner import explain, fallback, rank, validate
 from aim_engine.planner.plan import Candidate, Inputs, Plan, Rejection, Step
 from aim_engine.planner.search import Found, search
 from aim_engine.recipe.database import Known
@@ -76,6 +76,8 @@ def select(
         alternatives=alternatives[:ALTERNATIVES],
         pareto=rank.pareto(found.candidates),
         rejected=rejected,
+        neighbours=() if chosen is None else explain.neighbours(chosen, found.candidates, rejected, inputs),
+        doubt="" if chosen is None else explain.doubt(chosen, next(iter(alternatives), None), inputs),
         findings=_findings(inputs, chosen, backend),
         steps=tuple(steps),
         hint=hint,
@@ -249,18 +251,10 @@ def _why(chosen: Candidate, others: tuple[Candidate, ...], inputs: Inputs) -> st
     if others:
         ours, theirs = (rank.value(c, inputs.objective, open_count=inputs.open_count) for c in (chosen, others[0]))
         if theirs > ours:
-            text += f"; {others[0].recipe.key} is within the error band, and {_preference(chosen, others[0])}"
+            text += f"; {others[0].recipe.key} is within the error band, and {rank.preference(chosen, others[0])}"
         elif theirs > 0:
             text += f"; next is {others[0].recipe.key} ({1 - theirs / ours:.0%} behind)"
     return text
-
-
-def _preference(chosen: Candidate, other: Candidate) -> str:
-    if chosen.recipe.provenance != "generated" and other.recipe.provenance == "generated":
-        return "the chosen one was run on this card before"
-    if chosen.recipe.gpu_count < other.recipe.gpu_count:
-        return f"the chosen one needs {other.recipe.gpu_count - chosen.recipe.gpu_count} GPUs less"
-    return "the chosen one is simpler"
 
 
 def requirements(inputs: Inputs) -> Mapping[str, object]:
