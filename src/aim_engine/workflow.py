@@ -10,6 +10,7 @@ deployment = up(plan, ...)            fetched, started, watched (aim_engine.depl
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +22,10 @@ from aim_engine.perf.estimate import Estimate
 from aim_engine.planner.plan import Inputs, Plan
 from aim_engine.settings import Settings
 from aim_engine.workload import Objective, Slo, Workload
+
+if TYPE_CHECKING:
+    from aim_engine.planner.sizing import Sized
+    from aim_engine.planner.table import Reader
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +74,85 @@ def hardware(gpus: str | None, settings: Settings) -> tuple[Cluster, Gpu]:
             hint="name the hardware to plan for, for example --gpus 8xMI300X",
         )
     return cluster, cpu.as_gpu(host, cpu.measure_bandwidth())
+
+
+class SizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One configuration to size, in the user's own words; None leaves a figure to the engine's defaults."""
+
+    gpus: str | None = None
+    tp: int | None = None
+    pp: int = 1
+    dp: int = 1
+    ep: bool = False
+    precision: str | None = None
+    kv_cache_dtype: str = "auto"
+    gpu_memory_utilization: float | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_model_len: int | None = None
+    input_tokens: int = 1024
+    output_tokens: int = 512
+    concurrency: int | None = None
+    engine: str = "vllm"
+    engine_version: str | None = None
+    revision: str | None = None
+
+
+def size(model: str, asked_for: SizeRequest, settings: Settings) -> Sized:
+    """What one given configuration needs, whether it fits, and the ways from it. Raises: InvalidInput."""
+    from aim_engine import backend
+    from aim_engine.hardware import catalog, prices
+    from aim_engine.perf import calibration
+    from aim_engine.planner import sizing
+
+    overlay = overlay_dir(settings)
+    spec = describe(model, settings, asked_for.revision)
+    cluster, gpu = hardware(asked_for.gpus, settings)
+    engine = backend.get(asked_for.engine, overlay)
+    version = engine_version(
+        Request(model=model, engine=asked_for.engine, engine_version=asked_for.engine_version), settings, gpu
+    )
+    return sizing.size(
+        sizing.Given(
+            spec=spec,
+            gpu=gpu,
+            devices=len(cluster.devices),
+            engine_version=version,
+            **{name: getattr(asked_for, name) for name in sizing.GIVEN},
+        ),
+        backend=engine,
+        calibration=calibration.pick(calibration.load(overlay), gpu),
+        cards=lambda: [catalog.load(name, overlay) for name in catalog.names(overlay)],
+        prices=prices.load(overlay),
+    )
+
+
+def answer_table(content: str, name: str, folder: Path | None, settings: Settings) -> list[dict[str, Any]]:
+    """A prediction, or the reason why not, for each row of a table of measurements. Raises: Corrupt, InvalidInput."""
+    from aim_engine.perf import calibration
+    from aim_engine.planner import batch, table
+
+    overlay = overlay_dir(settings)
+    reader = table_reader(folder, settings)
+    return batch.answer(reader.read(table.parse(content, name)), calibration.load(overlay))
+
+
+def table_reader(folder: Path | None, settings: Settings) -> Reader:
+    """Reads table rows with the catalogue's models, and those of a folder of org__name.json configs."""
+    from aim_engine import backend
+    from aim_engine.hardware import catalog
+    from aim_engine.model import library
+    from aim_engine.planner.table import Reader
+
+    overlay = overlay_dir(settings)
+    engine = backend.get("vllm", overlay)
+    newest = engine.versions()[0]
+
+    def defaults(gpu: Gpu) -> tuple[int, int, float]:
+        found = engine.defaults(newest, gpu)
+        return found.max_num_seqs, found.max_num_batched_tokens, found.gpu_memory_utilization
+
+    return Reader(library.build(folder, overlay), lambda card: catalog.load(card, overlay), defaults)
 
 
 def open_card(gpus: str) -> str | None:
@@ -167,18 +251,14 @@ def _best_card(request: Request, spec: ModelSpec, settings: Settings) -> Plan:
 def expect(plan: Plan, workload: Workload, settings: Settings) -> Estimate | None:
     """What the plan's recipe would do under other traffic than it was chosen for; None when it chose none."""
     from aim_engine.perf import calibration, memory, predict
-    from aim_engine.perf.roofline import Model
 
     if plan.chosen is None:
         return None
     recipe, inputs = plan.chosen.recipe, plan.inputs
     coefficients = calibration.pick(calibration.load(overlay_dir(settings)), inputs.gpu)
     breakdown = memory.breakdown(inputs.model, inputs.gpu, recipe, workload)
-    model = Model(inputs.model, inputs.gpu, recipe, workload, coefficients)
-    slots = predict.capacity(recipe, breakdown)
-    load, _ = predict.settle(model, slots, recipe.replicas, workload, inputs.slo, inputs.objective)
-    return predict.estimate(
-        inputs.model, inputs.gpu, recipe, workload, inputs.slo, coefficients, breakdown, model, load
+    return predict.at_load(
+        inputs.model, inputs.gpu, recipe, workload, inputs.slo, inputs.objective, coefficients, breakdown
     )
 
 

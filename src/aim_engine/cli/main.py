@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gpus": ("aim_engine.cli.gpus:gpus", "Show the GPUs and the CPU of this machine."),
     "model": ("aim_engine.cli.model:model", "Show what a model needs."),
     "plan": ("aim_engine.cli.plan:plan", "Choose the best configuration for a model."),
+    "estimate": ("aim_engine.cli.estimate:estimate", "Say what one given configuration needs and does."),
     "recipes": ("aim_engine.cli.recipes:recipes", "List and show known recipes."),
     "render": ("aim_engine.cli.render:render", "Write a plan out for a target."),
     "validate": ("aim_engine.cli.validate:validate", "Check plans, command lines, manifests and Compose files."),

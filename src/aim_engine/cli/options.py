@@ -17,6 +17,21 @@ from aim_engine.workload import Slo, Workload
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_TRAFFIC = (
+    click.option("--concurrency", metavar="N", help="Requests in flight at once."),
+    click.option("--input-tokens", metavar="N", default="1024", show_default=True, help="Mean prompt length."),
+    click.option("--output-tokens", metavar="N", default="512", show_default=True, help="Mean answer length."),
+)
+_WEIGHTS = (
+    click.option("--max-model-len", metavar="N", help="Context length to serve. Default: the model's, or what fits."),
+    click.option(
+        "--precision", type=click.Choice(get_args(Precision)), help="Weight format. Default: the checkpoint's own."
+    ),
+    click.option("--engine", default="vllm", show_default=True, help="Serving engine."),
+    click.option("--engine-version", metavar="X.Y.Z", help="Engine release. Default: the newest known."),
+    click.option("--revision", help="Revision of the model on the hub."),
+    click.option("--offline", is_flag=True, default=None, help="Never ask the hub."),
+)
 _PLANNING = (
     click.option(
         "--gpus",
@@ -34,15 +49,8 @@ _PLANNING = (
     click.option("--ttft", metavar="TIME", help="Limit on the mean time to first token, such as 500ms."),
     click.option("--tpot", metavar="TIME", help="Limit on the mean time per output token, such as 30ms."),
     click.option("--e2e", metavar="TIME", help="Limit on the mean time of a whole request, such as 20s."),
-    click.option("--concurrency", metavar="N", help="Requests in flight at once."),
+    *_TRAFFIC,
     click.option("--rate", type=float, metavar="N", help="Requests arriving per second."),
-    click.option("--input-tokens", metavar="N", default="1024", show_default=True, help="Mean prompt length."),
-    click.option("--output-tokens", metavar="N", default="512", show_default=True, help="Mean answer length."),
-    click.option("--max-model-len", metavar="N", help="Context length to serve. Default: the model's, or what fits."),
-    click.option(
-        "--precision", type=click.Choice(get_args(Precision)), help="Weight format. Default: the checkpoint's own."
-    ),
-    click.option("--allow-lossy", is_flag=True, help="Also consider fp8 weights and KV cache made on load."),
     click.option("--max-gpus", type=click.IntRange(min=1), metavar="N", help="Most devices to use."),
     click.option("--max-usd-h", type=float, metavar="USD", help="Most that the deployment may cost an hour."),
     click.option(
@@ -50,16 +58,28 @@ _PLANNING = (
         type=click.Path(path_type=Path, dir_okay=False),
         help="Your own price list. Default: prices/cloud.yaml of your catalogue folder, else the bundled one.",
     ),
-    click.option("--engine", default="vllm", show_default=True, help="Serving engine."),
-    click.option("--engine-version", metavar="X.Y.Z", help="Engine release. Default: the newest known."),
-    click.option("--revision", help="Revision of the model on the hub."),
-    click.option("--offline", is_flag=True, default=None, help="Never ask the hub."),
+    click.option("--allow-lossy", is_flag=True, help="Also consider fp8 weights and KV cache made on load."),
+    *_WEIGHTS,
 )
 
 
 def planning(command: Command) -> Command:
     """The options that shape a plan."""
-    for option in reversed(_PLANNING):
+    return _with(command, _PLANNING)
+
+
+def traffic(command: Command) -> Command:
+    """The options that say what is asked of the server."""
+    return _with(command, _TRAFFIC)
+
+
+def weights(command: Command) -> Command:
+    """The options that say which weights are served by which engine."""
+    return _with(command, _WEIGHTS)
+
+
+def _with(command: Command, chosen: tuple[Callable[[Any], Any], ...]) -> Command:
+    for option in reversed(chosen):
         command = option(command)
     return command
 

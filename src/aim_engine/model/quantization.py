@@ -59,6 +59,17 @@ _ALGORITHMS: tuple[tuple[str, WeightFormat], ...] = (
     ("FP8", "fp8"),
     ("INT8", "int8"),
 )
+_PUBLISHED: dict[str, tuple[str, Literal["16bit", "fp8", "int8", "fp4"], int | None]] = {
+    "fp8": ("compressed-tensors", "fp8", None),
+    "int8": ("gptq", "16bit", 128),
+    "int4": ("gptq", "16bit", 128),
+    "mxfp4": ("quark", "fp4", 32),
+    "mxfp6": ("quark", "fp8", 32),
+    "mxfp8": ("mxfp8", "fp8", 32),
+    "nvfp4": ("modelopt", "fp4", 16),
+    "gguf": ("gguf", "16bit", None),
+}
+"""Format -> method, activations and group size that its checkpoints usually have."""
 _PLAIN = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
 _BLOCK_FP8 = 1 + 4 / (128 * 128)
 
@@ -371,6 +382,32 @@ def stored_bytes(spec: ModelSpec, form: str) -> int:
     plain = _PLAIN[spec.dtype]
     inside = sum(int(getattr(spec.parameters, part)) for part in LINEAR_PARTS)
     return round(inside * _SCALED.get(form, _PLAIN.get(form, plain)) + (spec.served_parameters - inside) * plain)
+
+
+def stored_as(
+    spec: ModelSpec, form: str, bytes_per_weight: float | None = None, but: tuple[str, ...] = ()
+) -> ModelSpec:
+    """`spec` as a checkpoint whose linear layers, `but` some, are stored in `form`, scales included as its makers keep them.
+
+    A GGUF file stores everything in its own types, embeddings too. Raises: InvalidInput for a form without a size.
+    """
+    if form not in _PUBLISHED:
+        raise InvalidInput(f"'{form}' is not a format weights are stored in", hint=f"known: {', '.join(_PUBLISHED)}")
+    method, activations, group = _PUBLISHED[form]
+    # Four-bit integers keep a 16-bit scale and a packed zero point for each group of 128.
+    size = bytes_per_weight if bytes_per_weight is not None else _SCALED.get(form, 0.5 + 2.5 / 128)
+    parts = (*LINEAR_PARTS, "embedding", "lm_head") if form == "gguf" else LINEAR_PARTS
+    kept = tuple(part for part in parts if part not in but)
+    quantised = Quantization(
+        method=method,
+        format=form,  # type: ignore[arg-type]
+        bytes_per_weight=size,
+        quantised_parts=kept,
+        activations=activations,
+        kv_cache_dtype=spec.quantization.kv_cache_dtype if spec.quantization is not None else None,
+        group_size=group,
+    )
+    return msgspec.structs.replace(spec, quantization=quantised, weight_bytes=None)
 
 
 def averaged(quantised: Quantization, by_part: Mapping[str, float], parameters: Parameters) -> Quantization:

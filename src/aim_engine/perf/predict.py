@@ -129,6 +129,22 @@ def most_within(model: Model, slots: int, slo: Slo) -> float:
     return float(low)
 
 
+def at_load(
+    spec: ModelSpec,
+    gpu: Gpu,
+    recipe: Recipe,
+    workload: Workload,
+    slo: Slo,
+    objective: Objective,
+    calibration: Calibration,
+    breakdown: MemoryBreakdown,
+) -> Estimate:
+    """The full prediction for `recipe` at the load of `workload`, which is the most it carries when that is not enough."""
+    model = Model(spec, gpu, recipe, workload, calibration)
+    load, _ = settle(model, max(1, capacity(recipe, breakdown)), recipe.replicas, workload, slo, objective)
+    return estimate(spec, gpu, recipe, workload, slo, calibration, breakdown, model, load)
+
+
 def _load_for_rate(model: Model, slots: int, rate_requests_s: float) -> tuple[Load, str | None]:
     low, high = 1e-3, float(max(1, slots))
     full = Load(model, high, high)

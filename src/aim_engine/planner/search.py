@@ -68,7 +68,7 @@ def parallelisms(spec: ModelSpec, available: int) -> Iterator[Parallelism]:
 def weights_options(inputs: Inputs, backend: Backend) -> tuple[tuple[Weights, ...], tuple[Rejection, ...]]:
     """The formats this model can be served in here, and those asked for that it cannot."""
     spec, gpu = inputs.model, inputs.gpu
-    own: Precision = _own_precision(spec)
+    own: Precision = own_precision(spec)
     wanted = inputs.precision
     options: list[Weights] = []
     if wanted is None or wanted == own or (wanted in memory.DTYPE_BYTES and own in memory.DTYPE_BYTES):
@@ -295,7 +295,8 @@ def resources(spec: ModelSpec, parallelism: Parallelism, gpu: Gpu) -> Resources:
     )
 
 
-def _own_precision(spec: ModelSpec) -> Precision:
+def own_precision(spec: ModelSpec) -> Precision:
+    """The format the checkpoint's weights are computed from, in a recipe's words."""
     names: dict[str, Precision] = {"fp8_block": "fp8", "nf4": "int4", "gguf": "int4"}
     return names.get(spec.format, spec.format)  # type: ignore[arg-type]
 

@@ -1,0 +1,234 @@
+"""Rows of a measurement table, read as what they measured: a model, a card, a recipe and a load.
+
+The columns are those of public collections of serving results: model, gpu, gpu_count, tp, pp, dp, ep, dp_attention, engine,
+engine_version, precision, kv_dtype, input_len, output_len, concurrency_or_batch, request_rate, metric_kind, gpu_memory_utilization,
+max_num_seqs, max_model_len; others are carried along. Cells may be empty and columns absent. A row that cannot be read says why, and
+the others go on.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+
+from aim_engine.errors import AimError, Corrupt, InvalidInput
+from aim_engine.hardware.gpu import Gpu
+from aim_engine.model.naming import Library
+from aim_engine.model.spec import ModelSpec
+from aim_engine.planner.search import own_precision
+from aim_engine.recipe.recipe import Parallelism, Recipe, Resources
+from aim_engine.workload import Workload
+
+Row = Mapping[str, str]
+CALIBRATED_KINDS = ("serving", "offline_throughput", "latency", "llama_bench_prefill", "llama_bench_decode")
+_NEEDED = ("model", "gpu")
+_KV_DTYPES = {"fp8": "fp8", "fp8_e4m3": "fp8", "q8_0": "int8", "int8": "int8"}
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One row, understood."""
+
+    row_id: str
+    spec: ModelSpec
+    known_as: str
+    """How its model was recognised."""
+    gpu: Gpu
+    gpu_count: int
+    recipe: Recipe
+    workload: Workload
+    engine: str
+    """As the table names it, lower case: vllm, sglang, atom, vllm+atom, llama.cpp; `vllm` where it says nothing."""
+    engine_version: str
+    kind: str
+    speculation: str = ""
+    """Method of speculative decoding, such as mtp3; empty without."""
+    disaggregated: bool = False
+    """Prefill and decode on devices of their own."""
+    length_ratio_min: float = 1.0
+    limits_stated: bool = False
+    """The row says the scheduler's limits; otherwise they are the engine's defaults on this card."""
+
+
+class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
+    """A row that could not be understood, and why."""
+
+    row_id: str
+    reason: str
+
+
+def parse(content: str, name: str) -> list[dict[str, str]]:
+    """The rows of a CSV table with a header, cells stripped. Raises: Corrupt."""
+    text = content.lstrip("﻿").replace("\x00", "")
+    first = text.split("\n", 1)[0]
+    delimiter = max((",", ";", "\t"), key=first.count)
+    try:
+        reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+        columns = [column.strip() for column in reader.fieldnames or []]
+        reader.fieldnames = columns
+        rows = [{key: (value or "").strip() for key, value in row.items() if isinstance(key, str)} for row in reader]
+    except csv.Error as err:
+        raise Corrupt(f"{name} is not readable as a table", why=str(err)) from err
+    missing = [column for column in _NEEDED if column not in columns]
+    if missing:
+        raise Corrupt(
+            f"{name} is not a table of measurements",
+            why=f"it has no column {' and '.join(missing)}",
+            hint="its first line must name the columns: model, gpu, tp, ...",
+        )
+    return rows
+
+
+class Reader:
+    """Understands rows with one set of models and cards, each looked up once."""
+
+    def __init__(self, library: Library, card: Callable[[str], Gpu], defaults: Callable[[Gpu], tuple[int, int, float]]):
+        """`card` finds a GPU by name and raises InvalidInput; `defaults` gives an engine's max_num_seqs,
+        max_num_batched_tokens and gpu_memory_utilization on it.
+        """
+        self._library = library
+        self._card = card
+        self._defaults = defaults
+        self._cards: dict[str, Gpu | str] = {}
+
+    def read(self, rows: Iterable[Row]) -> list[Case | Unreadable]:
+        """One answer for each row, in order."""
+        found: list[Case | Unreadable] = []
+        for number, row in enumerate(rows, 1):
+            row_id = row.get("row_id") or str(number)
+            try:
+                found.append(self._case(row, row_id))
+            except AimError as err:
+                found.append(Unreadable(row_id=row_id, reason=str(err)))
+        return found
+
+    def _case(self, row: Row, row_id: str) -> Case:
+        gpu = self._gpu(row["gpu"])
+        named = self._library.find(row["model"], row.get("model_base", ""), stated_format=row.get("precision", ""))
+        if named is None:
+            raise InvalidInput(f"the model '{row['model']}' is not known here", hint="add its config with --models")
+        spec = named.spec
+        parallelism, replicas = _parallelism(row, spec)
+        stated_seqs = _whole(row, "max_num_seqs")
+        seqs, budget, utilisation = self._defaults(gpu)
+        stated_budget = _whole(row, "max_num_batched_tokens")
+        workload, concurrency = _workload(row)
+        precision = own_precision(spec)
+        longest = _whole(row, "max_model_len") or max(spec.max_position_embeddings, workload.total_tokens)
+        recipe = Recipe(
+            model_id=spec.model_id,
+            gpu=gpu.name,
+            gpu_count=replicas * parallelism.world_size,
+            replicas=replicas,
+            engine="vllm",
+            engine_version=row.get("engine_version", ""),
+            parallelism=parallelism,
+            precision=precision,
+            kv_cache_dtype=_KV_DTYPES.get(row.get("kv_dtype", "").lower(), "auto"),
+            max_model_len=longest,
+            max_num_seqs=stated_seqs or max(seqs, math.ceil(concurrency / replicas) if concurrency else 1),
+            max_num_batched_tokens=stated_budget or max(budget, stated_seqs or 1),
+            gpu_memory_utilization=_share(row, "gpu_memory_utilization") or utilisation,
+            resources=Resources(cpu_cores=1, memory_bytes=1, shm_bytes=1, gpus=parallelism.world_size),
+        )
+        return Case(
+            row_id=row_id,
+            spec=spec,
+            known_as=named.how,
+            gpu=gpu,
+            gpu_count=recipe.gpu_count,
+            recipe=recipe,
+            workload=workload,
+            engine=row.get("engine", "").lower() or "vllm",
+            engine_version=row.get("engine_version", ""),
+            kind=row.get("metric_kind", "") or "serving",
+            speculation=row.get("spec_decoding", "").lower(),
+            disaggregated=row.get("disagg", "") == "1",
+            length_ratio_min=_number(row, "length_ratio_min") or 1.0,
+            limits_stated=stated_seqs is not None,
+        )
+
+    def _gpu(self, cell: str) -> Gpu:
+        if cell not in self._cards:
+            try:
+                self._cards[cell] = self._card(_card_name(cell))
+            except InvalidInput as err:
+                self._cards[cell] = err.what
+        found = self._cards[cell]
+        if isinstance(found, str):
+            raise InvalidInput(found)
+        return found
+
+
+def _card_name(cell: str) -> str:
+    """`Ryzen AI Max+ 395 (Strix Halo)`, `8x AMD Instinct MI300X OAM`, `Radeon RX 7900 XTX` -> what the catalogue may know."""
+    if re.search(r"strix.?halo|8060s|ai max", cell, re.IGNORECASE):
+        return "STRIX-HALO"
+    return re.sub(r"^\s*\d+\s*[x*]\s*", "", cell).strip()
+
+
+def _parallelism(row: Row, spec: ModelSpec) -> tuple[Parallelism, int]:
+    """How one replica is spread, and how many replicas the row's devices hold.
+
+    Attention data-parallel over a tensor-parallel group (dp_attention) is dp ranks here, with the experts over all of them.
+    """
+    count = _whole(row, "gpu_count")
+    tp, pp, dp = (_whole(row, name) or 1 for name in ("tp", "pp", "dp"))
+    ep = (_whole(row, "ep") or 1) > 1 and spec.is_moe
+    if row.get("dp_attention", "") == "1" and spec.is_moe:
+        dp, tp, ep = max(dp, tp), 1, True
+    elif dp > 1 and count is not None and tp * pp * dp > count:
+        dp = max(1, count // (tp * pp))
+    if not _whole(row, "tp") and count and not row.get("dp") and row.get("metric_kind", "") != "serving":
+        tp = 1
+    if dp > 1 and not (spec.is_moe or spec.is_mla):
+        dp = 1
+    parallelism = Parallelism(tp=tp, pp=pp, dp=dp, ep=ep)
+    replicas = max(1, (count or parallelism.world_size) // parallelism.world_size)
+    return parallelism, replicas
+
+
+def _workload(row: Row) -> tuple[Workload, int | None]:
+    """Mean lengths and the load. Lengths drawn evenly from a share of the nominal one up to it have that mean."""
+    ratio = _number(row, "length_ratio_min")
+    mean = (1 + ratio) / 2 if ratio is not None and 0 < ratio <= 1 else 1.0
+    lengths = []
+    for nominal, average, default in (("input_len", "avg_in_tok", 1024.0), ("output_len", "avg_out_tok", 512.0)):
+        exact, stated = _number(row, average), _number(row, nominal)
+        lengths.append(max(1, round(exact or (stated * mean if stated else default if stated is None else 1))))
+    concurrency, rate = _number(row, "concurrency_or_batch"), _number(row, "request_rate")
+    offered = rate if rate is not None and 0 < rate < 1e6 else None
+    running = max(1, round(concurrency)) if concurrency else None
+    workload = Workload(
+        input_tokens=lengths[0],
+        output_tokens=lengths[1],
+        concurrency=running,
+        rate_requests_s=offered if running is None else None,
+    )
+    return workload, running
+
+
+def _number(row: Row, name: str) -> float | None:
+    """A finite number; None when the cell is empty or absent. Raises: InvalidInput."""
+    text = row.get(name, "").replace(",", "")
+    if not text or text.lower() in ("inf", "nan", "none", "null", "n/a", "-"):
+        return None
+    try:
+        value = float(text)
+    except ValueError as err:
+        raise InvalidInput(f"{name} '{text}' is not a number") from err
+    return value if math.isfinite(value) else None
+
+
+def _whole(row: Row, name: str) -> int | None:
+    value = _number(row, name)
+    return round(value) if value is not None and value >= 1 else None
+
+
+def _share(row: Row, name: str) -> float | None:
+    value = _number(row, name)
+    return value if value is not None and 0 < value <= 1 else None
