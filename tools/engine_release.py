@@ -21,10 +21,16 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--package", help="folder that holds another release's `vllm` package")
     options.add_argument("--version", help="the release's number, where its package does not say it")
+    options.add_argument(
+        "--defaults", action="store_true", help="print the release's defaults instead of its arguments"
+    )
     asked = options.parse_args()
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
     if asked.package:
         sys.path.insert(0, asked.package)
+    if asked.defaults:
+        json.dump(defaults(), sys.stdout)
+        return
     import vllm
     from vllm import envs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -41,6 +47,40 @@ def main() -> None:
     }
     json.dump(document, sys.stdout, indent=0, sort_keys=True)
     sys.stdout.write("\n")
+
+
+def defaults() -> dict[str, Any]:
+    """Memory share and scheduler limits that the API server takes by itself, asked of the release for devices of some sizes."""
+    from types import SimpleNamespace
+
+    from vllm.config import CacheConfig
+    from vllm.engine import arg_utils
+    from vllm.usage.usage_lib import UsageContext
+
+    rows: list[dict[str, Any]] = []
+    for device, memory_gib in (("gpu", 192), ("gpu", 160), ("gpu", 80), ("gpu", 70), ("gpu", 0), ("cpu", 0)):
+        arg_utils.current_platform = SimpleNamespace(
+            get_device_total_memory=lambda size=memory_gib: size << 30,
+            get_device_name=lambda: "",
+            is_tpu=lambda: False,
+            is_cpu=lambda kind=device: kind == "cpu",
+        )
+        tokens, seqs = arg_utils.EngineArgs.get_batch_defaults(world_size=1)
+        row = {
+            "device": device,
+            "at_least_bytes": memory_gib << 30,
+            "max_num_batched_tokens": tokens[UsageContext.OPENAI_API_SERVER],
+            "max_num_seqs": seqs[UsageContext.OPENAI_API_SERVER],
+        }
+        limits = ("device", "max_num_batched_tokens", "max_num_seqs")
+        if rows and all(rows[-1][name] == row[name] for name in limits):
+            rows[-1] = row  # the same limits from less memory on
+        else:
+            rows.append(row)
+    return {
+        "gpu_memory_utilization": CacheConfig.__dataclass_fields__["gpu_memory_utilization"].default.default,
+        "batch_defaults": rows,
+    }
 
 
 def parser_maker() -> Any:

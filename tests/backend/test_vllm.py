@@ -8,7 +8,6 @@ import pytest
 import specs
 from aim_engine import backend, facts
 from aim_engine.backend import release
-from aim_engine.backend.vllm import attention_backend
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware import catalog
 from aim_engine.hardware.cluster import Cpu
@@ -46,11 +45,16 @@ def quantised(method: str, form: str) -> ModelSpec:
     return specs.dense(quantization=scheme)
 
 
-@pytest.mark.parametrize("version", ENGINE.versions())
-@pytest.mark.parametrize("card", ["MI210", "MI300X", "MI355X", "W7900", "R9700"])
-def test_every_emitted_argument_exists_in_its_release(version: str, card: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "card", "every"),
+    [
+        *((ENGINE.versions()[0], card, 1) for card in ("MI210", "MI300X", "MI355X", "W7900", "R9700")),
+        *((version, card, 4) for version in ENGINE.versions()[1:] for card in ("MI300X", "MI355X")),
+    ],
+)
+def test_every_emitted_argument_exists_in_its_release(version: str, card: str, every: int) -> None:
     gpu = catalog.load(card)
-    for name in models.names():
+    for name in models.names()[::every]:
         spec = model(name)
         for split in (Parallelism(), Parallelism(tp=2), Parallelism(tp=4, pp=2), Parallelism(dp=8, ep=True)):
             recipe = specs.recipe(
@@ -119,23 +123,6 @@ def test_a_cpu_serves_16_bit_and_integers_only() -> None:
     assert ENGINE.supports(specs.dense(), CPU, "fp32") is None
     assert ENGINE.supports(quantised("gptq", "int4"), CPU, "int4") is None
     assert ENGINE.supports(quantised("fp8", "fp8"), CPU, "fp8") is not None
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("Qwen/Qwen3-32B", "ROCM_AITER_FA"),
-        ("Qwen/Qwen3-235B-A22B", "ROCM_AITER_FA"),
-        ("openai/gpt-oss-120b", "ROCM_AITER_UNIFIED_ATTN"),
-        ("google/gemma-2-2b", "ROCM_AITER_UNIFIED_ATTN"),
-        ("google/gemma-3-27b-it", "TRITON_ATTN"),
-        ("Qwen/Qwen3.5-122B-A10B", "ROCM_AITER_UNIFIED_ATTN"),
-        ("deepseek-ai/DeepSeek-V3", None),
-        ("microsoft/Phi-3-mini-128k-instruct", "ROCM_AITER_UNIFIED_ATTN"),
-    ],
-)
-def test_the_attention_backend_follows_heads_and_windows(name: str, expected: str | None) -> None:
-    assert attention_backend(model(name)) == expected
 
 
 def test_aiter_is_switched_on_only_where_it_is_built() -> None:

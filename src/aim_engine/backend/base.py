@@ -62,6 +62,18 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str]
 
 
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """One part of the joint choice of kernels, and what speaks for it."""
+
+    topic: str
+    """attention, KV cache, block size, experts, weights, AITER, switches."""
+    choice: str
+    why: str
+    source: str
+    lossy: bool = False
+    """Changes the model's answers; taken only when the user allowed that."""
+
+
 class Defaults(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine would use for a flag that is not given."""
 
@@ -99,8 +111,12 @@ class Backend(Protocol):
         """None when this engine has kernels for it, else the reason why not."""
         ...
 
-    def tune(self, model: ModelSpec, gpu: Gpu, recipe: Recipe) -> Recipe:
+    def tune(self, model: ModelSpec, gpu: Gpu, recipe: Recipe, *, allow_lossy: bool = False) -> Recipe:
         """`recipe` with attention backend, environment and extra arguments that suit model, device and release."""
+        ...
+
+    def explain(self, model: ModelSpec, gpu: Gpu, recipe: Recipe, *, allow_lossy: bool = False) -> tuple[Reason, ...]:
+        """What `tune` decided for `recipe`, part by part, with its evidence."""
         ...
 
     def command(self, recipe: Recipe, *, model_ref: str, host: str, port: int) -> Command:

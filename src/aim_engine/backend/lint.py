@@ -68,7 +68,7 @@ def check(args: tuple[str, ...], env: dict[str, str], table: FlagTable, removed:
 
 def values(args: tuple[str, ...], table: FlagTable) -> dict[str, str]:
     """Dest -> last value given, for arguments of the table that take one; switches map to true or false."""
-    known = _by_flag(table)
+    known = by_flag(table)
     found: dict[str, str] = {}
     for name, value, flag in _walk(args, known):
         if flag is not None:
@@ -94,7 +94,7 @@ def _server(words: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[F
 
 
 def _arguments(args: tuple[str, ...], table: FlagTable, removed: Removed) -> Iterator[Finding]:
-    known = _by_flag(table)
+    known = by_flag(table)
     given: dict[str, str] = {}
     for name, value, flag in _walk(args, known):
         if flag is None:
@@ -110,38 +110,58 @@ def _arguments(args: tuple[str, ...], table: FlagTable, removed: Removed) -> Ite
     yield from _ranges(given)
 
 
-def _walk(args: tuple[str, ...], known: dict[str, Flag]) -> Iterator[tuple[str, str | None, Flag | None]]:
-    """(flag as written, its value, its entry); positionals are passed over. Nested `--a.b` belongs to `--a`."""
+def groups(args: tuple[str, ...], known: dict[str, Flag]) -> Iterator[tuple[tuple[str, ...], Flag | None]]:
+    """The words of each argument with its entry; a positional or an unknown flag has none. Nested `--a.b` belongs to `--a`.
+
+    A word that follows an unknown flag is taken for its value.
+    """
     words = list(args)
     position = 0
     while position < len(words):
+        start = position
         word = words[position]
         position += 1
-        if not word.startswith("-") or word == "-" or re.fullmatch(r"-\d+(\.\d+)?", word):
-            continue
         if word == "--":
+            yield tuple(words[start:]), None
             return
-        name, equals, inline = word.partition("=")
+        if not _is_flag(word):
+            yield (word,), None
+            continue
+        name, equals, _ = word.partition("=")
         nested = _NESTED.match(name)
         flag = known.get(nested[1]) if nested else _resolve(name, known)
         if flag is None and re.fullmatch(r"-O[.\w]*", name):
-            flag = known.get("-O") or known.get("--optimization-level")
+            yield (word,), known.get("-O") or known.get("--optimization-level")
+            continue
+        if not equals and (flag is None or not is_switch(flag)):
+            many = flag is not None and (flag.nargs in ("+", "*") or isinstance(flag.nargs, int))
+            while position < len(words) and not _is_flag(words[position]) and (many or position == start + 1):
+                position += 1
+        yield tuple(words[start:position]), flag
+
+
+def _walk(args: tuple[str, ...], known: dict[str, Flag]) -> Iterator[tuple[str, str | None, Flag | None]]:
+    """(flag as written, its value, its entry); positionals are passed over."""
+    for words, flag in groups(args, known):
+        if words[0] == "--":
+            return
+        if not _is_flag(words[0]):
+            continue
+        name, equals, inline = words[0].partition("=")
+        if flag is None:
+            yield name, None, None
+        elif re.fullmatch(r"-O[.\w]*", name) and name not in known:
             yield name, name[2:] or None, flag
-            continue
-        if equals:
+        elif equals:
             yield name, inline, flag
-            continue
-        if flag is None or _is_switch(flag):
+        elif is_switch(flag):
             yield name, None, flag
-            continue
-        taken = []
-        many = flag.nargs in ("+", "*") or isinstance(flag.nargs, int)
-        while position < len(words) and (not words[position].startswith("-") or _negative(words[position])):
-            taken.append(words[position])
-            position += 1
-            if not many:
-                break
-        yield name, " ".join(taken) if taken else ("" if flag.nargs in ("?", "*") else None), flag
+        else:
+            yield name, " ".join(words[1:]) if words[1:] else ("" if flag.nargs in ("?", "*") else None), flag
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and word != "-" and not _negative(word)
 
 
 def _resolve(name: str, known: dict[str, Flag]) -> Flag | None:
@@ -156,7 +176,7 @@ def _resolve(name: str, known: dict[str, Flag]) -> Flag | None:
 
 
 def _value_problem(name: str, value: str | None, flag: Flag) -> Finding | None:
-    if _is_switch(flag):
+    if is_switch(flag):
         return None
     if value is None:
         return _finding("VER020", "error", f"{name} needs a value", "")
@@ -221,11 +241,13 @@ def _unknown(name: str, known: dict[str, Flag], table: FlagTable, removed: Remov
     return _finding("VER001", "error", f"vLLM {table.version} has no argument {name}", remedy)
 
 
-def _by_flag(table: FlagTable) -> dict[str, Flag]:
+def by_flag(table: FlagTable) -> dict[str, Flag]:
+    """The entries of a table by each of their option strings."""
     return {option: flag for flag in table.flags for option in flag.flags}
 
 
-def _is_switch(flag: Flag) -> bool:
+def is_switch(flag: Flag) -> bool:
+    """It takes no value."""
     return flag.nargs == 0
 
 

@@ -28,7 +28,8 @@ class ReleaseFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     engine: str
     version: str
-    released: str
+    released: str | None
+    """ISO date; None where no package tells it."""
     cpu_package: str | None
     """The package that holds this release's CPU build; None when none was published."""
     images: tuple[Image, ...]
@@ -54,6 +55,8 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     last_seen: str
     gone_by: str
     instead: str = ""
+    use: tuple[str, ...] = ()
+    """Words that mean the same in later releases; one flag alone takes the old value."""
 
 
 class Removed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,8 +72,6 @@ class Family(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     match: str
     tool_parser: str | None = None
     reasoning_parser: str | None = None
-    block_size: int | None = None
-    env: dict[str, str] = {}
 
 
 def versions(engine: str, overlay: Path | None = None) -> tuple[str, ...]:

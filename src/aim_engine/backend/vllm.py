@@ -11,21 +11,14 @@ from pathlib import Path
 
 import msgspec
 
-from aim_engine.backend import lint, release
-from aim_engine.backend.base import Command, Defaults, Image, Release
+from aim_engine.backend import kernels, lint, release
+from aim_engine.backend.base import Command, Defaults, Image, Reason, Release
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
 from aim_engine.recipe.recipe import Recipe
 
-AITER_ARCHS = ("gfx942", "gfx950")
-"""AITER kernels are built for these only."""
-_NO_FP8 = ("gfx908", "gfx90a", "gfx1030", "gfx1100", "gfx1101", "gfx1102", "gfx1150", "gfx1151")
-"""No W8A8 FP8 kernel, whatever supports_fp8 says."""
-_MX_ARCHS = ("gfx950", "gfx1250")
-_FLASH_HEADS = (64, 128, 256)
-"""Head widths of ROCM_AITER_FA."""
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _CPU_PRECISIONS = ("bf16", "fp16", "fp32", "int8", "int4")
 
@@ -40,6 +33,7 @@ class Vllm:
         self._facts = functools.cache(lambda version: release.load("vllm", version, overlay))
         self._flags = functools.cache(lambda version: release.flags("vllm", version, overlay))
         self._removed = functools.cache(lambda: release.removed("vllm", overlay))
+        self._chosen = functools.lru_cache(maxsize=256)(self._choose)
         self._family = functools.cache(lambda model_id: release.family("vllm", model_id, overlay))
 
     def versions(self) -> tuple[str, ...]:
@@ -107,15 +101,13 @@ class Vllm:
         if gpu.kind == "cpu":
             return self._supports_cpu(model, precision, form)
         if precision == "kv_fp8":
-            return f"an FP8 KV cache is not verified on {gpu.arch}" if gpu.arch in _NO_FP8 else None
+            cache = kernels.computed_kv_fp8(gpu.arch, self._overlay)
+            return f"{cache.note} on {gpu.arch}" if cache.how == "none" else None
         if method in ("bitsandbytes", "gguf"):
             return f"{method} checkpoints need a plugin that the ROCm image does not have"
-        if form == "nvfp4" or precision == "nvfp4":
-            return f"NVFP4 has no kernel on AMD cards ({gpu.name}); use an fp8, mxfp4 or 16-bit checkpoint"
-        if precision == "fp8" and gpu.arch in _NO_FP8:
-            return f"FP8 (W8A8) has no kernel on {gpu.name} ({gpu.arch}); use bf16, int8 or int4"
-        if precision in ("mxfp6", "mxfp8") and gpu.arch not in _MX_ARCHS and not _instinct(gpu):
-            return f"{precision} has no kernel on {gpu.name} ({gpu.arch})"
+        weights = kernels.computed("nvfp4" if form == "nvfp4" else precision, gpu.arch, self._overlay)
+        if weights.how == "none":
+            return f"{weights.note} on {gpu.name} ({gpu.arch}); {_other_formats(precision, form)}"
         if gpu.arch == "gfx1250":
             return None
         known = {arch for image in self._facts(self.versions()[0]).images for arch in image.archs}
@@ -125,12 +117,8 @@ class Vllm:
             else f"{gpu.name} ({gpu.arch}) is not a device vLLM is built for"
         )
 
-    def tune(self, model: ModelSpec, gpu: Gpu, recipe: Recipe) -> Recipe:
-        """`recipe` with attention backend, environment and arguments that suit model, device and release.
-
-        AITER is off by default and, switched on, does not choose its attention by itself: measured 1.7 to 3.7 times slower
-        with the default backend on MI325X (vllm-project/vllm issue 56945).
-        """
+    def tune(self, model: ModelSpec, gpu: Gpu, recipe: Recipe, *, allow_lossy: bool = False) -> Recipe:
+        """`recipe` with attention backend, environment and arguments that suit model, device and release."""
         if gpu.kind == "cpu":
             # Compiled, 0.32.0 took 200 s to start on two AVX2 cores and answered wrongly; eager 40 s, and rightly.
             return msgspec.structs.replace(
@@ -138,28 +126,39 @@ class Vllm:
                 env={**recipe.env, "VLLM_TARGET_DEVICE": "cpu"},
                 extra_args=(*recipe.extra_args, "--enforce-eager", *self._parsers(model)),
             )
-        family = self._family(model.model_id)
-        env: dict[str, str] = {}
+        choice = self._choice(model, gpu, recipe, allow_lossy=allow_lossy)
+        env = dict(choice.env)
         args: list[str] = []
-        attention = None
-        if gpu.arch in AITER_ARCHS:
-            env["VLLM_ROCM_USE_AITER"] = "1"
-            attention = attention_backend(model)
-        if recipe.parallelism.tp > 1 and gpu.arch == "gfx942":
-            env["NCCL_MIN_NCHANNELS"] = "112"
         if gpu.kind in ("radeon", "apu") and model.modality != "text":
             env["FLASH_ATTENTION_TRITON_AMD_ENABLE"] = "TRUE"
         if model.is_moe and recipe.parallelism.world_size > 1:
             args += ["--distributed-executor-backend", "mp"]
-        if family.block_size is not None and attention == "ROCM_AITER_UNIFIED_ATTN":
-            args += ["--block-size", str(family.block_size)]
+        for flag, value in (
+            ("--block-size", choice.block_size),
+            ("--moe-backend", choice.moe_backend),
+            ("--linear-backend", choice.linear_backend),
+        ):
+            if value is not None:
+                args += [flag, str(value)]
         args += self._parsers(model)
-        env |= family.env
-        if env.get("VLLM_ROCM_USE_AITER") == "0":
-            attention = None
         return msgspec.structs.replace(
-            recipe, attention_backend=attention, env={**env, **recipe.env}, extra_args=(*recipe.extra_args, *args)
+            recipe,
+            attention_backend=recipe.attention_backend or choice.attention_backend,
+            env={**env, **recipe.env},
+            extra_args=(*recipe.extra_args, *args),
         )
+
+    def explain(self, model: ModelSpec, gpu: Gpu, recipe: Recipe, *, allow_lossy: bool = False) -> tuple[Reason, ...]:
+        """What `tune` decided for `recipe`, part by part, with its evidence; nothing on a CPU, where there is no choice."""
+        return () if gpu.kind == "cpu" else self._choice(model, gpu, recipe, allow_lossy=allow_lossy).reasons
+
+    def _choice(self, model: ModelSpec, gpu: Gpu, recipe: Recipe, *, allow_lossy: bool) -> kernels.Choice:
+        features = kernels.Features.of(recipe, allow_lossy=allow_lossy)
+        return self._chosen(model, gpu.arch, recipe.engine_version, features)
+
+    def _choose(self, model: ModelSpec, arch: str, version: str, features: kernels.Features) -> kernels.Choice:
+        table = self._flags(version.removeprefix("v"))
+        return kernels.choose(model, arch, version, features, table=table, overlay=self._overlay)
 
     def command(self, recipe: Recipe, *, model_ref: str, host: str, port: int) -> Command:
         """How to serve `recipe`. `model_ref` is a hub id or a folder, which is then served under the model's id."""
@@ -221,25 +220,7 @@ class Vllm:
         return tuple(args)
 
 
-def attention_backend(model: ModelSpec) -> str | None:
-    """The backend to name on a card with AITER; None leaves the engine's order, which is right for latent attention.
-
-    Flash attention for plain heads of 64, 128 or 256; the unified kernel for sinks, windows, hybrids and other widths; Triton
-    where image tokens attend both ways.
-    Source: vllm/v1/attention/backends/rocm_aiter_fa.py, rocm_aiter_unified_attn.py supports_*; issue 56945 for hybrids.
-    """
-    if model.is_mla or model.encoder_only:
-        return None
-    attending = [group for group in model.groups if group.kv_heads and group.kind in ("full", "sliding", "chunked")]
-    if not attending:
-        return None
-    if model.model_type.startswith("gemma3") and model.modality == "vision":
-        return "TRITON_ATTN"
-    plain = all(group.kind == "full" and group.head_dim_k in _FLASH_HEADS for group in attending)
-    if plain and not model.has_sinks and not model.is_hybrid:
-        return "ROCM_AITER_FA"
-    return "ROCM_AITER_UNIFIED_ATTN"
-
-
-def _instinct(gpu: Gpu) -> bool:
-    return gpu.kind == "instinct"
+def _other_formats(precision: str, form: str | None) -> str:
+    return (
+        "use bf16, int8 or int4" if precision == "fp8" and form != "nvfp4" else "use an fp8, mxfp4 or 16-bit checkpoint"
+    )

@@ -170,6 +170,12 @@ def _explain(document: Plan) -> None:
         for detail in step.details:
             output.text(f"     {detail}")
     chosen = document.chosen
+    if document.kernels:
+        output.table(
+            "kernels, chosen together",
+            ("part", "choice", "why", "source"),
+            [(r.topic + (" (lossy)" if r.lossy else ""), r.choice, r.why, r.source) for r in document.kernels],
+        )
     if chosen is not None:
         memory = chosen.estimate.memory
         ledger = [

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from aim_engine.backend.base import Reason
 from aim_engine.hardware.cluster import Cluster, Finding
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.hardware.prices import Offer
@@ -101,6 +102,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=SC
     neighbours: tuple[Neighbour, ...] = ()
     doubt: str = ""
     """The one measurement that would make the choice surer."""
+    kernels: tuple[Reason, ...] = ()
+    """Why the engine is told of these kernels, formats and switches, part by part."""
     findings: tuple[Finding, ...] = ()
     steps: tuple[Step, ...] = ()
     hint: str = ""

@@ -171,7 +171,7 @@ def _family(
                 if fitted is None:
                     reasons.append(Rejection(recipe=draft.key, reason=reason, missing_bytes=breakdown.missing_bytes))
                     continue
-                fitted = backend.tune(spec, gpu, fitted)
+                fitted = backend.tune(spec, gpu, fitted, allow_lossy=inputs.allow_lossy)
                 model = Model(spec, gpu, fitted, workload, calibration)
                 slots = predict.capacity(fitted, breakdown)
                 counts = (

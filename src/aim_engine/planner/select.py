@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from aim_engine.backend.base import Backend
+from aim_engine.backend.base import Backend, Reason
 from aim_engine.errors import InvalidInput, MissingFigure
 from aim_engine.hardware import prices
 from aim_engine.hardware.cluster import Cluster, Device, Finding, asked
@@ -78,6 +78,7 @@ def select(
         rejected=rejected,
         neighbours=() if chosen is None else explain.neighbours(chosen, found.candidates, rejected, inputs),
         doubt="" if chosen is None else explain.doubt(chosen, next(iter(alternatives), None), inputs),
+        kernels=_kernels(inputs, chosen, backend),
         findings=_findings(inputs, chosen, backend),
         steps=tuple(steps),
         hint=hint,
@@ -226,6 +227,12 @@ def _findings(inputs: Inputs, chosen: Candidate | None, backend: Backend) -> tup
     if chosen is not None:
         found.extend(validate.recipe_findings(chosen.recipe, inputs.model, inputs.gpu, backend))
     return tuple(found)
+
+
+def _kernels(inputs: Inputs, chosen: Candidate | None, backend: Backend) -> tuple[Reason, ...]:
+    if chosen is None:
+        return ()
+    return backend.explain(inputs.model, inputs.gpu, chosen.recipe, allow_lossy=inputs.allow_lossy)
 
 
 def _missed_limits(candidate: Candidate) -> str:

@@ -1,0 +1,265 @@
+"""Compare first choices with what experts published for AMD cards, and write the table of the docs.
+
+    AIM_ENGINE_CORPUS=FOLDER python tools/agreement.py [--write] [--rows]
+
+Reads every InferenceX search space and AIM profile set under the corpus. Plans without the recipe database, so that the choice is
+our own. A row is one (model, card, request lengths, requests in flight) or one published profile; models whose shapes are not in
+the catalogue are counted apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from aim_engine import backend, facts, workflow
+from aim_engine.errors import AimError
+from aim_engine.hardware import catalog
+from aim_engine.hardware.cluster import asked
+from aim_engine.model.spec import ModelSpec
+from aim_engine.perf import calibration
+from aim_engine.planner.plan import Inputs, Plan
+from aim_engine.planner.select import select
+from aim_engine.settings import Settings
+from aim_engine.workload import Objective, Slo, Workload
+
+ENGINE = backend.get("vllm")
+SETS = calibration.load()
+CARDS = {"mi300x": "MI300X", "mi325x": "MI325X", "mi350x": "MI350X", "mi355x": "MI355X", "mi250x": "MI250X"}
+PRECISIONS = {
+    "fp4": ("mxfp4",),
+    "fp8": ("fp8", "mxfp8"),
+    "int4": ("int4",),
+    "bf16": ("bf16",),
+    "fp16": ("bf16", "fp16"),
+}
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "agreement.md"
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One published choice and the question it answers."""
+
+    source: str
+    model: str
+    card: str
+    precision: str
+    gpus: int
+    objective: Objective
+    workload: Workload
+    splits: frozenset[tuple[int, bool]]
+    """(tp, ep) that the experts serve this with."""
+    switches: dict[str, str] = {}
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """How a row came out."""
+
+    row: Row
+    verdict: str
+    """equal, explained, different or unknown."""
+    ours: str = ""
+    note: str = ""
+
+
+def main() -> int:
+    """Judge every row, print or write the summary; 1 when agreement is below the goal."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--write", action="store_true", help="write docs/reference/agreement.md")
+    options.add_argument("--rows", action="store_true", help="print every row that is not equal")
+    asked_for = options.parse_args()
+    root = Path(os.environ.get("AIM_ENGINE_CORPUS", "")) / "rocm"
+    found = [
+        judge(row)
+        for path in sorted(root.glob("*.yaml"))
+        for row in rows(facts.parse_yaml(path.read_bytes(), path.name))
+    ]
+    if asked_for.rows:
+        for each in found:
+            if each.verdict in ("explained", "different"):
+                sys.stdout.write(f"{each.verdict}: {describe(each.row)}: {each.ours}; {each.note}\n")
+    text = page(found)
+    sys.stdout.write(text)
+    if asked_for.write:
+        PAGE.write_text("<!-- Written by tools/agreement.py --write. -->\n\n" + text, encoding="utf-8")
+    known = [each for each in found if each.verdict != "unknown"]
+    agreed = sum(each.verdict in ("equal", "explained") for each in known)
+    return 0 if known and agreed >= 0.85 * len(known) else 1
+
+
+def rows(document: Any) -> Iterator[Row]:
+    """The published choices of a corpus file, whichever kind it is."""
+    schema = str(document.get("schema", "")) if isinstance(document, dict) else ""
+    if schema.startswith("aim-inferencex/"):
+        yield from _searched(document)
+    elif schema.startswith("aim-amd-profiles/"):
+        yield from _profiles(document)
+
+
+def judge(row: Row) -> Verdict:
+    """What we would choose, beside what was published."""
+    try:
+        spec = workflow.describe(row.model, Settings(offline=True))
+    except AimError:
+        return Verdict(row=row, verdict="unknown", note="the model is not in the catalogue")
+    try:
+        plan = choose(row, spec)
+    except AimError as err:
+        return Verdict(row=row, verdict="unknown", note=err.what)
+    if plan.chosen is None:
+        return Verdict(row=row, verdict="different", ours="no plan", note=plan.hint)
+    recipe = plan.chosen.recipe
+    split, ours = (recipe.parallelism.tp, recipe.parallelism.ep), f"{recipe.replicas} x {recipe.parallelism.describe()}"
+    wrong = [f"{k}={v}" for k, v in row.switches.items() if recipe.env.get(k, "0") != v]
+    if recipe.precision not in PRECISIONS.get(row.precision, ()):
+        return Verdict(row=row, verdict="different", ours=ours, note=f"{recipe.precision}, not {row.precision}")
+    if wrong:
+        return Verdict(row=row, verdict="different", ours=ours, note=f"without {', '.join(wrong)}")
+    plain = recipe.parallelism.pp == recipe.parallelism.dp == 1
+    if plain and split in row.splits:
+        return Verdict(row=row, verdict="equal", ours=ours)
+    return against(row, plan, ours)
+
+
+def against(row: Row, plan: Plan, ours: str) -> Verdict:
+    """What the plan itself says of the published split: how far behind, or why refused."""
+    assert plan.chosen is not None
+    for other in plan.alternatives:
+        parallelism = other.recipe.parallelism
+        if parallelism.pp == parallelism.dp == 1 and (parallelism.tp, parallelism.ep) in row.splits:
+            best, rate = plan.chosen.estimate, other.estimate
+            note = (
+                f"{parallelism.describe()}: {rate.output_tok_s_per_user:.0f} tok/s per user and {rate.output_tok_s_per_gpu:.0f} per GPU, "
+                f"ours {best.output_tok_s_per_user:.0f} and {best.output_tok_s_per_gpu:.0f}"
+            )
+            return Verdict(row=row, verdict="explained", ours=ours, note=note)
+    for rejection in plan.rejected:
+        if any(rejection.recipe.startswith(f"tp{tp}{' ep' if ep else ''} ") for tp, ep in row.splits):
+            return Verdict(row=row, verdict="explained", ours=ours, note=rejection.reason)
+    return Verdict(row=row, verdict="different", ours=ours, note="the published split is not among the alternatives")
+
+
+def choose(row: Row, spec: ModelSpec) -> Plan:
+    """Our plan for the row's question."""
+    gpu = catalog.load(row.card)
+    longest = spec.max_position_embeddings
+    inputs = Inputs(
+        model=spec,
+        cluster=asked(row.gpus, gpu),
+        gpu=gpu,
+        workload=row.workload,
+        slo=Slo(),
+        objective=row.objective,
+        engine="vllm",
+        engine_version=ENGINE.newest(gpu),
+        max_model_len=min(32768, longest),
+    )
+    return select(inputs, backend=ENGINE, calibration=calibration.pick(SETS, gpu))
+
+
+def page(found: list[Verdict]) -> str:
+    """The summary as Markdown."""
+    known = [each for each in found if each.verdict != "unknown"]
+    lines = [
+        "# Agreement with published choices",
+        "",
+        "What AMD engineers and benchmark authors published for AMD cards, beside the first choice of `aim-engine plan` without its",
+        "recipe database. *Equal*: same tensor and expert parallelism, precision and AITER switch. *Explained*: another split was",
+        "chosen, and the plan shows the published one with its own figures, or why it was refused. The figures behind that are modelled,",
+        "not measured. Models without a catalogue entry are left out.",
+        "",
+        "| source | model | card | rows | equal | explained | different |",
+        "|---|---|---|--:|--:|--:|--:|",
+    ]
+    groups: dict[tuple[str, str, str], Counter[str]] = {}
+    for each in known:
+        groups.setdefault((each.row.source, each.row.model, each.row.card), Counter())[each.verdict] += 1
+    for (source, model, card), counts in sorted(groups.items()):
+        figures = " | ".join(str(counts[name]) for name in ("equal", "explained", "different"))
+        lines.append(f"| {source} | {model} | {card} | {counts.total()} | {figures} |")
+    total = Counter(each.verdict for each in found)
+    share = {name: total[name] / max(1, len(known)) for name in ("equal", "explained", "different")}
+    lines += [
+        "",
+        (
+            f"{len(known)} rows: {share['equal']:.0%} equal, {share['explained']:.0%} explained, {share['different']:.0%} different; "
+            f"{total['unknown']} more are of models without a catalogue entry."
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def describe(row: Row) -> str:
+    """A row in words."""
+    splits = ", ".join(f"tp{tp}{' ep' if ep else ''}" for tp, ep in sorted(row.splits))
+    return f"{row.source} {row.model} {row.gpus} x {row.card} {row.objective} at {row.workload.concurrency}: {splits}"
+
+
+def _searched(document: Any) -> Iterator[Row]:
+    for entry in document.get("configs", ()):
+        card = CARDS.get(str(entry["gpu"]).removeprefix("cluster:").partition("-")[0])
+        for name, scenarios in entry.get("scenarios", {}).items():
+            if name != "fixed-seq-len" or card is None:
+                continue
+            for scenario in scenarios:
+                space = scenario["search-space"]
+                loads = {load for each in space for load in _loads(each)}
+                for load in sorted(loads):
+                    splits = frozenset(
+                        (each["tp"], each.get("ep", 1) > 1)
+                        for each in space
+                        if not each.get("dp-attn") and min(_loads(each)) <= load <= max(_loads(each))
+                    )
+                    if splits:
+                        yield Row(
+                            source="InferenceX",
+                            model=entry["model"],
+                            card=card,
+                            precision=entry["precision"],
+                            gpus=8,
+                            objective="balanced",
+                            workload=Workload(
+                                input_tokens=scenario["isl"], output_tokens=scenario["osl"], concurrency=load
+                            ),
+                            splits=splits,
+                        )
+
+
+def _loads(space: dict[str, Any]) -> list[int]:
+    return list(space["conc-list"]) if "conc-list" in space else [space["conc-start"], space["conc-end"]]
+
+
+def _profiles(document: Any) -> Iterator[Row]:
+    for entry in document.get("profiles", ()):
+        card = CARDS.get(str(entry["gpu"]).lower())
+        if card is None or entry["model"] == "general":
+            continue
+        ep = "enable-expert-parallel" in entry["engine_args"]
+        switch = entry["env"].get("VLLM_ROCM_USE_AITER")
+        for profile in entry["profiles"]:
+            split, metric, kind = profile.split("/")[:3]
+            if kind != "optimized":
+                continue
+            tp = int(split.removeprefix("tp"))
+            yield Row(
+                source="AMD AIM",
+                model=entry["model"],
+                card=card,
+                precision=entry["precision"],
+                gpus=tp,
+                objective="latency" if metric == "latency" else "throughput",
+                workload=Workload(),
+                splits=frozenset({(tp, ep)}),
+                switches={"VLLM_ROCM_USE_AITER": str(switch)} if switch is not None else {},
+            )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
