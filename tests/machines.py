@@ -239,6 +239,66 @@ def mi300x(
     return path
 
 
+def rx9070xt(path: Path, *, power_cap_w: int = 304) -> Path:
+    """A workstation with one RX 9070 XT, whose default cap is 304 W."""
+    return radeon(
+        path,
+        device_id="7550",
+        revision="0xc0",
+        target=120001,
+        units=64,
+        vram_bytes=17095983104,
+        power_cap_w=power_cap_w,
+        power_default_w=304,
+    )
+
+
+def well_kept(path: Path) -> Path:
+    """Everything a diagnosis reads of a machine that another function wrote, as AMD asks for it."""
+    write(
+        path / "proc",
+        {
+            "sys/kernel/numa_balancing": 0,
+            "sys/kernel/osrelease": "6.8.0-60-generic",
+            "sys/vm/overcommit_memory": 0,
+            "cmdline": "BOOT_IMAGE=/vmlinuz root=/dev/sda1 ro iommu=pt",
+            "self/mounts": "proc /proc proc rw 0 0\ntmpfs /dev/shm tmpfs rw,nosuid,size=67108864k 0 0",
+            "self/limits": "Limit                     Soft Limit           Hard Limit           Units\n"
+            "Max open files            1024                 1048576              files\n"
+            "Max locked memory         unlimited            unlimited            bytes",
+            "devices": "Character devices:\n226 drm\n236 kfd\n\nBlock devices:\n  8 sd",
+        },
+    )
+    status, meminfo = path / "proc/self/status", path / "proc/meminfo"
+    status.write_text(
+        status.read_text() + "Uid:\t1000\t1000\t1000\t1000\nGid:\t1000\t1000\t1000\t1000\nGroups:\t44 109 1000\n"
+    )
+    meminfo.write_text(
+        meminfo.read_text()
+        + "SwapTotal:       8388604 kB\nSwapFree:        8388604 kB\nHugePages_Total:       0\nHugePages_Free:        0\n"
+        "Hugepagesize:       2048 kB\n"
+    )
+    write(path / "etc", {"group": "root:x:0:\nvideo:x:44:user\nrender:x:109:user"})
+    write(path / "sys/module/amdgpu", {"version": "6.16.6"})
+    write(path / "sys/devices/system/cpu/cpu0", {"cpufreq/scaling_governor": "performance"})
+    write(path / "sys/devices/system/cpu/cpu0/cpuidle", {"state0/name": "POLL", "state0/disable": 0})
+    write(path / "sys/devices/system/cpu/cpu0/cpuidle", {"state2/name": "C2", "state2/disable": 1})
+    (path / "sys/class/iommu/ivhd0").mkdir(parents=True)
+    write(path / "dev", {"kfd": "", "dri/renderD128": ""})
+    write(path / "run", {"systemd/timesync/synchronized": "", "docker.sock": ""})
+    write(path / "var/log", {"dmesg": "[    0.000000] Linux version 6.8.0"})
+    for device in (path / "sys/devices/pci0000:00").glob("0*"):
+        speed = {"current_link_speed": "32.0 GT/s PCIe", "max_link_speed": "32.0 GT/s PCIe"}
+        counters = {f"aer_dev_{kind}": f"TLP 0\nTOTAL_ERR_{kind.upper()} 0" for kind in ("fatal", "nonfatal")}
+        write(device, {**speed, "current_link_width": 16, "max_link_width": 16, **counters})
+        write(device, {"mem_info_vis_vram_total": (device / "mem_info_vram_total").read_text().strip()})
+        write(device, {"ras/umc_err_count": "ue: 0\nce: 0", "ras/gpu_vram_bad_pages": ""})
+        write(device, {"fw_version/mec_fw_version": "0x000000b1", "power_dpm_force_performance_level": "auto"})
+        (monitor,) = (device / "hwmon").iterdir()
+        write(monitor, {"temp2_crit": 110000})
+    return path
+
+
 def mi210_two_hives(path: Path) -> Path:
     """Eight MI210 in two bridges of four, without DRM files: memory is not shown."""
     host(path, sockets=2, cores=32, memory_bytes=512 * GIB, numa_nodes=2)
@@ -268,6 +328,7 @@ def radeon(
     units: int = 96,
     vram_bytes: int = 25753026560,
     power_cap_w: int = 303,
+    power_default_w: int = 303,
     with_igpu: bool = False,
 ) -> Path:
     """A workstation with one Radeon (RX 7900 XTX unless told), and the processor's own graphics if asked."""
@@ -304,8 +365,8 @@ def radeon(
             "power1_average": 68_000_000,
             "power1_label": "PPT",
             "power1_cap": power_cap_w * 10**6,
-            "power1_cap_default": 303_000_000,
-            "power1_cap_max": 333_000_000,
+            "power1_cap_default": power_default_w * 10**6,
+            "power1_cap_max": round(power_default_w * 1.1) * 10**6,
         },
     )
     if with_igpu:

@@ -19,6 +19,8 @@ import msgspec
 from aim_engine import settings
 from aim_engine.cli.main import COMMANDS
 from aim_engine.deploy.runner import Deployment
+from aim_engine.doctor.examine import CHECKS
+from aim_engine.doctor.report import Diagnosis
 from aim_engine.hardware import catalog as cards
 from aim_engine.hardware.cluster import Cluster
 from aim_engine.hardware.gpu import Gpu
@@ -36,6 +38,7 @@ DOCUMENTS: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
     ("recipe", Recipe, "the `recipe` of a plan; files that `validate` reads"),
     ("model", ModelSpec, "`model --json`"),
     ("cluster", Cluster, "`gpus --json`"),
+    ("diagnosis", Diagnosis, "`doctor --json`"),
     ("gpu", Gpu, "`data/gpus/NAME.yaml`"),
     ("up", Outcome, "`up --json`"),
     ("deployment", Deployment, "`status --json`, `deployment.json` of a deployment"),
@@ -75,6 +78,7 @@ def pages() -> dict[str, str]:
         "cards.md": NOTE + cards_page(),
         "models.md": NOTE + models_page(),
         "documents.md": NOTE + documents_page(),
+        "checks.md": NOTE + checks_page(),
     }
     for name, kind, _ in DOCUMENTS:
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
@@ -171,6 +175,21 @@ def cards_page() -> str:
         lines.append(
             f"| {name} | {gpu.arch} | {format_bytes(gpu.memory_bytes)} | {bandwidth} | {flops[0]} | {flops[1]} | {links} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def checks_page() -> str:
+    """What `doctor` asks of a host."""
+    lines = [
+        "# Host checks",
+        "",
+        f"The {len(CHECKS)} questions that `aim-engine doctor` asks. Where the answer is no, it shows the evidence and the command",
+        "that mends it. The severity is the usual one; a case can be worse or milder.",
+        "",
+        "| id | question | severity | what no costs | source |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [f"| {c.id} | {c.asks} | {c.severity} | {c.effect} | {c.source} |" for c in CHECKS]
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from aim_engine._version import __version__
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "gpus": ("aim_engine.cli.gpus:gpus", "Show the GPUs and the CPU of this machine."),
+    "doctor": ("aim_engine.cli.doctor:doctor", "Say what is wrong with this host and how to mend it."),
     "model": ("aim_engine.cli.model:model", "Show what a model needs."),
     "plan": ("aim_engine.cli.plan:plan", "Choose the best configuration for a model."),
     "estimate": ("aim_engine.cli.estimate:estimate", "Say what one given configuration needs and does."),

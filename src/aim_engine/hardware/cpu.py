@@ -77,7 +77,7 @@ def read(root: Path) -> Cpu | None:
     if quota is not None:
         cores, threads = (max(1, min(count, math.floor(quota))) for count in (cores, threads))
     total, available = memory["MemTotal"], memory.get("MemAvailable", memory.get("MemFree", 0))
-    limit, used = _memory_limit(root)
+    limit, used = memory_limit(root)
     if limit is not None and limit < total:
         total, available = limit, min(available, limit - (used or 0))
     flags = set((first.get("flags") or first.get("Features") or "").split())
@@ -293,7 +293,7 @@ def _fields(block: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
 
 
-def _cgroup_folders(root: Path, controllers: tuple[str, ...]) -> list[Path]:
+def cgroup_folders(root: Path, controllers: tuple[str, ...]) -> list[Path]:
     """The folders whose limits apply: the process' own group and all above it.
 
     Version 2 lies under /sys/fs/cgroup, version 1 under its controller there. In a container the own path may be that of the host
@@ -316,7 +316,7 @@ def _cgroup_folders(root: Path, controllers: tuple[str, ...]) -> list[Path]:
 def _cpu_quota(root: Path) -> float | None:
     """The tightest CPU quota that applies, in processors; None without one."""
     limits = []
-    for folder in _cgroup_folders(root, ("cpu",)):
+    for folder in cgroup_folders(root, ("cpu",)):
         maximum = (sysfs.text(folder / "cpu.max") or "").split()
         if len(maximum) == 2 and (allowed := sysfs.to_int(maximum[0])) and (each := sysfs.to_int(maximum[1])):
             limits.append(allowed / each)
@@ -326,10 +326,10 @@ def _cpu_quota(root: Path) -> float | None:
     return min((limit for limit in limits if limit > 0), default=None)
 
 
-def _memory_limit(root: Path) -> tuple[int | None, int | None]:
+def memory_limit(root: Path) -> tuple[int | None, int | None]:
     """The tightest memory limit that applies and what is used of it, file cache that can be dropped not counted. Unit: bytes."""
     best: tuple[int | None, int | None] = (None, None)
-    for folder in _cgroup_folders(root, ("memory",)):
+    for folder in cgroup_folders(root, ("memory",)):
         for limit_name, used_name, cache_name in (
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
