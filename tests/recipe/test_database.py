@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import specs
+from aim_engine import backend
 from aim_engine.errors import InvalidInput
+from aim_engine.hardware import catalog
 from aim_engine.recipe.database import RecipeDatabase
 from aim_engine.recipe.heuristics import calculate_optimal_gpu_count, select_optimal_precision
 
@@ -17,6 +20,53 @@ def test_every_bundled_recipe_names_its_card_and_source() -> None:
     for entry in entries:
         assert entry.gpus, entry.model_id
         assert entry.provenance.source, entry.model_id
+
+
+def test_every_bundled_file_is_sound_and_fits_its_place() -> None:
+    database = RecipeDatabase()
+    cards = set(catalog.names())
+    for model_id in database.models():
+        entry = database.file(model_id)
+        assert entry is not None
+        assert entry.model_id == model_id
+        assert {*entry.unsupported, *(gpu for known in database.load_recipes(model_id) for gpu in known.gpus)} <= cards
+        if entry.base_model is not None:
+            assert database.file(entry.base_model) is not None, model_id
+
+
+@pytest.mark.parametrize("version", ["0.33.0", "0.32.0", "0.30.0", "0.26.0"])
+def test_rendered_bundled_recipes_hold_nothing_their_release_lacks(version: str) -> None:
+    engine = backend.get("vllm")
+    for known in RecipeDatabase():
+        recipe = engine.adopt(specs.recipe(specs.dense(), engine_version=version), known, allow_lossy=True)
+        command = engine.command(recipe, model_ref=known.model_id, host="127.0.0.1", port=8000)
+        wrong = [f for f in engine.check(command.args, command.env, version) if f.id in ("VER001", "VER002", "VER003")]
+        assert wrong == [], known
+
+
+def test_another_format_of_a_model_shares_its_family() -> None:
+    database = RecipeDatabase()
+    family = database.family("amd/Kimi-K2.5-MXFP4")
+    assert family is not None
+    assert family == database.family("moonshotai/Kimi-K2.5")
+    assert family.tool_parser == "kimi_k2"
+    assert database.family("nobody/nothing") is None
+
+
+def test_matches_are_ordered_by_what_was_asked() -> None:
+    asked = {"model_id": "openai/gpt-oss-120b", "gpu": "MI300X", "gpu_count": 8, "objective": "throughput"}
+    found = RecipeDatabase().match(asked)
+    assert found[0].known.objective == "throughput"
+    assert [match.score for match in found] == sorted((match.score for match in found), reverse=True)
+    assert "run on MI300X" in found[0].reasons
+    assert not RecipeDatabase().match({**asked, "precision": "fp8"})
+    with pytest.raises(InvalidInput):
+        RecipeDatabase().match({"gpu": "MI300X"})
+
+
+def test_a_match_says_when_figures_are_of_another_release() -> None:
+    found = RecipeDatabase().match({"model_id": "Qwen/Qwen3.5-122B-A10B", "gpu": "MI355X", "engine_version": "0.33.0"})
+    assert any("do not count for 0.33.0" in reason for reason in found[0].reasons)
 
 
 def test_a_match_fits_the_devices_and_prefers_the_objective() -> None:

@@ -9,6 +9,7 @@ import msgspec
 from aim_engine.hardware.cluster import Finding
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
+from aim_engine.recipe.database import Known
 from aim_engine.recipe.recipe import Recipe
 
 
@@ -74,6 +75,25 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
     """Changes the model's answers; taken only when the user allowed that."""
 
 
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One argument or variable that a release does not have, and what became of it."""
+
+    what: str
+    """As it was written, value included."""
+    to: str
+    """What stands there now; empty when it was dropped."""
+    kind: Literal["renamed", "dropped"]
+    why: str
+
+
+class Translation(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments and variables that the release accepts, and what had to change."""
+
+    args: tuple[str, ...]
+    env: dict[str, str]
+    changes: tuple[Change, ...]
+
+
 class Defaults(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine would use for a flag that is not given."""
 
@@ -117,6 +137,14 @@ class Backend(Protocol):
 
     def explain(self, model: ModelSpec, gpu: Gpu, recipe: Recipe, *, allow_lossy: bool = False) -> tuple[Reason, ...]:
         """What `tune` decided for `recipe`, part by part, with its evidence."""
+        ...
+
+    def adopt(self, recipe: Recipe, known: Known, *, allow_lossy: bool = False) -> Recipe:
+        """`recipe` with what somebody found out by running `known`, in the words of the recipe's release."""
+        ...
+
+    def translate(self, args: tuple[str, ...], env: dict[str, str], version: str) -> Translation:
+        """A command line and environment in the words of a release, with every change listed."""
         ...
 
     def command(self, recipe: Recipe, *, model_ref: str, host: str, port: int) -> Command:

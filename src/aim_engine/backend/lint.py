@@ -17,7 +17,7 @@ from aim_engine.hardware.cluster import Finding
 
 _HUMAN = re.compile(r"^\d+(\.\d+)?[kKmMgGtT]?$")
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
-_NESTED = re.compile(r"^(--[a-z][a-z0-9-]*|-[a-z]{2,})\.")
+_NESTED = re.compile(r"^(--[a-z][a-z0-9_-]*|-[a-z]{2,})\.")
 _DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -129,7 +129,7 @@ def groups(args: tuple[str, ...], known: dict[str, Flag]) -> Iterator[tuple[tupl
             continue
         name, equals, _ = word.partition("=")
         nested = _NESTED.match(name)
-        flag = known.get(nested[1]) if nested else _resolve(name, known)
+        flag = known.get(nested[1].replace("_", "-")) if nested else _resolve(name, known)
         if flag is None and re.fullmatch(r"-O[.\w]*", name):
             yield (word,), known.get("-O") or known.get("--optimization-level")
             continue
@@ -173,6 +173,29 @@ def _resolve(name: str, known: dict[str, Flag]) -> Flag | None:
         return None
     fitting = {id(flag): flag for option, flag in known.items() if option.startswith(plain)}
     return next(iter(fitting.values())) if len(fitting) == 1 else None
+
+
+def spellings(word: str, known: dict[str, Flag]) -> tuple[str, ...]:
+    """A flag as older and newer releases write it: itself, and both ways of denying it."""
+    name = word.partition("=")[0].replace("_", "-") if word.startswith("--") else word
+    denied = negation(name, known)
+    found = [name, *([denied] if denied else [])]
+    if name.startswith("--disable-"):
+        found.append(name.replace("--disable-", "--no-enable-", 1))
+    return tuple(found)
+
+
+def negation(name: str, known: dict[str, Flag]) -> str | None:
+    """How a release says "not": `--no-enable-x` became `--disable-x` in 0.33. None when `name` denies nothing it has."""
+    plain = name.replace("_", "-")
+    for start, positives in (("--no-", ("--",)), ("--disable-", ("--enable-", "--"))):
+        if not plain.startswith(start):
+            continue
+        for positive in positives:
+            entry = known.get(positive + plain.removeprefix(start))
+            if entry is not None:
+                return next((o for o in entry.flags if o.startswith(("--no-", "--disable-")) and o != plain), None)
+    return None
 
 
 def _value_problem(name: str, value: str | None, flag: Flag) -> Finding | None:
@@ -236,6 +259,9 @@ def _unknown(name: str, known: dict[str, Flag], table: FlagTable, removed: Remov
     if gone is not None:
         instead = f"use {gone.instead}" if gone.instead.startswith("-") else (gone.instead or "remove it")
         return _finding("VER002", "error", f"{name} is gone since vLLM {gone.gone_by}", instead)
+    renamed = negation(plain, known)
+    if renamed is not None:
+        return _finding("VER002", "error", f"vLLM {table.version} has no argument {name}", f"use {renamed}")
     close = difflib.get_close_matches(plain, known, n=2, cutoff=0.75)
     remedy = f"did you mean {' or '.join(close)}?" if close else "remove it"
     return _finding("VER001", "error", f"vLLM {table.version} has no argument {name}", remedy)

@@ -11,15 +11,28 @@ from pathlib import Path
 
 import msgspec
 
-from aim_engine.backend import kernels, lint, release
-from aim_engine.backend.base import Command, Defaults, Image, Reason, Release
+from aim_engine.backend import kernels, lint, release, translate
+from aim_engine.backend.base import Command, Defaults, Image, Reason, Release, Translation
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
+from aim_engine.recipe.database import Family, Known, RecipeDatabase
 from aim_engine.recipe.recipe import Recipe
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_NOT_ADOPTED = frozenset(
+    {
+        "--no-enable-prefix-caching",  # switched off by benchmarks; traffic with shared prefixes is served faster with it
+        "--language-model-only",
+        "--limit-mm-per-prompt",  # these two take abilities away, which is the user's to decide
+        "--enforce-eager",
+        "--served-model-name",
+        "--tensor-parallel-size",
+        "--max-model-len",
+    }
+)
+"""Arguments of published recipes that are not taken over."""
 _CPU_PRECISIONS = ("bf16", "fp16", "fp32", "int8", "int4")
 
 
@@ -34,6 +47,7 @@ class Vllm:
         self._flags = functools.cache(lambda version: release.flags("vllm", version, overlay))
         self._removed = functools.cache(lambda: release.removed("vllm", overlay))
         self._chosen = functools.lru_cache(maxsize=256)(self._choose)
+        self._bundled = functools.cache(RecipeDatabase(overlay).family)
         self._family = functools.cache(lambda model_id: release.family("vllm", model_id, overlay))
 
     def versions(self) -> tuple[str, ...]:
@@ -141,6 +155,7 @@ class Vllm:
             if value is not None:
                 args += [flag, str(value)]
         args += self._parsers(model)
+        args = _without(args, recipe.extra_args)
         return msgspec.structs.replace(
             recipe,
             attention_backend=recipe.attention_backend or choice.attention_backend,
@@ -159,6 +174,27 @@ class Vllm:
     def _choose(self, model: ModelSpec, arch: str, version: str, features: kernels.Features) -> kernels.Choice:
         table = self._flags(version.removeprefix("v"))
         return kernels.choose(model, arch, version, features, table=table, overlay=self._overlay)
+
+    def adopt(self, recipe: Recipe, known: Known, *, allow_lossy: bool = False) -> Recipe:
+        """`recipe` with arguments and variables that somebody ran, in the words of its release.
+
+        Limits of the scheduler are left to planning, and so is what takes abilities away.
+        """
+        table = self._flags(recipe.engine_version)
+        by_flag = lint.by_flag(table)
+        wanted = {**known.env, **(known.lossy_env if allow_lossy else {})}
+        said = translate.translate(known.extra_args, wanted, table, self._removed())
+        args = [
+            word
+            for words, _ in lint.groups(said.args, by_flag)
+            if not (set(lint.spellings(words[0], by_flag)) & _NOT_ADOPTED)
+            for word in words
+        ]
+        return msgspec.structs.replace(recipe, extra_args=(*recipe.extra_args, *args), env={**said.env, **recipe.env})
+
+    def translate(self, args: tuple[str, ...], env: dict[str, str], version: str) -> Translation:
+        """A command line and environment in the words of a release, with every change listed."""
+        return translate.translate(args, env, self._flags(version.removeprefix("v")), self._removed())
 
     def command(self, recipe: Recipe, *, model_ref: str, host: str, port: int) -> Command:
         """How to serve `recipe`. `model_ref` is a hub id or a folder, which is then served under the model's id."""
@@ -211,13 +247,26 @@ class Vllm:
         return None
 
     def _parsers(self, model: ModelSpec) -> tuple[str, ...]:
-        family = self._family(model.model_id)
+        """The parsers that the recipe database names for the model, else those of its family by name."""
+        family: Family | release.Family = self._bundled(model.model_id) or self._family(model.model_id)
         args: list[str] = []
         if family.tool_parser is not None:
             args += ["--enable-auto-tool-choice", "--tool-call-parser", family.tool_parser]
         if family.reasoning_parser is not None:
             args += ["--reasoning-parser", family.reasoning_parser]
         return tuple(args)
+
+
+def _without(args: list[str], given: tuple[str, ...]) -> list[str]:
+    """`args` less those that `given` sets already."""
+    names = {word.partition("=")[0] for word in given if word.startswith("-")}
+    kept: list[str] = []
+    skipping = False
+    for word in args:
+        skipping = word in names if word.startswith("-") else skipping
+        if not skipping:
+            kept.append(word)
+    return kept
 
 
 def _other_formats(precision: str, form: str | None) -> str:

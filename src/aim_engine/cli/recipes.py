@@ -3,52 +3,256 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
 
 from aim_engine import settings as all_settings
 from aim_engine import workflow
-from aim_engine.cli import output
+from aim_engine.backend.base import Backend
+from aim_engine.cli import files, output
 from aim_engine.errors import InvalidInput
-from aim_engine.recipe.database import Known, RecipeDatabase
+from aim_engine.recipe.database import Family, Known, Match, RecipeDatabase
+
+SCHEMA = "aim-engine/recipes/v1"
 
 
 @click.group(epilog="Example: aim-engine recipes show Qwen/Qwen3-32B")
 def recipes() -> None:
-    """List and show configurations that somebody ran."""
+    """Find, check and exchange configurations that somebody ran."""
 
 
 @recipes.command(epilog="Example: aim-engine recipes ls")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def ls(as_json: bool) -> None:
     """List the models with a known recipe."""
-    database = _database()
+    found = list(_database())
     if as_json:
-        output.data({"schema": "aim-engine/recipes/v1", "recipes": list(database)})
+        output.data({"schema": SCHEMA, "recipes": found})
         return
-    _table(list(database))
+    _table(found)
 
 
 @recipes.command(epilog="Example: aim-engine recipes show Qwen/Qwen3-32B")
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def show(model: str, as_json: bool) -> None:
-    """Show what is known to work for MODEL, with its source."""
+    """Show what is known to work for MODEL, with its source, and what its family needs."""
     database = _database()
-    found = database.load_recipes(model)
-    if not found:
-        close = difflib.get_close_matches(model, database.models(), n=3, cutoff=0.4)
-        raise InvalidInput(
-            f"no recipe is known for {model}",
-            why=f"close names: {', '.join(close)}" if close else None,
-            hint=f"aim-engine plan {model} generates one for your hardware",
-        )
+    entry = database.file(model)
+    if entry is None:
+        raise _unknown(model, database)
+    found, family = database.load_recipes(model), database.family(model)
     if as_json:
-        output.data({"schema": "aim-engine/recipes/v1", "recipes": found})
+        about = {"family": family, "unsupported": entry.unsupported, "least_memory_bytes": entry.least_memory_bytes}
+        output.data({"schema": SCHEMA, "recipes": found, **about})
         return
-    _table(list(found))
+    if found:
+        _table(list(found))
+    for known in found:
+        settings = " ".join((*known.extra_args, *(f"{name}={value}" for name, value in known.env.items())))
+        if settings:
+            output.text(f"{known.split} on {', '.join(known.gpus)}: {settings}")
+    if entry.unsupported:
+        output.text(f"does not run on: {', '.join(entry.unsupported)}")
+    _show_family(family)
     for source in dict.fromkeys(known.provenance.source for known in found):
         output.text(f"source: {source}")
+    output.next_step(f"aim-engine plan {model} --gpus 8xMI300X")
+
+
+@recipes.command(epilog="Example: aim-engine recipes match openai/gpt-oss-120b --gpus 4xMI300X --objective latency")
+@click.argument("model")
+@click.option("--gpus", metavar="NxCARD", required=True, help="Hardware to match, such as 8xMI300X.")
+@click.option("--precision", help="Weight format to match.")
+@click.option("--objective", type=click.Choice(["throughput", "latency"]), help="What it was made for.")
+@click.option("--engine-version", metavar="X.Y.Z", help="Engine release. Default: the newest known.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def match(
+    model: str, gpus: str, precision: str | None, objective: str | None, engine_version: str | None, as_json: bool
+) -> int:
+    """List the recipes of MODEL that fit the hardware, best first, with what speaks for each."""
+    from aim_engine.hardware import catalog
+
+    settings = all_settings.load()
+    count, gpu = catalog.parse_request(gpus, workflow.overlay_dir(settings))
+    engine = _backend()
+    asked = {
+        "model_id": model,
+        "gpu": gpu.name,
+        "gpu_count": count,
+        "precision": precision,
+        "objective": objective,
+        "engine_version": engine_version or engine.versions()[0],
+    }
+    found = _database().match(asked)
+    if as_json:
+        output.data({"schema": "aim-engine/recipe-matches/v1", "matches": found})
+    else:
+        _show_matches(found, model, gpus)
+    return 0 if found else 1
+
+
+@recipes.command(epilog="Example: aim-engine recipes lint --engine-version 0.30.0")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("--engine-version", metavar="X.Y.Z", help="Engine release to check against. Default: the newest known.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def lint(models: tuple[str, ...], engine_version: str | None, as_json: bool) -> int:
+    """Check recipes, all of them without MODEL, against a release: what it would rename, drop or refuse."""
+    engine, database = _backend(), _database()
+    version = engine.release(engine_version or engine.versions()[0]).version
+    rows: list[tuple[str, str, str, str, str]] = []
+    errors = 0
+    for model in models or database.models():
+        if models and database.file(model) is None:
+            raise _unknown(model, database)
+        for known in database.load_recipes(model):
+            said = engine.translate(known.extra_args, {**known.env, **known.lossy_env}, version)
+            rows += [(model, known.split, change.kind, change.what, change.to or change.why) for change in said.changes]
+            wrong = [f for f in engine.check(said.args, said.env, version) if f.severity == "error"]
+            errors += len(wrong)
+            rows += [(model, known.split, finding.id, finding.message, finding.remedy) for finding in wrong]
+    if as_json:
+        names = ("model", "split", "kind", "what", "to")
+        output.data(
+            {
+                "schema": "aim-engine/recipe-lint/v1",
+                "engine_version": version,
+                "findings": [dict(zip(names, row, strict=True)) for row in rows],
+            }
+        )
+    elif rows:
+        output.table(f"vLLM {version}", ("model", "split", "kind", "what", "to"), rows)
+    if not as_json:
+        output.text(f"{len(rows)} findings, {errors} that translation does not answer")
+    return 1 if errors else 0
+
+
+@recipes.command("import", epilog="Example: aim-engine recipes import examples/aim-profile.yaml")
+@click.argument("items", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Catalogue folder to write to."
+)
+@click.option("--engine-version", metavar="X.Y.Z", help="Release whose words to use. Default: the newest known.")
+def import_(items: tuple[Path, ...], folder: Path | None, engine_version: str | None) -> None:
+    """Read AMD AIM profiles and recipes of the first specification, files or folders of them, as catalogue recipes.
+
+    What the release has under another name is translated, what it lacks is dropped, and both are reported on stderr. Without
+    -o the files are printed.
+    """
+    from aim_engine import facts
+    from aim_engine.recipe import exchange
+
+    engine = _backend()
+    version = engine.release(engine_version or engine.versions()[0]).version
+    found: dict[str, list[Known]] = {}
+    for path in _yaml_files(items):
+        document = facts.parse_yaml(files.read_text(str(path)), str(path))
+        if not isinstance(document, dict) or exchange.shape_of(document) is None:
+            raise InvalidInput(f"{path} is neither an AIM profile nor a recipe of the first specification")
+        known = exchange.read(document, source=path.name, checked=_today())
+        said = engine.translate(known.extra_args, known.env, version)
+        for change in said.changes:
+            output.note(f"{path}: {change.what} {'-> ' + change.to if change.to else 'dropped'} ({change.why})")
+        found.setdefault(known.model_id, []).append(msgspec.structs.replace(known, extra_args=said.args, env=said.env))
+    for model_id, entries in sorted(found.items()):
+        text = _yaml(_file(model_id, entries))
+        if folder is None:
+            output.text(text.rstrip())
+            continue
+        target = folder / "recipes" / f"{model_id}.yaml"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        output.text(f"{target}: {len(entries)} recipes")
+
+
+@recipes.command(epilog="Example: aim-engine recipes export Qwen/Qwen3-32B --shape aim")
+@click.argument("model")
+@click.option(
+    "--shape", type=click.Choice(["aim", "seed", "catalogue"]), default="aim", show_default=True, help="Whose shape."
+)
+@click.option("--gpu", metavar="CARD", help="Only recipes for this card.")
+def export(model: str, shape: str, gpu: str | None) -> None:
+    """Write the recipes of MODEL as AMD AIM profiles, in the first specification's shape, or as a catalogue file."""
+    from aim_engine.recipe import exchange
+
+    database = _database()
+    found = [known for known in database.load_recipes(model) if gpu is None or gpu in known.gpus]
+    if not found:
+        raise _unknown(model, database)
+    if shape == "catalogue":
+        output.text(_yaml(_file(model, found)).rstrip())
+        return
+    documents = [
+        exchange.write(msgspec.structs.replace(known, gpus=(card,)), "aim" if shape == "aim" else "seed")
+        for known in found
+        for card in known.gpus
+        if known.parallelism is not None and gpu in (None, card)
+    ]
+    if not documents:
+        raise InvalidInput(
+            f"no recipe of {model} names a split", hint=f"aim-engine plan {model} works one out for your hardware"
+        )
+    output.text("---\n".join(_yaml(document) for document in documents).rstrip())
+
+
+@recipes.command(epilog="Example: aim-engine recipes diff Qwen/Qwen3-32B 0.30.0 0.33.0")
+@click.argument("model")
+@click.argument("old")
+@click.argument("new")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def diff(model: str, old: str, new: str, as_json: bool) -> None:
+    """Show what of MODEL's recipes is said differently in the release NEW than in OLD, or is gone."""
+    engine, database = _backend(), _database()
+    if database.file(model) is None:
+        raise _unknown(model, database)
+    rows = []
+    for known in database.load_recipes(model):
+        before = engine.translate(known.extra_args, known.env, engine.release(old).version)
+        after = engine.translate(before.args, before.env, engine.release(new).version)
+        rows += [(known.split, change.what, change.to, change.why) for change in after.changes]
+    if as_json:
+        names = ("split", "old", "new", "why")
+        output.data(
+            {"schema": "aim-engine/recipe-diff/v1", "changes": [dict(zip(names, row, strict=True)) for row in rows]}
+        )
+    elif rows:
+        output.table(f"{model}, vLLM {old} to {new}", ("split", old, new, "why"), rows)
+    else:
+        output.text(f"vLLM {new} takes the recipes of {model} as {old} does")
+
+
+def _show_matches(found: tuple[Match, ...], model: str, gpus: str) -> None:
+    if not found:
+        output.text(f"no recipe of {model} fits {gpus}")
+        output.next_step(f"aim-engine plan {model} --gpus {gpus}")
+        return
+    output.table(
+        None,
+        ("split", "precision", "because", "source"),
+        [(m.known.split, m.known.precision, ", ".join(m.reasons), m.known.provenance.source) for m in found],
+    )
+
+
+def _show_family(family: Family | None) -> None:
+    if family is None:
+        return
+    rows = [
+        ("tool parser", family.tool_parser),
+        ("reasoning parser", family.reasoning_parser),
+        ("chat template for tools", family.tool_chat_template),
+        ("tokenizer mode", family.tokenizer_mode),
+        ("draft heads", ", ".join(family.speculative) or None),
+        ("code from the repository", "its recipe runs it" if family.remote_code else None),
+        ("least vLLM", family.least_vllm),
+        ("gated", None if family.gated is None else ("yes" if family.gated else "no")),
+        ("licence", family.licence),
+    ]
+    output.table(
+        "whatever the hardware", ("what", "value"), [(name, value) for name, value in rows if value is not None]
+    )
 
 
 def _table(found: list[Known]) -> None:
@@ -56,10 +260,60 @@ def _table(found: list[Known]) -> None:
         None,
         ("model", "cards", "split", "precision", "for"),
         [
-            (k.model_id, ", ".join(k.gpus), k.parallelism.describe(), k.precision, k.objective or "")
-            for k in sorted(found, key=lambda k: (k.model_id, k.gpus, k.parallelism, k.objective or ""))
+            (k.model_id, ", ".join(k.gpus), k.split, k.precision, k.objective or "")
+            for k in sorted(found, key=lambda k: (k.model_id, k.gpus, k.split, k.objective or ""))
         ],
     )
+
+
+def _file(model_id: str, entries: list[Known]) -> dict[str, Any]:
+    """A catalogue file of these entries, equal ones once."""
+    plain = [msgspec.to_builtins(entry) for entry in entries]
+    for entry in plain:
+        del entry["model_id"]
+    unique = [entry for index, entry in enumerate(plain) if entry not in plain[:index]]
+    return {"model_id": model_id, "recipes": unique}
+
+
+def _yaml(document: dict[str, Any]) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True))
+
+
+def _yaml_files(items: tuple[Path, ...]) -> list[Path]:
+    """The files named, and those below the folders named. Raises: InvalidInput when a folder has none."""
+    found: list[Path] = []
+    for item in items:
+        if not item.is_dir():
+            found.append(item)
+            continue
+        inside = sorted(path for path in item.glob("**/*.y*ml") if path.is_file())
+        if not inside:
+            raise InvalidInput(f"the folder {item} holds no YAML file")
+        found += inside
+    return found
+
+
+def _unknown(model: str, database: RecipeDatabase) -> InvalidInput:
+    close = difflib.get_close_matches(model, database.models(), n=3, cutoff=0.4)
+    return InvalidInput(
+        f"no recipe is known for {model}",
+        why=f"close names: {', '.join(close)}" if close else None,
+        hint=f"aim-engine plan {model} generates one for your hardware",
+    )
+
+
+def _today() -> str:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).date().isoformat()
+
+
+def _backend() -> Backend:
+    from aim_engine import backend
+
+    return backend.get("vllm", workflow.overlay_dir(all_settings.load()))
 
 
 def _database() -> RecipeDatabase:

@@ -166,6 +166,8 @@ def _family(
                     provenance="curated" if source is not None else "generated",
                     provenance_note=source.provenance.source if source is not None else "",
                 )
+                if source is not None:
+                    draft = backend.adopt(draft, source, allow_lossy=inputs.allow_lossy)
                 looked_at += 1
                 fitted, breakdown, reason = fit(inputs, draft)
                 if fitted is None:

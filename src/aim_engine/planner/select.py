@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -43,7 +43,7 @@ def select(
     available = usable_devices(inputs.cluster, inputs.gpu)
     steps = [_detected(inputs, available), _analysed(inputs.model)]
     matching = tuple(entry for entry in known if inputs.gpu.name in entry.gpus and entry.gpu_count <= available)
-    steps.append(_matched(inputs, known, matching))
+    steps.append(_matched(inputs, known, matching, backend))
     found = search(inputs, available, backend, calibration, matching)
     ranked = rank.order(found.candidates, inputs.objective, open_count=inputs.open_count)
     steps.append(_ranked(inputs, found, ranked))
@@ -166,7 +166,7 @@ def _analysed(spec: ModelSpec) -> Step:
     )
 
 
-def _matched(inputs: Inputs, known: tuple[Known, ...], matching: tuple[Known, ...]) -> Step:
+def _matched(inputs: Inputs, known: tuple[Known, ...], matching: tuple[Known, ...], backend: Backend) -> Step:
     if not known:
         return Step(name="match", summary=f"no known recipe for {inputs.model.model_id}; candidates are generated")
     if not matching:
@@ -175,10 +175,16 @@ def _matched(inputs: Inputs, known: tuple[Known, ...], matching: tuple[Known, ..
     return Step(
         name="match",
         summary=f"{len(matching)} of {len(known)} known recipes apply, beside generated candidates",
-        details=tuple(
-            f"{entry.parallelism.describe()} {entry.precision}: {entry.provenance.source}" for entry in matching
-        ),
+        details=tuple(line for entry in matching for line in _told(entry, inputs, backend)),
     )
+
+
+def _told(entry: Known, inputs: Inputs, backend: Backend) -> Iterator[str]:
+    """A known recipe, and what of it has another name or is gone in the release that is planned for."""
+    yield f"{entry.split} {entry.precision}: {entry.provenance.source}"
+    for change in backend.translate(entry.extra_args, entry.env, inputs.engine_version).changes:
+        became = f"became {change.to}" if change.to else "dropped"
+        yield f"  {change.what} {became} for {inputs.engine} {inputs.engine_version}: {change.why}"
 
 
 def _ranked(inputs: Inputs, found: Found, ranked: list[Candidate]) -> Step:

@@ -1,0 +1,72 @@
+"""A command line written for one release, said in the words of another; every change is listed."""
+
+from __future__ import annotations
+
+from aim_engine.backend import lint
+from aim_engine.backend.base import Change, Flag, Translation
+from aim_engine.backend.release import FlagTable, Gone, Removed
+
+
+def translate(args: tuple[str, ...], env: dict[str, str], table: FlagTable, removed: Removed) -> Translation:
+    """`args` and `env` for the release of `table`. What has the same meaning under another name is renamed, the rest dropped.
+
+    Nothing is guessed: an argument without a known equivalent goes, and the change says so.
+    """
+    changes: list[Change] = []
+    kept: list[str] = []
+    known = lint.by_flag(table)
+    for words, flag in lint.groups(args, known):
+        if flag is not None and _refused(words, flag):
+            why = f"vLLM {table.version} does not take that value"
+            changes.append(Change(what=" ".join(words), to="", kind="dropped", why=why))
+            continue
+        if flag is not None or not words[0].startswith("-"):
+            kept += words
+            continue
+        name = words[0].partition("=")[0].replace("_", "-")
+        inline = words[0].partition("=")[2]
+        value = (inline,) if inline else words[1:]
+        gone = removed.flags.get(name) or removed.flags.get(name.replace("--no-", "--", 1))
+        denied = lint.negation(name, known)
+        new = (denied,) if denied is not None else _words(gone, tuple(value), known)
+        kept += new
+        changes.append(_change(" ".join(words), new, gone, table.version))
+        if denied is not None and len(words) > 1:
+            kept += words[1:]  # it takes no value, so what follows was a positional
+    found = dict(env)
+    for name in sorted(env):
+        if not name.startswith("VLLM_") or name in table.env:
+            continue
+        gone = removed.env.get(name)
+        del found[name]
+        new = () if gone is None or (gone.use and gone.use[0] in kept) else _words(gone, (env[name],), known)
+        kept += new
+        changes.append(_change(f"{name}={env[name]}", new, gone, table.version))
+    return Translation(args=tuple(kept), env=found, changes=tuple(changes))
+
+
+def _refused(words: tuple[str, ...], flag: Flag) -> bool:
+    name, equals, inline = words[0].partition("=")
+    value = inline if equals else " ".join(words[1:])
+    return flag.choices is not None and bool(value) and "." not in name and value not in flag.choices
+
+
+def _words(gone: Gone | None, value: tuple[str, ...], known: dict[str, Flag]) -> tuple[str, ...]:
+    """The equivalent in words of this release; nothing when there is none or the release lacks that too."""
+    if gone is None or not gone.use:
+        return ()
+    flag = known.get(gone.use[0].partition(".")[0])
+    if flag is None:
+        return ()
+    new = (*gone.use, *value) if len(gone.use) == 1 and not lint.is_switch(flag) else gone.use
+    if flag.choices is not None and new[1:] and new[1] not in flag.choices:
+        return ()
+    return new
+
+
+def _change(what: str, new: tuple[str, ...], gone: Gone | None, version: str) -> Change:
+    if gone is None:
+        why = f"vLLM {version} does not have it"
+    else:
+        why = f"gone since vLLM {gone.gone_by}" + (f": {gone.instead}" if gone.instead else "")
+    return Change(what=what, to=" ".join(new), kind="renamed" if new else "dropped", why=why)
