@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,27 +131,27 @@ def lint(models: tuple[str, ...], engine_version: str | None, as_json: bool) -> 
     return 1 if errors else 0
 
 
-@recipes.command("import", epilog="Example: aim-engine recipes import examples/aim-profile.yaml")
+@recipes.command(
+    "import", epilog="Example: aim-engine recipes export Qwen/Qwen3-32B --shape aim | aim-engine recipes import -"
+)
 @click.argument("items", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Catalogue folder to write to."
 )
 @click.option("--engine-version", metavar="X.Y.Z", help="Release whose words to use. Default: the newest known.")
 def import_(items: tuple[Path, ...], folder: Path | None, engine_version: str | None) -> None:
-    """Read AMD AIM profiles and recipes of the first specification, files or folders of them, as catalogue recipes.
+    """Read AMD AIM profiles and recipes of the first specification as catalogue recipes: files, folders of them, - for stdin.
 
     What the release has under another name is translated, what it lacks is dropped, and both are reported on stderr. Without
     -o the files are printed.
     """
-    from aim_engine import facts
     from aim_engine.recipe import exchange
 
     engine = _backend()
     version = engine.release(engine_version or engine.versions()[0]).version
     found: dict[str, list[Known]] = {}
-    for path in _yaml_files(items):
-        document = facts.parse_yaml(files.read_text(str(path)), str(path))
-        if not isinstance(document, dict) or exchange.shape_of(document) is None:
+    for path, document in _documents(items):
+        if exchange.shape_of(document) is None:
             raise InvalidInput(f"{path} is neither an AIM profile nor a recipe of the first specification")
         known = exchange.read(document, source=path.name, checked=_today())
         said = engine.translate(known.extra_args, known.env, version)
@@ -279,6 +280,17 @@ def _yaml(document: dict[str, Any]) -> str:
     import yaml
 
     return str(yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True))
+
+
+def _documents(items: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every mapping in the files named and below the folders named. Raises: InvalidInput for another document."""
+    from aim_engine.render import document
+
+    for path in _yaml_files(items):
+        for entry in document.read(files.read_text(str(path)), str(path))[0]:
+            if not isinstance(entry, dict):
+                raise InvalidInput(f"{path} holds something that is no recipe")
+            yield path, entry
 
 
 def _yaml_files(items: tuple[Path, ...]) -> list[Path]:
