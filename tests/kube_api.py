@@ -49,6 +49,10 @@ class Cluster:
         self.polls_until_ready = 2
         self.pod_status: dict[str, Any] = {}
         """Status of every pod; with one, Deployments never become available."""
+        self.inventory: dict[str, list[dict[str, Any]]] = {}
+        """Plural -> what a list of all namespaces gives; kinds that are not in it answer 404 where this is used."""
+        self.served = "/v1"
+        """End of the only version served of grouped kinds in `inventory`."""
         self.log = "line 1\nline 2\nline 3\n"
         self.writes: list[str] = []
 
@@ -73,6 +77,13 @@ class Cluster:
         if method in ("PATCH", "DELETE") and plural in self.refuse:
             code, message = self.refuse[plural]
             return code, _status(code, message)
+        if self.inventory and method == "GET" and not namespace and not name:
+            if plural in self.refuse:
+                code, message = self.refuse[plural]
+                return code, _status(code, message)
+            if plural not in self.inventory or (match["group"] and not match["group"].endswith(self.served)):
+                return 404, _status(404, "the server could not find the requested resource")
+            return 200, {"apiVersion": "v1", "kind": "List", "metadata": {}, "items": self.inventory[plural]}
         key = (plural, namespace, name)
         if method == "PATCH":
             self.writes.append(f"{plural}/{name} {query.get('fieldManager')} {query.get('force')}")

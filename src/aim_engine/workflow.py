@@ -155,6 +155,49 @@ def table_reader(folder: Path | None, settings: Settings) -> Reader:
     return Reader(library.build(folder, overlay), lambda card: catalog.load(card, overlay), defaults)
 
 
+def choose_in(request: Request, cluster: Cluster, settings: Settings) -> Plan:
+    """Plan `request` on what is free in `cluster`; where it has several kinds of cards, on the best of them.
+
+    Raises: InvalidInput when no catalogued GPU of it is free.
+    """
+    from aim_engine.hardware import catalog, nodes
+    from aim_engine.planner import compare
+    from aim_engine.planner.plan import Rejection
+    from aim_engine.planner.select import main_gpu
+
+    overlay = overlay_dir(settings)
+    free = nodes.free(cluster)
+    names = sorted({device.gpu for device in free.devices if device.gpu is not None})
+    if not names:
+        reasons = [finding.message for node in free.nodes for finding in node.findings]
+        raise InvalidInput(
+            f"none of the {len(cluster.devices)} GPUs of {len(cluster.nodes)} node{'s' * (len(cluster.nodes) > 1)} is free"
+            if cluster.devices
+            else "no AMD GPU is there to plan on",
+            why="; ".join(reasons[:3]) or None,
+            hint="name the hardware to plan for, for example --gpus 8xMI300X",
+        )
+    spec = describe(request.model, settings, request.revision)
+    plans, refused = [], []
+    for name in names:
+        nodes_of_kind = tuple(
+            msgspec.structs.replace(node, devices=tuple(d for d in node.devices if d.gpu == name))
+            for node in free.nodes
+        )
+        kind = msgspec.structs.replace(free, nodes=nodes_of_kind)
+        gpu = main_gpu(kind, lambda each: catalog.load(each, overlay))
+        try:
+            if gpu is not None:
+                plans.append(select_for(request, spec, kind, gpu, settings))
+        except InvalidInput as err:
+            if len(names) == 1:
+                raise
+            refused.append(Rejection(recipe=name, reason=err.what))
+    if not plans:
+        raise InvalidInput(f"no card of the cluster can be planned on for {spec.model_id}", why=refused[0].reason)
+    return plans[0] if len(plans) == 1 and not refused else compare.best(plans, refused, request.objective)
+
+
 def open_card(gpus: str) -> str | None:
     """The card of `anyxMI300X`, which leaves open how many; None when a number is asked for."""
     count, _, card = gpus.strip().partition("x") if gpus.strip().lower().startswith("anyx") else ("", "", "")

@@ -76,7 +76,7 @@ def test_output_of_the_tool_is_read_from_stdin() -> None:
         (["--root", "/does/not/exist"], None, 2, "does not exist"),
         (["--from", "/does/not/exist"], None, 2, "cannot be read"),
         (["--from", "-"], "nothing", 3, "not output of amd-smi"),
-        (["--from", "-", "--root", "/"], "", 2, "two different sources"),
+        (["--from", "-", "--root", "/"], "", 2, "name different hardware"),
     ],
 )
 def test_bad_input_is_answered_without_a_traceback(

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from aim_engine.errors import Corrupt
-from aim_engine.hardware import amdsmi, catalog, detect, drm, identity, kfd, recording, sensors
-from aim_engine.hardware.cluster import Device
+from aim_engine.errors import AimError, Corrupt
+from aim_engine.hardware import amdsmi, catalog, detect, drm, identity, kfd, nodes, recording, sensors
+from aim_engine.hardware.cluster import Device, Node
 
 pytestmark = pytest.mark.corpus
 CORPUS = os.environ.get("AIM_ENGINE_CORPUS", "")
@@ -300,5 +300,66 @@ def test_outputs_of_amd_smi_are_read_as_expected(folder: Path) -> None:
             "temp_slowdown_c": places(readings.temperature_critical_c),
             "temp_shutdown_c": places(readings.temperature_emergency_c),
             "busy": lambda _: readings.gpu_busy_percent,
+        },
+    )
+
+
+@pytest.mark.parametrize("folder", recordings("kubernetes"))
+def test_kubernetes_nodes_are_read_as_expected(folder: Path) -> None:
+    expected = json.loads((folder / "expected.json").read_text())
+    found: list[Node] = []
+    for path in sorted(folder.iterdir()):
+        if path.name != "expected.json" and path.suffix in (".json", ".yaml", ".yml", ".txt"):
+            try:
+                found.extend(nodes.read(path.read_text("utf-8", "replace"), name=path.name).nodes)
+            except AimError as err:
+                # Facts that somebody noted down are no recording of Kubernetes, and are refused with a reason.
+                assert "nodes" in err.what or err.why  # noqa: PT017
+    wanted = expected.get("nodes")
+    parts = wanted.items() if isinstance(wanted, dict) else enumerate(wanted) if isinstance(wanted, list) else ()
+    for key, each in parts:
+        node = next((node for node in found if node.name == key), None)
+        if isinstance(each, dict) and (node is not None or isinstance(key, int)):
+            compare_node(each, node or found[key])
+    if found:
+        compare_node(expected, found[0])
+    else:
+        assert not {"device_id", "product", "cu", "vram_gib"} & set(expected)
+
+
+def compare_node(expected: Mapping[str, Any], node: Node) -> None:
+    state = node.scheduling
+    assert state is not None
+    card = state.labelled[0] if state.labelled else None
+    first = node.devices[0] if node.devices else None
+    memory = card.memory_bytes if card and card.memory_bytes else None
+    offered = [resource.allocatable for resource in state.resources if resource.name == nodes.GPU_RESOURCE]
+
+    def allocatable(wanted: int | None) -> int | None:
+        if state.resources or "K8S104" in {finding.id for finding in node.findings}:
+            return offered[0] if offered else 0
+        # Labels alone do not say it; what must not be is a claim that pods get these GPUs.
+        assert "K8S112" in {finding.id for finding in node.findings}
+        return wanted
+
+    counts = [each.count for each in state.labelled if each.count is not None]
+    product = first.product if first is not None else ""
+    compare(
+        expected,
+        {
+            "device_id": lambda _: card.pci_id if card else None,
+            "product": lambda wanted: wanted if says_same_product(wanted, product) else product,
+            "cu": lambda _: card.compute_units if card else None,
+            "vram_gib": lambda _: memory // 2**30 if memory else None,
+            "vram_label_gib": lambda _: memory // 2**30 if memory else None,
+            "driver": lambda _: node.driver_version,
+            "family": lambda _: card.family if card else None,
+            "product_name": lambda _: card.product.replace(" ", "_") if card and card.product else None,
+            "product_name_label": lambda _: card.product.replace(" ", "_") if card and card.product else None,
+            "virtual_function": lambda _: card.virtual_function if card else None,
+            "gpu_count_by_labels": lambda _: sum(counts) if counts else None,
+            "allocatable_amd_gpu": allocatable,
+            "compute_partition": lambda _: first.partition if first else None,
+            "memory_partition": lambda _: first.memory_partition if first else None,
         },
     )

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_engine.errors import InvalidInput
-from aim_engine.recipe.seed_shape import from_seed, is_seed_shape, quantity
+from aim_engine.hardware.quantity import quantity
+from aim_engine.recipe.seed_shape import from_seed, is_seed_shape
 from aim_engine.units import GIB
 
 SEED: dict[str, Any] = {

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from aim_engine import settings as all_settings
 from aim_engine import workflow
-from aim_engine.cli import output
-from aim_engine.errors import InvalidInput
-from aim_engine.hardware import detect, recording
+from aim_engine.cli import hardware_source, output
+from aim_engine.hardware import detect, nodes, recording
 from aim_engine.hardware.cluster import Cluster, Cpu, Device, Finding, Node
 from aim_engine.units import format_bytes
 
@@ -25,18 +23,30 @@ from aim_engine.units import format_bytes
     "sources",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Recorded output of amd-smi (JSON, CSV or text); - for stdin. May be given for each of its commands.",
+    help="Recorded output of amd-smi (JSON, CSV or text) or of kubectl get nodes (JSON, YAML, labels); - for stdin. "
+    "May be given for each command.",
 )
+@hardware_source.LIVE
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def gpus(root: Path | None, sources: tuple[Path, ...], as_json: bool) -> None:
-    """Show the GPUs and the CPU of this machine, and where each figure comes from."""
-    if root is not None and sources:
-        raise InvalidInput("--root and --from are two different sources", hint="give one of them")
+def gpus(root: Path | None, sources: tuple[Path, ...], live: bool, as_json: bool) -> None:
+    """Show the GPUs and the CPU of this machine, and where each figure comes from.
+
+    Or those of a recording, or of a Kubernetes cluster: its nodes, their GPUs and how many are free.
+    """
+    hardware_source.one_of(root=root, **{"from": sources}, kubernetes=live)
     settings = all_settings.load()
     overlay = workflow.overlay_dir(settings)
-    if sources:
+    if live:
+        from aim_engine.deploy import inventory
+
+        cluster = inventory.read(overlay)
+    elif sources:
         name = sources[0].name if str(sources[0]) != "-" else "stdin"
-        cluster = detect.from_tool(*map(_read, sources), name=name, overlay=overlay, readings=True)
+        texts = [hardware_source.read(source) for source in sources]
+        if any(map(nodes.is_one, texts)):
+            cluster = nodes.read(*texts, name=name, overlay=overlay)
+        else:
+            cluster = detect.from_tool(*texts, name=name, overlay=overlay, readings=True)
     else:
         with recording.opened(root or Path(settings.sysfs_root)) as folder:
             recorded = None if root is None else root.name.removesuffix(".gz").removesuffix(".tar")
@@ -46,19 +56,33 @@ def gpus(root: Path | None, sources: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         output.data(cluster)
         return
+    if any(node.scheduling is not None for node in cluster.nodes):
+        _show_cluster(cluster)
+        if live:
+            output.next_step("aim-engine plan Qwen/Qwen3-32B --kubernetes")
+        return
     for node in cluster.nodes:
         _show(node, cluster)
     if cluster.origin == "detected" and not sources and root is None:
         output.next_step("aim-engine plan Qwen/Qwen3-32B")
 
 
-def _read(source: Path) -> str:
-    if str(source) == "-":
-        return sys.stdin.read()
-    try:
-        return source.read_text("utf-8", "replace")
-    except (OSError, ValueError) as err:
-        raise InvalidInput(f"{source} cannot be read", why=getattr(err, "strerror", None) or str(err)) from err
+def _show_cluster(cluster: Cluster) -> None:
+    rows = hardware_source.rows(cluster)
+    numbers = ("memory", "there", "usable", "held", "free")
+    if rows:
+        output.table(
+            f"{cluster.describe()} in {len(cluster.nodes)} node{'s' * (len(cluster.nodes) != 1)}",
+            ("node", "card", "memory", "resource", "there", "usable", "held", "free", "state"),
+            rows,
+            right=numbers,
+        )
+    without = len(cluster.nodes) - len({row[0] for row in rows})
+    if without:
+        output.text(f"{without} node{'s' * (without != 1)} without AMD GPU")
+    for node in cluster.nodes:
+        for finding in node.findings:
+            output.text(_finding(finding))
 
 
 def _show(node: Node, cluster: Cluster) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from aim_engine import workflow
-from aim_engine.cli import options, output
+from aim_engine.cli import hardware_source, options, output
 from aim_engine.errors import Unreachable
 from aim_engine.planner import plan as plans
 from aim_engine.planner.plan import Candidate, Plan
@@ -18,18 +18,29 @@ from aim_engine.units import format_bytes, format_gib, format_ms
 @click.command(epilog="Example: aim-engine plan Qwen/Qwen3-32B --gpus 8xMI300X")
 @click.argument("model")
 @options.planning
+@hardware_source.LIVE
+@click.option(
+    "--from",
+    "recorded",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="A recorded cluster: kubectl get nodes,pods -A -o json, or gpus --json; - for stdin.",
+)
 @click.option("--explain", is_flag=True, help="Show the six steps, the ledgers, what lost and by how much.")
 @click.option(
     "-o", "--output", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to a file."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def plan(model: str, explain: bool, path: Path | None, as_json: bool, **flags: Any) -> int:
+def plan(
+    model: str, live: bool, recorded: Path | None, explain: bool, path: Path | None, as_json: bool, **flags: Any
+) -> int:
     """Choose the best configuration for MODEL: a hub id, a folder or a config.json.
 
-    Plans for this machine, or for --gpus. Needs no GPU.
+    Plans for this machine, for --gpus, or for the free GPUs of a cluster. Needs no GPU.
     """
+    hardware_source.one_of(gpus=flags["gpus"], kubernetes=live, **{"from": recorded})
     request, settings = options.request(model, flags)
-    document = workflow.choose(request, settings)
+    cluster = hardware_source.cluster(live, recorded, workflow.overlay_dir(settings))
+    document = workflow.choose(request, settings) if cluster is None else workflow.choose_in(request, cluster, settings)
     if path is not None:
         write(document, path)
     if as_json:
@@ -38,7 +49,8 @@ def plan(model: str, explain: bool, path: Path | None, as_json: bool, **flags: A
         show(document, explain=explain)
     if document.chosen is None:
         return 1
-    output.next_step(f"aim-engine render {path or 'PLAN.json'} --target docker")
+    target = "kubernetes" if _places(document) else "docker"
+    output.next_step(f"aim-engine render {path or 'PLAN.json'} --target {target}")
     return 0
 
 
@@ -62,6 +74,9 @@ def show(document: Plan, *, explain: bool) -> None:
         _show_refusal(document)
     else:
         _show_choice(document.chosen)
+        places = _places(document)
+        if places:
+            output.text(f"  {'fits on':<16} {', '.join(places)}")
     if document.alternatives:
         _show_alternatives(document)
     for finding in document.findings:
@@ -72,6 +87,19 @@ def show(document: Plan, *, explain: bool) -> None:
         _explain(document)
     elif document.chosen is not None:
         output.text(f"why: {document.chosen.reason}")
+
+
+def _places(document: Plan) -> list[str]:
+    """Nodes of a Kubernetes cluster with room for replicas of the recipe, and for how many."""
+    if document.chosen is None or not document.chosen.recipe.gpu_count:
+        return []
+    recipe, found = document.chosen.recipe, []
+    for node in document.inputs.cluster.nodes:
+        there = sum(device.gpu == recipe.gpu for device in node.devices)
+        times = there // (recipe.gpu_count // recipe.replicas)
+        if node.scheduling is not None and times:
+            found.append(f"{node.name} ({times} replica{'s' * (times > 1)})")
+    return found
 
 
 def _show_choice(chosen: Candidate) -> None:

@@ -102,7 +102,7 @@ class KubernetesRunner:
     def status(self, deployment: Deployment) -> Status:
         """How the cluster says it is."""
         client = connect(str(deployment.namespace))
-        with _said("the cluster could not be asked"):
+        with said("the cluster could not be asked"):
             found = _get(client, _kinds().Deployment, deployment.name)
             if found is None:
                 gone = deployment.state in ("stopped", "failed")
@@ -121,7 +121,7 @@ class KubernetesRunner:
     def logs(self, deployment: Deployment, *, lines: int = 100, follow: bool = False) -> Iterator[str]:
         """The output of the newest pod's engine."""
         client = connect(str(deployment.namespace))
-        with _said("the cluster could not be asked for the log"):
+        with said("the cluster could not be asked for the log"):
             pods = _pods(client, deployment)
             if not pods:
                 return
@@ -133,7 +133,7 @@ class KubernetesRunner:
         client = connect(str(deployment.namespace))
         kinds = _kinds()
         labels = _labels(deployment.name)
-        with _said("the cluster refused to delete"):
+        with said("the cluster refused to delete"):
             for kind in (kinds.Deployment, kinds.Service, kinds.PodDisruptionBudget, kinds.ServiceAccount):
                 for found in client.list(kind, labels=labels):
                     progress(f"deleting {kind.__name__} {found.metadata.name}")
@@ -153,7 +153,7 @@ class KubernetesRunner:
         objects: list[Any] = list(codecs.load_all_yaml(manifest))
         for wanted in objects:
             kind, name = type(wanted), wanted.metadata.name
-            with _said(f"the cluster refused {kind.__name__} {name}"):
+            with said(f"the cluster refused {kind.__name__} {name}"):
                 present = _get(client, kind, name)
                 if present is not None and (present.metadata.labels or {}).get("app.kubernetes.io/name") != MANAGER:
                     raise InvalidInput(
@@ -170,7 +170,7 @@ class KubernetesRunner:
         told, quiet_since = "", time.monotonic()
         pulling_since: float | None = None
         while True:
-            with _said("the cluster could not be asked"):
+            with said("the cluster could not be asked"):
                 found = _get(client, _kinds().Deployment, deployment.name)
                 pods = _pods(client, deployment)
             if found is None:
@@ -201,7 +201,7 @@ class KubernetesRunner:
         code: int | None = None
         for pod in _pods(client, deployment):
             try:
-                with _said("no log"):
+                with said("no log"):
                     log = list(client.log(pod.metadata.name, tail_lines=diagnose.TAIL_LINES, newlines=False))
             except AimError:
                 continue  # a pod that never ran has no log
@@ -229,13 +229,13 @@ class KubernetesRunner:
                 )
 
 
-def connect(namespace: str) -> Any:
+def connect(namespace: str, *, needed_for: str = "applying to a cluster") -> Any:
     """A client of the cluster that kubectl would talk to. Raises: MissingExtra, Unreachable."""
     try:
         from lightkube import Client
         from lightkube.core.exceptions import ConfigError
     except ModuleNotFoundError as err:
-        raise MissingExtra("lightkube", extra="kubernetes", needed_for="applying to a cluster") from err
+        raise MissingExtra("lightkube", extra="kubernetes", needed_for=needed_for) from err
     try:
         client = Client(namespace=namespace, field_manager=MANAGER)
     except (ConfigError, OSError, ValueError, KeyError) as err:
@@ -273,7 +273,7 @@ def _kinds() -> _Kinds:
 
 def _require_namespace(client: Any, namespace: str) -> None:
     """The first question to the cluster: does it answer, and does it have the namespace?"""
-    with _said("the cluster could not be asked", forbidden_is_fine=True):
+    with said("the cluster could not be asked", forbidden_is_fine=True):
         if _get(client, _kinds().Namespace, namespace) is None:
             raise InvalidInput(
                 f"the cluster has no namespace '{namespace}'",
@@ -318,7 +318,7 @@ def _undo(client: Any, made: list[Any], progress: Progress) -> None:
         if kind.__name__ == "PersistentVolumeClaim":
             continue
         try:
-            with _said(f"{kind.__name__} {name} could not be deleted"):
+            with said(f"{kind.__name__} {name} could not be deleted"):
                 _delete(client, kind, name)
         except AimError as err:
             progress(f"{err.what}: {err.why}")
@@ -356,7 +356,7 @@ def _exit_code(pod: Any) -> int | None:
 
 
 @contextmanager
-def _said(what: str, *, forbidden_is_fine: bool = False) -> Iterator[None]:
+def said(what: str, *, forbidden_is_fine: bool = False) -> Iterator[None]:
     """The cluster's refusals, and its silence, in the user's terms."""
     from lightkube.core.exceptions import ApiError, ConfigError, LoadResourceError
 

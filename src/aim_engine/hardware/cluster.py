@@ -66,6 +66,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     """True where the memory is the system's own (APU), so that the operating system and other programs take from it."""
     power_cap_w: int | None = None
     driver: str | None = None
+    resource: str | None = None
+    """In a Kubernetes cluster: what a pod asks for to get it, such as amd.com/gpu, or the device class gpu.amd.com."""
+    held: bool | None = None
+    """In a Kubernetes cluster: is this very device allocated? None where only their number is known."""
     readings: Readings | None = None
     """Temperatures, power and load when it was detected; None unless they were asked for."""
     sources: dict[str, str] = {}
@@ -83,6 +87,57 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
 
 
+class Resource(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of GPU resource that pods may ask a node for. None means that nothing said it."""
+
+    name: str
+    """amd.com/gpu, amd.com/cpx_nps4 where partitions have names of their own, or the device class gpu.amd.com."""
+    capacity: int | None = None
+    allocatable: int | None = None
+    requested: int | None = None
+    """By pods or claims that are not finished."""
+
+    @property
+    def free(self) -> int | None:
+        """What another pod could still ask for."""
+        if self.allocatable is None or self.requested is None:
+            return None
+        return max(0, self.allocatable - self.requested)
+
+
+class Labelled(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of card as a node's labels describe it."""
+
+    pci_id: str | None = None
+    product: str | None = None
+    """As the label spells it; None without one."""
+    family: str | None = None
+    """AI from Vega to MI300: useless for choosing a recipe."""
+    compute_units: int | None = None
+    memory_bytes: int | None = None
+    """Rounded to GiB by the labeller."""
+    driver_version: str | None = None
+    count: int | None = None
+    virtual_function: bool | None = None
+    """True for a part of a card that a hypervisor hands to a guest."""
+
+
+class Scheduling(msgspec.Struct, frozen=True, kw_only=True):
+    """What Kubernetes knows of a node's GPUs."""
+
+    resources: tuple[Resource, ...] = ()
+    labelled: tuple[Labelled, ...] = ()
+    ready: bool | None = None
+    cordoned: bool = False
+    taints: tuple[str, ...] = ()
+    """Those that keep pods away, as `key=value:effect`."""
+
+    @property
+    def open(self) -> bool:
+        """May new pods land here, tolerations aside?"""
+        return self.ready is not False and not self.cordoned
+
+
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """One machine."""
 
@@ -94,6 +149,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     link_weights: dict[str, int] = {}
     """"i-j" (device indices, i < j) -> KFD link weight: 13 same package, 15 one xGMI step, 40 and more PCIe."""
     findings: tuple[Finding, ...] = ()
+    scheduling: Scheduling | None = None
+    """For a node of a Kubernetes cluster; its devices are then those that pods may ask for."""
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="aim-engine/cluster/v1"):

@@ -7,12 +7,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from aim_engine.errors import InvalidInput
+from aim_engine.hardware.quantity import quantity
 from aim_engine.recipe.recipe import Parallelism, Precision, Recipe, Resources
 from aim_engine.units import GIB
 
@@ -36,13 +36,6 @@ UNNAMED_GPU = "any"
 """The shape names a number of GPUs but no card."""
 DEFAULT_SEQS = 256
 """What vLLM takes for max_num_seqs on the smallest devices, and safe on larger ones; the shape leaves it out."""
-_SUFFIXES = {
-    "": 1,
-    "m": Decimal("0.001"),
-    **{unit: 1000**power for power, unit in enumerate(("k", "M", "G", "T", "P", "E"), 1)},
-    **{unit: 1024**power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
-}
-_QUANTITY = re.compile(r"([+-]?[0-9]*\.?[0-9]+)([eE][+-]?[0-9]+|[A-Za-z]*)")
 _KNOWN_ARGS = {
     "model",
     "dtype",
@@ -104,19 +97,6 @@ def from_seed(
         provenance="curated",
         provenance_note="read from the first specification's recipe shape",
     )
-
-
-def quantity(text: str) -> Decimal | None:
-    """A Kubernetes quantity such as `64Gi`, `8` or `500m` as a number; None when it is none."""
-    match = _QUANTITY.fullmatch(text)
-    if match is None:
-        return None
-    try:
-        if match[2][1:].lstrip("+-").isdecimal():
-            return Decimal(match[1] + match[2])
-        return Decimal(match[1]) * _SUFFIXES[match[2]] if match[2] in _SUFFIXES else None
-    except InvalidOperation:
-        return None
 
 
 def _resources(document: Mapping[str, Any], gpu_count: int) -> Resources:

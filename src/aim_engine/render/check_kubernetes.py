@@ -12,7 +12,7 @@ from typing import Any
 
 from aim_engine.backend.base import Backend
 from aim_engine.hardware.cluster import Finding
-from aim_engine.recipe.seed_shape import quantity
+from aim_engine.hardware.quantity import quantity
 from aim_engine.render import check_pod, check_schema
 from aim_engine.render.document import get, mapping, mappings, strings, texts, whole
 from aim_engine.render.findings import error, is_port, warning

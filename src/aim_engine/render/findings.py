@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from aim_engine.hardware.cluster import Finding
-from aim_engine.recipe.seed_shape import quantity
+from aim_engine.hardware.quantity import quantity
 from aim_engine.render.document import whole
 
 

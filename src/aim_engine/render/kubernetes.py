@@ -257,7 +257,7 @@ def _container(plan: Plan, options: Options, backend: Backend, startup_s: int) -
             *_secrets(options),
         ],
         "ports": [{"name": "http", "containerPort": serving.CONTAINER_PORT, "protocol": "TCP"}],
-        "resources": resources(recipe),
+        "resources": resources(recipe, _gpu_resource(plan)),
         "securityContext": {
             "privileged": False,
             "allowPrivilegeEscalation": False,
@@ -282,13 +282,21 @@ def _secrets(options: Options) -> list[dict[str, Any]]:
     return found
 
 
-def resources(recipe: Recipe) -> dict[str, dict[str, str]]:
+def _gpu_resource(plan: Plan) -> str:
+    """What pods ask for: partitions can have resources of their own."""
+    gpu = plan.inputs.gpu.name
+    named = {device.resource for device in plan.inputs.cluster.devices if device.gpu == gpu and device.resource}
+    own = sorted(name for name in named if name.startswith("amd.com/"))
+    return own[0] if own else GPU_RESOURCE
+
+
+def resources(recipe: Recipe, gpu_resource: str = GPU_RESOURCE) -> dict[str, dict[str, str]]:
     """Requests and limits of one replica. Cores are asked for but not capped, since throttling shows as latency."""
     memory = quantity(recipe.resources.memory_bytes)
     requests = {"cpu": str(recipe.resources.cpu_cores), "memory": memory}
     limits = {"memory": memory}
     if recipe.resources.gpus:
-        requests[GPU_RESOURCE] = limits[GPU_RESOURCE] = str(recipe.resources.gpus)
+        requests[gpu_resource] = limits[gpu_resource] = str(recipe.resources.gpus)
     return {"requests": requests, "limits": limits}
 
 
