@@ -23,7 +23,7 @@ def test_dates_stay_text(tmp_path: Path) -> None:
 
 
 def test_the_overlay_wins_and_the_bundled_file_is_the_fallback(tmp_path: Path) -> None:
-    relative = "calibration/prior.yaml"
+    relative = "calibration/sets.yaml"
     assert facts.find(relative, tmp_path) == facts.BUNDLED / relative
     (tmp_path / "calibration").mkdir()
     (tmp_path / relative).write_text("[]")

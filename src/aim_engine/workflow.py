@@ -24,6 +24,9 @@ from aim_engine.settings import Settings
 from aim_engine.workload import Objective, Slo, Workload
 
 if TYPE_CHECKING:
+    from aim_engine.perf.local import Local
+    from aim_engine.planner.accuracy import Accuracy
+    from aim_engine.planner.own import Calibrated
     from aim_engine.planner.sizing import Sized
     from aim_engine.planner.table import Reader
 
@@ -121,7 +124,7 @@ def size(model: str, asked_for: SizeRequest, settings: Settings) -> Sized:
             **{name: getattr(asked_for, name) for name in sizing.GIVEN},
         ),
         backend=engine,
-        calibration=calibration.pick(calibration.load(overlay), gpu),
+        calibration=calibration.pick(calibration.load(overlay, measured(settings)), gpu),
         cards=lambda: [catalog.load(name, overlay) for name in catalog.names(overlay)],
         prices=prices.load(overlay),
     )
@@ -134,7 +137,41 @@ def answer_table(content: str, name: str, folder: Path | None, settings: Setting
 
     overlay = overlay_dir(settings)
     reader = table_reader(folder, settings)
-    return batch.answer(reader.read(table.parse(content, name)), calibration.load(overlay))
+    return batch.answer(reader.read(table.parse(content, name)), calibration.load(overlay, measured(settings)))
+
+
+def score_table(content: str, name: str, folder: Path | None, settings: Settings) -> Accuracy:
+    """Predictions against what a table of measurements holds. Raises: Corrupt, InvalidInput."""
+    from aim_engine.perf import calibration
+    from aim_engine.planner import accuracy, batch, table
+
+    rows = table.parse(content, name)
+    cases = table_reader(folder, settings).read(rows)
+    return accuracy.score(rows, cases, batch.answer(cases, calibration.load(overlay_dir(settings), measured(settings))))
+
+
+def calibrate(content: str, name: str, folder: Path | None, settings: Settings) -> Calibrated:
+    """What a table of the user's own measurements changes; nothing is kept yet. Raises: Corrupt, InvalidInput."""
+    from aim_engine.perf import calibration
+    from aim_engine.planner import own, table
+
+    rows = table.parse(content, name)
+    cases = table_reader(folder, settings).read(rows)
+    return own.calibrate(rows, cases, calibration.load(overlay_dir(settings)))
+
+
+def keep_measured(local: Local, settings: Settings) -> None:
+    """Keep the user's own measurements, in place of those before."""
+    path = measured(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(msgspec.json.encode(local))
+    part.replace(path)
+
+
+def measured(settings: Settings) -> Path:
+    """Where the user's own measurements are kept."""
+    return Path(settings.state_dir).expanduser() / "measured.json"
 
 
 def table_reader(folder: Path | None, settings: Settings) -> Reader:
@@ -257,7 +294,7 @@ def select_for(request: Request, spec: ModelSpec, cluster: Cluster, gpu: Gpu, se
     return select(
         inputs,
         backend=engine,
-        calibration=calibration.pick(calibration.load(overlay), gpu),
+        calibration=calibration.pick(calibration.load(overlay, measured(settings)), gpu),
         known=RecipeDatabase(overlay).load_recipes(spec.model_id),
         catalogue=lambda: [catalog.load(name, overlay) for name in catalog.names(overlay)],
     )
@@ -298,7 +335,7 @@ def expect(plan: Plan, workload: Workload, settings: Settings) -> Estimate | Non
     if plan.chosen is None:
         return None
     recipe, inputs = plan.chosen.recipe, plan.inputs
-    coefficients = calibration.pick(calibration.load(overlay_dir(settings)), inputs.gpu)
+    coefficients = calibration.pick(calibration.load(overlay_dir(settings), measured(settings)), inputs.gpu)
     breakdown = memory.breakdown(inputs.model, inputs.gpu, recipe, workload)
     return predict.at_load(
         inputs.model, inputs.gpu, recipe, workload, inputs.slo, inputs.objective, coefficients, breakdown

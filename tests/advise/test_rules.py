@@ -22,7 +22,7 @@ def chosen(tp: int = 1) -> Candidate:
     load, _ = predict.settle(model, predict.capacity(recipe, breakdown), 1, workload, Slo(), "throughput")
     return Candidate(
         recipe=recipe,
-        estimate=predict.estimate(spec, gpu, recipe, workload, Slo(), coefficients, breakdown, model, load),
+        estimate=predict.estimate(spec, recipe, workload, Slo(), coefficients, breakdown, model, load),
     )
 
 

@@ -35,9 +35,7 @@ def estimate(
     load, problem = predict.settle(
         steps, predict.capacity(recipe, breakdown), recipe.replicas, workload, slo, objective
     )
-    return predict.estimate(
-        spec, gpu, recipe, workload, slo, calibration.pick(SETS, gpu), breakdown, steps, load
-    ), problem
+    return predict.estimate(spec, recipe, workload, slo, calibration.pick(SETS, gpu), breakdown, steps, load), problem
 
 
 def test_one_user_is_never_faster_than_memory_allows() -> None:
@@ -103,8 +101,8 @@ def test_a_missing_figure_names_the_file_to_fill() -> None:
 def test_two_gpus_share_one_link_and_eight_share_seven() -> None:
     spec = specs.dense()
     at2, at8 = (model(spec, specs.recipe(spec, parallelism=Parallelism(tp=tp))) for tp in (2, 8))
-    per_byte2 = at2.link_s_per_row / (2 * 1 / 2)
-    per_byte8 = at8.link_s_per_row / (2 * 7 / 8)
+    per_byte2 = at2.features.link_s_per_row / (2 * 1 / 2)
+    per_byte8 = at8.features.link_s_per_row / (2 * 7 / 8)
     assert per_byte2 / per_byte8 == pytest.approx(7)
 
 
@@ -120,5 +118,5 @@ def test_more_requests_never_make_a_token_faster(pair: tuple[int, int], tp: int)
 
 def test_more_devices_never_slow_the_memory_bound_part() -> None:
     spec = specs.dense()
-    times = [model(spec, specs.recipe(spec, parallelism=Parallelism(tp=tp))).dense_s for tp in (1, 2, 4, 8)]
+    times = [model(spec, specs.recipe(spec, parallelism=Parallelism(tp=tp))).features.dense_s for tp in (1, 2, 4, 8)]
     assert all(slow > fast for slow, fast in itertools.pairwise(times))

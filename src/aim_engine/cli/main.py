@@ -14,6 +14,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "model": ("aim_engine.cli.model:model", "Show what a model needs."),
     "plan": ("aim_engine.cli.plan:plan", "Choose the best configuration for a model."),
     "estimate": ("aim_engine.cli.estimate:estimate", "Say what one given configuration needs and does."),
+    "accuracy": ("aim_engine.cli.accuracy:accuracy", "Compare predictions with a table of measurements."),
+    "calibrate": ("aim_engine.cli.calibrate:calibrate", "Correct predictions by measurements of your own."),
     "recipes": ("aim_engine.cli.recipes:recipes", "List and show known recipes."),
     "render": ("aim_engine.cli.render:render", "Write a plan out for a target."),
     "validate": ("aim_engine.cli.validate:validate", "Check plans, command lines, manifests and Compose files."),

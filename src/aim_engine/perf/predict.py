@@ -5,31 +5,43 @@ from __future__ import annotations
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
 from aim_engine.perf import memory
-from aim_engine.perf.calibration import Calibration
+from aim_engine.perf.calibration import Calibration, Level, Metric
 from aim_engine.perf.estimate import Basis, Estimate, MemoryBreakdown, Range
 from aim_engine.perf.roofline import Model
+from aim_engine.perf.situation import Situation
 from aim_engine.recipe.recipe import Recipe
 from aim_engine.workload import Objective, Slo, Workload
 
 _RATE_STEPS = 40
+_SEEN: dict[Level, str] = {
+    "configuration": "this configuration was measured at other loads",
+    "family": "this model family was measured with this engine",
+    "unseen family": "no model of this family was measured with this engine",
+    "unseen card": "no card of this generation was measured",
+}
 
 
 class Load:
     """One replica at one number of running requests."""
 
-    __slots__ = ("e2e_s", "requests", "tpot_s", "ttft_s", "waiting")
+    __slots__ = ("e2e_s", "requests", "tpot_s", "ttft_median_s", "ttft_s", "waiting")
 
-    def __init__(self, model: Model, requests: float, offered: float) -> None:
-        """`offered` requests are in flight, of which `requests` run and the rest wait for a slot (closed loop)."""
+    def __init__(self, model: Model, requests: float, offered: float, *, together: bool = False) -> None:
+        """`offered` requests are in flight, of which `requests` run and the rest wait for a slot (closed loop).
+
+        `together`: they come all at once and nothing arrives later, so the prefill mixed into the steps is all there is.
+        """
         self.requests = requests
         self.tpot_s = model.tpot_s(requests)
         self.ttft_s = model.ttft_s(requests, self.tpot_s)
+        self.ttft_median_s = model.ttft_median_s(requests)
         output = model.workload.output_tokens
-        self.e2e_s = self.ttft_s + (output - 1) * self.tpot_s
+        self.e2e_s = output * self.tpot_s if together else self.ttft_s + (output - 1) * self.tpot_s
         self.waiting = offered - requests
         if self.waiting > 0:
             wait_s = self.waiting * self.e2e_s / requests
             self.ttft_s += wait_s
+            self.ttft_median_s += wait_s
             self.e2e_s += wait_s
 
     @property
@@ -74,7 +86,6 @@ def missed(load: Load, slo: Slo) -> list[str]:
 
 def estimate(
     spec: ModelSpec,
-    gpu: Gpu,
     recipe: Recipe,
     workload: Workload,
     slo: Slo,
@@ -84,16 +95,19 @@ def estimate(
     load: Load,
 ) -> Estimate:
     """The full prediction for `recipe` at `load` per replica."""
-    band = calibration.band_for("cpu" if gpu.kind == "cpu" else gpu.arch)
-    source = f"{calibration.name} coefficients, {calibration.provenance.checked}"
-    basis: Basis = "modelled"
+    level = calibration.level(model.situation)
+    source = f"{calibration.name}; {_SEEN[level]}"
+    if calibration.local is not None:
+        source += f"; corrected by {len(calibration.local.points)} measurements of your own"
+    basis: Basis = "calibrated" if level in ("configuration", "family") else "modelled"
 
-    def seconds(value_s: float) -> Range:
-        ms = value_s * 1e3
+    def seconds(value_s: float, metric: Metric) -> Range:
+        ms, band = value_s * 1e3, calibration.band(model.situation, metric)
         return Range(value=ms, low=ms * band.low, high=ms * band.high, basis=basis, source=source)
 
     def rate(value: float) -> Range:
-        return Range(value=value, low=value / band.high, high=value / band.low, basis=basis, source=source)
+        band = calibration.band(model.situation, "throughput")
+        return Range(value=value, low=value * band.low, high=value * band.high, basis=basis, source=source)
 
     requests_s = load.requests_s * recipe.replicas
     output_tok_s = requests_s * workload.output_tokens
@@ -101,9 +115,9 @@ def estimate(
     return Estimate(
         memory=breakdown,
         concurrency=round((load.requests + load.waiting) * recipe.replicas),
-        ttft_ms=seconds(load.ttft_s),
-        tpot_ms=seconds(load.tpot_s),
-        e2e_ms=seconds(load.e2e_s),
+        ttft_ms=seconds(load.ttft_s, "ttft"),
+        tpot_ms=seconds(load.tpot_s, "tpot"),
+        e2e_ms=seconds(load.e2e_s, "ttft" if load.ttft_s > load.e2e_s / 2 else "tpot"),
         output_tok_s=rate(output_tok_s),
         requests_s=rate(requests_s),
         output_tok_s_per_gpu=output_tok_s / max(1, recipe.gpu_count),
@@ -138,11 +152,12 @@ def at_load(
     objective: Objective,
     calibration: Calibration,
     breakdown: MemoryBreakdown,
+    situation: Situation | None = None,
 ) -> Estimate:
     """The full prediction for `recipe` at the load of `workload`, which is the most it carries when that is not enough."""
-    model = Model(spec, gpu, recipe, workload, calibration)
+    model = Model(spec, gpu, recipe, workload, calibration, situation)
     load, _ = settle(model, max(1, capacity(recipe, breakdown)), recipe.replicas, workload, slo, objective)
-    return estimate(spec, gpu, recipe, workload, slo, calibration, breakdown, model, load)
+    return estimate(spec, recipe, workload, slo, calibration, breakdown, model, load)
 
 
 def _load_for_rate(model: Model, slots: int, rate_requests_s: float) -> tuple[Load, str | None]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
+
 from aim_engine.errors import AimError
 from aim_engine.perf import memory, predict
 from aim_engine.perf.calibration import Calibration, pick
 from aim_engine.perf.estimate import MemoryBreakdown, Range
+from aim_engine.perf.roofline import Model
+from aim_engine.planner import observed
 from aim_engine.planner.table import Case, Unreadable
 from aim_engine.units import GIB
 from aim_engine.workload import Slo
@@ -49,7 +53,17 @@ def _memory(breakdown: MemoryBreakdown) -> Answer:
 def _speed(case: Case, breakdown: MemoryBreakdown, calibrations: tuple[Calibration, ...]) -> Answer:
     workload = case.workload
     calibration = pick(calibrations, case.gpu)
-    got = predict.at_load(case.spec, case.gpu, case.recipe, workload, Slo(), "throughput", calibration, breakdown)
+    model = observed.model(case, calibration)
+    if case.kind == "llama_bench_prefill":
+        return _prefill_alone(case, model, calibration)
+    if breakdown.max_sequences < 1 and case.kind.startswith("llama_bench"):
+        breakdown = msgspec.structs.replace(breakdown, max_sequences=1)
+    slots = max(1, predict.capacity(case.recipe, breakdown))
+    load, _ = predict.settle(model, slots, case.recipe.replicas, workload, Slo(), "throughput")
+    if case.kind in observed.STATIC or case.kind == "llama_bench_decode":
+        offered = 1.0 if case.kind == "llama_bench_decode" else load.requests + load.waiting
+        load = predict.Load(model, min(offered, float(slots)), offered, together=True)
+    got = predict.estimate(case.spec, case.recipe, workload, Slo(), calibration, breakdown, model, load)
     total = 1 + workload.input_tokens / workload.output_tokens
     found: Answer = {"basis": got.tpot_ms.basis, "source": got.tpot_ms.source}
     for name, figure, scale in (
@@ -59,7 +73,16 @@ def _speed(case: Case, breakdown: MemoryBreakdown, calibrations: tuple[Calibrati
         *((f"{kind}_ms_{mean}", figure, 1.0) for kind, figure in _times(got) for mean in MEANS),
     ):
         found |= _ranged(name, figure, scale)
+    found |= _ranged("ttft_ms_median", got.ttft_ms, load.ttft_median_s / load.ttft_s)
     return found
+
+
+def _prefill_alone(case: Case, model: Model, calibration: Calibration) -> Answer:
+    """What a benchmark of prompt processing prints: prompt tokens of one request over the time they take."""
+    rate = case.workload.input_tokens / model.prompt_s()
+    band = calibration.band(model.situation, "throughput")
+    figure = Range(value=rate, low=rate * band.low, high=rate * band.high, basis="modelled", source=calibration.name)
+    return {"basis": figure.basis, "source": figure.source, **_ranged("total_tok_s", figure, 1.0)}
 
 
 def _times(got: Any) -> tuple[tuple[str, Range], ...]:

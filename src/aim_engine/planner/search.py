@@ -195,9 +195,7 @@ def _family(
                     if problem is not None:
                         reasons.append(Rejection(recipe=recipe.key, reason=problem))
                         continue
-                    estimate = predict.estimate(
-                        spec, gpu, recipe, workload, inputs.slo, calibration, breakdown, model, load
-                    )
+                    estimate = predict.estimate(spec, recipe, workload, inputs.slo, calibration, breakdown, model, load)
                     found.append(Candidate(recipe=recipe, estimate=estimate, running=running(recipe, inputs, estimate)))
     return found, reasons, looked_at
 

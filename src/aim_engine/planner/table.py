@@ -1,7 +1,7 @@
 """Rows of a measurement table, read as what they measured: a model, a card, a recipe and a load.
 
 The columns are those of public collections of serving results: model, gpu, gpu_count, tp, pp, dp, ep, dp_attention, engine,
-engine_version, precision, kv_dtype, input_len, output_len, concurrency_or_batch, request_rate, metric_kind, gpu_memory_utilization,
+engine_version, precision, kv_dtype, input_len, output_len, concurrency_or_batch (or concurrency), request_rate, metric_kind, gpu_memory_utilization,
 max_num_seqs, max_model_len; others are carried along. Cells may be empty and columns absent. A row that cannot be read says why, and
 the others go on.
 """
@@ -20,13 +20,20 @@ from aim_engine.errors import AimError, Corrupt, InvalidInput
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.naming import Library
 from aim_engine.model.spec import ModelSpec
+from aim_engine.perf import memory
 from aim_engine.planner.search import own_precision
 from aim_engine.recipe.recipe import Parallelism, Recipe, Resources
 from aim_engine.workload import Workload
 
 Row = Mapping[str, str]
 CALIBRATED_KINDS = ("serving", "offline_throughput", "latency", "llama_bench_prefill", "llama_bench_decode")
+_DECODING = re.compile(r"decode tp(\d+) ep(\d+) x\d+ \((\d+) GPUs\)")
+"""The half of a disaggregated deployment that decodes, as notes of collections state it."""
+_DEPTH = re.compile(r"\bdepth (\d+)")
+"""Tokens already in the cache when llama-bench starts to time."""
 _NEEDED = ("model", "gpu")
+_FULL = 0.9
+"""Share of a device that weights may take where a row does not say how they are split; beyond it they are split over all devices."""
 _KV_DTYPES = {"fp8": "fp8", "fp8_e4m3": "fp8", "q8_0": "int8", "int8": "int8"}
 
 
@@ -37,6 +44,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     spec: ModelSpec
     known_as: str
     """How its model was recognised."""
+    checkpoint: str
+    """The model as the table names it."""
     gpu: Gpu
     gpu_count: int
     recipe: Recipe
@@ -112,7 +121,7 @@ class Reader:
         if named is None:
             raise InvalidInput(f"the model '{row['model']}' is not known here", hint="add its config with --models")
         spec = named.spec
-        parallelism, replicas = _parallelism(row, spec)
+        parallelism, replicas = _parallelism(row, spec, gpu)
         stated_seqs = _whole(row, "max_num_seqs")
         seqs, budget, utilisation = self._defaults(gpu)
         stated_budget = _whole(row, "max_num_batched_tokens")
@@ -139,6 +148,7 @@ class Reader:
             row_id=row_id,
             spec=spec,
             known_as=named.how,
+            checkpoint=row["model"],
             gpu=gpu,
             gpu_count=recipe.gpu_count,
             recipe=recipe,
@@ -171,20 +181,28 @@ def _card_name(cell: str) -> str:
     return re.sub(r"^\s*\d+\s*[x*]\s*", "", cell).strip()
 
 
-def _parallelism(row: Row, spec: ModelSpec) -> tuple[Parallelism, int]:
+def _parallelism(row: Row, spec: ModelSpec, gpu: Gpu) -> tuple[Parallelism, int]:
     """How one replica is spread, and how many replicas the row's devices hold.
 
     Attention data-parallel over a tensor-parallel group (dp_attention) is dp ranks here, with the experts over all of them.
     """
+    decoding = _DECODING.search(row.get("notes", "")) if row.get("disagg", "") == "1" else None
     count = _whole(row, "gpu_count")
     tp, pp, dp = (_whole(row, name) or 1 for name in ("tp", "pp", "dp"))
-    ep = (_whole(row, "ep") or 1) > 1 and spec.is_moe
+    wide = _whole(row, "ep") or 1
+    if decoding is not None:
+        tp, wide, count = int(decoding[1]), int(decoding[2]), int(decoding[3])
+    elif row.get("disagg", "") == "1" and count and tp * pp * dp < count:
+        count = max(tp * pp * dp, count // 2)
+    ep = wide > 1 and spec.is_moe
     if row.get("dp_attention", "") == "1" and spec.is_moe:
-        dp, tp, ep = max(dp, tp), 1, True
+        dp, tp, ep = max(dp, tp, wide), 1, True
     elif dp > 1 and count is not None and tp * pp * dp > count:
         dp = max(1, count // (tp * pp))
-    if not _whole(row, "tp") and count and not row.get("dp") and row.get("metric_kind", "") != "serving":
-        tp = 1
+    elif tp == 1 and decoding is not None and wide > 1:
+        dp = wide
+    if not _whole(row, "tp") and count and dp == 1 and memory.checkpoint_bytes(spec) > _FULL * gpu.memory_bytes:
+        tp = count
     if dp > 1 and not (spec.is_moe or spec.is_mla):
         dp = 1
     parallelism = Parallelism(tp=tp, pp=pp, dp=dp, ep=ep)
@@ -200,7 +218,18 @@ def _workload(row: Row) -> tuple[Workload, int | None]:
     for nominal, average, default in (("input_len", "avg_in_tok", 1024.0), ("output_len", "avg_out_tok", 512.0)):
         exact, stated = _number(row, average), _number(row, nominal)
         lengths.append(max(1, round(exact or (stated * mean if stated else default if stated is None else 1))))
-    concurrency, rate = _number(row, "concurrency_or_batch"), _number(row, "request_rate")
+    depth = _DEPTH.search(row.get("notes", "")) if row.get("metric_kind", "").startswith("llama_bench") else None
+    cached = int(depth[1]) if depth is not None else 0
+    hit = 0.0
+    if row.get("metric_kind", "") == "llama_bench_prefill":
+        hit = cached / (cached + lengths[0])
+        lengths[0] += cached
+    elif cached:
+        lengths[0] = cached
+    concurrency, rate = (
+        (_number(row, "concurrency_or_batch") or _number(row, "concurrency")),
+        _number(row, "request_rate"),
+    )
     offered = rate if rate is not None and 0 < rate < 1e6 else None
     running = max(1, round(concurrency)) if concurrency else None
     workload = Workload(
@@ -208,6 +237,7 @@ def _workload(row: Row) -> tuple[Workload, int | None]:
         output_tokens=lengths[1],
         concurrency=running,
         rate_requests_s=offered if running is None else None,
+        prefix_hit_fraction=hit,
     )
     return workload, running
 

@@ -1,0 +1,144 @@
+"""What a prediction is about besides shapes and loads: engine, release, format, card, model family. Each may have an effect of its own.
+
+An effect multiplies a time; it was estimated from measurements that share the key, pulled towards none the fewer they are. A
+situation without measurements has no effects, and the physical model speaks alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from aim_engine.hardware.gpu import Gpu
+from aim_engine.model.spec import ModelSpec
+from aim_engine.recipe.recipe import Recipe
+from aim_engine.workload import Workload
+
+MIDDLE_LOG2 = 4.5
+"""Slopes over the load turn around 2^4.5 = 23 requests, the middle of what is measured."""
+MOST_LOG2 = 12.0
+SHAPES = ("level", "load", "lengths", "bend", "twist")
+"""How an effect varies: not at all, with the log of the load, with prompt to answer length, with the load squared, with load x lengths."""
+_RELEASE = re.compile(r"(?:vllm|sglang|atom)[-_ a-z:]{0,12}?v?(\d+\.\d+)", re.IGNORECASE)
+
+
+class Situation(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the effects of a prediction are looked up by."""
+
+    engine: str
+    release: str
+    family: str
+    """Models of the same shapes: DeepSeek-V3, R1 and V3.1 are one."""
+    checkpoint: str
+    form: str
+    """Weight format, coarse."""
+    arch: str
+    gpu: str
+    split: str
+    """Parallelism of one replica."""
+    drafts: int = 0
+    separate_prefill: bool = False
+    kind: str = "serving"
+    lengths: float = 0.0
+    """log2(prompt / answer tokens) / 3."""
+
+    def effects(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Keys from the general to the particular, and the shapes each has."""
+        level, sloped = SHAPES[:1], SHAPES[:3]
+        for part in self.engine_parts():
+            yield part, level
+            yield f"{part}|{self.form}", level
+        yield f"arch={self.arch}", level
+        yield f"form={self.form}", level
+        yield f"engine={self.engine}|release={self.release}", level
+        if self.drafts:
+            yield "drafts", level
+            yield f"drafts={self.drafts}", level
+            yield f"drafts={self.drafts}|engine={self.engine}", level
+        if self.separate_prefill:
+            yield "separate prefill", level
+        if self.kind != "serving":
+            yield f"kind={self.kind}", level
+            yield f"kind={self.kind}|engine={self.engine}", sloped
+        yield f"family={self.family}", sloped
+        yield f"family={self.family}|engine={self.engine}", sloped
+        yield f"family={self.family}|split={self.split}", sloped
+        yield f"family={self.family}|checkpoint={self.checkpoint}", sloped
+        yield self.configuration, SHAPES
+
+    @property
+    def configuration(self) -> str:
+        """The most particular key: everything but the load."""
+        drafts = f"|drafts={self.drafts}" if self.drafts else ""
+        own = f"|separate={self.separate_prefill:d}|kind={self.kind}"
+        return f"{self.checkpoint}|{self.engine}|{self.gpu}|{self.split}{drafts}{own}"
+
+    @property
+    def prefills_elsewhere(self) -> bool:
+        """No prompts are computed among the decode steps: other devices do it, or a benchmark of decoding alone."""
+        return self.separate_prefill or self.kind == "llama_bench_decode"
+
+    def engine_parts(self) -> tuple[str, ...]:
+        """An engine and what it is made of: a plugin shares the kernels of one and the scheduler of another."""
+        names = self.engine.replace("-", "+").split("+")
+        kernels = "atom" if "atom" in names else "stock"
+        scheduler = next((name for name in ("vllm", "sglang", "llama.cpp") if name in names), names[0])
+        return f"engine={self.engine}", f"kernels={kernels}", f"scheduler={scheduler}"
+
+    def at(self, shape: str, requests: float) -> float:
+        """The value an effect of this shape is multiplied with at a load of one replica."""
+        if shape == "level":
+            return 1.0
+        if shape == "lengths":
+            return self.lengths
+        load = min(MOST_LOG2, math.log2(max(1.0, requests))) - MIDDLE_LOG2
+        if shape == "load":
+            return load
+        return load * load / 4 - 1 if shape == "bend" else load * self.lengths / 2
+
+
+def of(
+    spec: ModelSpec,
+    gpu: Gpu,
+    recipe: Recipe,
+    workload: Workload,
+    *,
+    engine: str | None = None,
+    checkpoint: str | None = None,
+    drafts: int = 0,
+    separate_prefill: bool = False,
+    kind: str = "serving",
+) -> Situation:
+    """The situation of a recipe; `engine` and `checkpoint` where a table names them otherwise than the recipe does."""
+    name = engine or recipe.engine
+    found = _RELEASE.search(recipe.engine_version) or re.match(r"v?(\d+\.\d+)", recipe.engine_version)
+    return Situation(
+        engine=name,
+        release=found[1] if found else "",
+        family=family(spec),
+        checkpoint=(checkpoint or spec.model_id).split("/")[-1].lower(),
+        form=_form(recipe),
+        arch=gpu.arch,
+        gpu=gpu.name,
+        split=recipe.parallelism.describe(),
+        drafts=drafts,
+        separate_prefill=separate_prefill,
+        kind=kind,
+        lengths=max(-1.5, min(1.5, math.log2(workload.input_tokens / workload.output_tokens) / 3)),
+    )
+
+
+def family(spec: ModelSpec) -> str:
+    """Layers, width and experts: what models of one family share and others do not."""
+    experts = (
+        f"-{spec.moe.experts}x{spec.moe.intermediate_size}" if spec.moe is not None else f"-{spec.intermediate_size}"
+    )
+    return f"{spec.layers}x{spec.hidden_size}{experts}"
+
+
+def _form(recipe: Recipe) -> str:
+    groups = {"bf16": "16bit", "fp16": "16bit", "fp32": "32bit", "mxfp4": "fp4", "nvfp4": "fp4", "mxfp8": "fp8"}
+    return groups.get(recipe.precision, recipe.precision)

@@ -1,0 +1,67 @@
+"""What a step has to do, counted."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import specs
+from aim_engine.perf import calibration
+from aim_engine.perf.features import INDEX, NAMES, Features, tokens_per_step
+from aim_engine.perf.roofline import combined
+from aim_engine.recipe.recipe import Parallelism
+from aim_engine.workload import Workload
+
+
+def features(**changes: object) -> Features:
+    spec = specs.mixture()
+    split = changes.pop("parallelism", Parallelism(tp=2))
+    assert isinstance(split, Parallelism)
+    return Features(spec, specs.card(), specs.recipe(spec, parallelism=split), Workload(), **changes)  # type: ignore[arg-type]
+
+
+def test_every_feature_has_a_coefficient_in_the_shipped_fit() -> None:
+    for entry in calibration.load():
+        if "cpu" not in entry.archs:
+            assert set(entry.step.coefficients) == set(NAMES)
+            assert all(value > 0 for value in entry.step.coefficients.values())
+
+
+def test_few_rows_touch_few_experts_and_many_touch_all() -> None:
+    at = features()
+    shares = [at.step(requests)[INDEX["expert_weights"]] / at.experts_s for requests in (1, 8, 64, 4096)]
+    assert shares[0] == pytest.approx(at.active_experts / at.experts)
+    assert all(few < many for few, many in itertools.pairwise(shares))
+    assert shares[-1] == pytest.approx(1.0)
+
+
+def test_prefill_elsewhere_leaves_no_prompt_in_the_steps() -> None:
+    mixed, apart = features().step(64), features(separate_prefill=True).step(64)
+    prompt = [INDEX[name] for name, (shifted, _) in NAMES.items() if shifted == "prefill"]
+    assert all(apart[number] == 0 for number in prompt)
+    assert all(mixed[number] > 0 for number in prompt)
+
+
+def test_drafts_multiply_rows_but_not_weights() -> None:
+    plain, drafting = features().step(16), features(drafts=3).step(16)
+    assert drafting[INDEX["attention_weights"]] == plain[INDEX["attention_weights"]]
+    assert drafting[INDEX["attention_flop"]] == pytest.approx(4 * plain[INDEX["attention_flop"]])
+    assert 1 < tokens_per_step(1) < tokens_per_step(3) < 4
+
+
+def test_experts_over_data_parallel_ranks_exchange_rows() -> None:
+    wide = features(parallelism=Parallelism(dp=4, ep=True)).step(64)
+    sliced = features(parallelism=Parallelism(tp=4)).step(64)
+    assert wide[INDEX["expert_exchange_bytes"]] > 0 == sliced[INDEX["expert_exchange_bytes"]]
+    assert sliced[INDEX["allreduce_bytes"]] > 0 == wide[INDEX["allreduce_bytes"]]
+
+
+@given(times=st.lists(st.floats(0, 10), min_size=len(NAMES), max_size=len(NAMES)))
+@settings(deadline=None, max_examples=50)
+def test_reading_and_computing_together_take_between_the_longer_and_both(times: list[float]) -> None:
+    together = sum(combined(list(times)))
+    assert max(times, default=0) <= together * (1 + 1e-9)
+    assert together <= sum(times) * (1 + 1e-9)
