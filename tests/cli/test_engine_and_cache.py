@@ -16,7 +16,10 @@ Output = pytest.CaptureFixture[str]
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIM_ENGINE_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("AIM_ENGINE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("AIM_ENGINE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
 
 def test_engines_that_can_be_installed_are_listed(capsys: Output) -> None:

@@ -1,39 +1,32 @@
-"""Checkpoints from the Hugging Face hub, in the cache layout that every other tool on the machine shares.
+"""The Hugging Face hub and its mirrors: which files a revision has, with sizes and checksums, and which of them an engine loads.
 
-The layout's own rules say what is there (refs name a commit, snapshots link to blobs); no index of ours stands beside it
-that could disagree. Only what an engine loads is fetched: configuration, tokenizer and one set of weights.
+Only what an engine loads is asked for: configuration, tokenizer and one set of weights.
+Source: huggingface_hub hf_api.py model_info, file_download.py, utils/_http.py hf_raise_for_status.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
-import glob
 import json
 import os
-import shutil
-import threading
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
-from aim_engine.errors import AimError, InvalidInput, Unreachable
-from aim_engine.units import format_bytes
+from aim_engine.cache import names
+from aim_engine.cache.faults import AccessRefused, Gated, NoSuchFile, NoSuchModel, NoSuchRevision, Unavailable
+from aim_engine.cache.transport import Client
+from aim_engine.errors import AimError, Unreachable
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-Progress = Callable[[str], None]
+ENDPOINT = "https://huggingface.co"
 SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.vocab", "tokenizer*", "LICENSE*")
 """Configuration, tokenizer and templates."""
 _OTHER_FORMATS = ("original/*", "metal/*", "onnx/*", "openvino/*", "gguf/*", "coreml/*", "flax_*", "tf_*", "rust_*")
 """Folders and files with the same weights in formats that the engines do not load."""
-_RESERVE_BYTES = 1 << 30
-_PROGRESS_S = 5.0
-_TIMEOUT_S = 15.0
 
 
 class File(msgspec.Struct, frozen=True):
@@ -41,35 +34,66 @@ class File(msgspec.Struct, frozen=True):
 
     path: str
     size_bytes: int | None
+    sha256: str | None = None
+    """Of files that the hub keeps outside git."""
+    git_oid: str | None = None
+    """Git's SHA-1 of the others."""
+
+
+class Listing(msgspec.Struct, frozen=True, kw_only=True):
+    """A repository at a commit."""
+
+    model_id: str
+    commit: str
+    files: tuple[File, ...]
+    licence: str = ""
+    source: str = ""
+    """Address of the repository."""
 
 
 def default_cache_dir() -> Path:
-    """The hub cache that HF_HUB_CACHE, HF_HOME and the defaults of huggingface_hub name."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
+    """The hub's own cache, as HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME name it. Source: huggingface_hub constants.py."""
+    return Path(os.environ.get("HF_HUB_CACHE") or home() / "hub").expanduser()
 
 
-def repository_folder(model_id: str, cache_dir: Path) -> Path:
-    """Where the cache keeps a model. Raises: InvalidInput when it is no model id."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+def home() -> Path:
+    """The hub client's folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return Path(os.environ.get("HF_HOME") or base / "huggingface").expanduser()
 
+
+def token() -> str | None:
+    """The user's hub token: HF_TOKEN, else the file that `hf auth login` wrote. Source: huggingface_hub utils/_auth.py."""
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        found = os.environ.get(variable, "").strip()
+        if found:
+            return found
     try:
-        validate_repo_id(model_id)
-    except HFValidationError as err:
-        raise InvalidInput(
-            f"'{model_id}' is not a model id", why=str(err), hint="for example Qwen/Qwen3-32B, or the path of a folder"
-        ) from err
-    return cache_dir / ("models--" + model_id.replace("/", "--"))
+        return Path(os.environ.get("HF_TOKEN_PATH") or home() / "token").expanduser().read_text().strip() or None
+    except OSError:
+        return None
+
+
+def is_offline() -> bool:
+    """Did the user forbid the hub client to use the network? Source: huggingface_hub constants.py HF_HUB_OFFLINE."""
+    return any(
+        os.environ.get(variable, "").upper() in ("1", "TRUE", "YES", "ON")
+        for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def endpoints(endpoint: str | None = None) -> tuple[str, ...]:
+    """Where to ask, in this order: HF_ENDPOINT or the hub, each of several separated by commas."""
+    named = endpoint or os.environ.get("HF_ENDPOINT") or ENDPOINT
+    return tuple(each.strip().rstrip("/") for each in named.split(",") if each.strip())
 
 
 def cached(model_id: str, cache_dir: Path, revision: str = "main") -> Path | None:
-    """The snapshot of a model with everything an engine loads; None when it, or a part of it, is not there."""
-    folder = repository_folder(model_id, cache_dir)
+    """The snapshot of a model in a hub cache with everything an engine loads; None when it, or a part of it, is not there."""
+    folder = cache_dir / names.folder(model_id)
     commit = revision
     with contextlib.suppress(OSError):  # without a ref the revision is a commit, or not cached
-        commit = (folder / "refs" / revision).read_text().strip()
+        commit = (folder / "refs" / names.require_revision(revision)).read_text().strip()
     snapshot = folder / "snapshots" / commit
     return snapshot if is_complete(snapshot) else None
 
@@ -110,183 +134,100 @@ def choose_files(files: Iterable[File]) -> tuple[File, ...]:
     return tuple(sorted((file for file in (*side, *weights) if file.path != unused_index), key=lambda file: file.path))
 
 
-def download(
-    model_id: str,
-    cache_dir: Path,
-    *,
-    revision: str = "main",
-    force: bool = False,
-    endpoint: str | None = None,
-    progress: Progress,
-) -> Path:
-    """Fetch a model into the cache and return its snapshot. Whole files that are already there are not fetched again.
+def is_weight(path: str) -> bool:
+    """Does this file hold weights?"""
+    return path.endswith((".safetensors", ".bin"))
 
-    Raises: InvalidInput (no such model or revision, gated), Unreachable (network, hub, disk).
+
+def describe(client: Client, endpoint: str, model_id: str, revision: str) -> Listing:
+    """The files of a model at a revision, in one request.
+
+    Raises: NoSuchModel, NoSuchRevision, Gated, AccessRefused, RateLimited, Unavailable, Unsafe.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-
-    folder = repository_folder(model_id, cache_dir)
-    with _typed(model_id, revision):
-        info = HfApi(endpoint=endpoint).model_info(model_id, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
-    files = choose_files(File(each.rfilename, each.size) for each in info.siblings or ())
-    if not any(file.path.endswith((".safetensors", ".bin")) for file in files):
-        raise InvalidInput(
-            f"{model_id} has no weights that an engine loads",
-            why="its repository holds neither safetensors nor PyTorch files",
-            hint="look for the original of this conversion on the hub",
-        )
-    snapshot = folder / "snapshots" / str(info.sha)
-    missing = [file for file in files if force or not (snapshot / file.path).is_file()]
-    missing_bytes = sum(file.size_bytes or 0 for file in missing)
-    _require_space(model_id, cache_dir, missing_bytes)
-    if missing:
-        progress(f"fetching {model_id}: {len(missing)} files, {format_bytes(missing_bytes)}")
-    disable_progress_bars()
-    with _typed(model_id, revision), _watched(folder / "blobs", missing_bytes, progress):
-        path = snapshot_download(
-            model_id,
-            revision=revision,
-            cache_dir=cache_dir,
-            endpoint=endpoint,
-            force_download=force,
-            allow_patterns=[glob.escape(file.path) for file in files],
-        )
-    wrong = [file.path for file in files if _size(Path(path) / file.path) not in (file.size_bytes, None)]
-    if wrong:
-        raise Unreachable(
-            f"{model_id} arrived damaged",
-            why=f"{wrong[0]} has another size than the hub says",
-            hint=f"aim-engine cache pull --force {model_id}",
-        )
-    return Path(path)
-
-
-def _size(path: Path) -> int | None:
+    names.require_model_id(model_id)
+    names.require_revision(revision)
+    url = f"{endpoint}/api/models/{model_id}/revision/{quote(revision, safe='')}?blobs=true"
+    status, headers, body = client.document(url)
+    if status != 200:
+        raise refusal(status, headers, model_id, revision)
     try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+        document = json.loads(body)
+        commit = str(document["sha"])
+        if not names.COMMIT.fullmatch(commit):
+            raise ValueError(f"'{commit[:80]}' is not a commit")
+        siblings = document.get("siblings") or []
+        if len(siblings) > names.MAX_FILES:
+            raise ValueError(f"it lists {len(siblings):,} files")
+        files = tuple(_file(each) for each in siblings)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        raise Unavailable(
+            f"{endpoint} does not answer as a hub",
+            why=f"{type(err).__name__}: {err}",
+            hint="check HF_ENDPOINT and proxy",
+        ) from err
+    return Listing(
+        model_id=model_id, commit=commit, files=files, licence=_licence(document), source=f"{endpoint}/{model_id}"
+    )
 
 
-def _require_space(model_id: str, cache_dir: Path, needed_bytes: int) -> None:
-    folder = cache_dir
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed_bytes and free < needed_bytes + _RESERVE_BYTES:
-        raise Unreachable(
-            f"not enough disk space for {model_id}",
-            why=f"{format_bytes(needed_bytes)} are to be fetched, {cache_dir} has {format_bytes(free)} free",
-            hint="aim-engine cache ls shows what could go; HF_HOME names another place",
-        )
+def address(endpoint: str, model_id: str, commit: str, path: str) -> str:
+    """Where a file of a commit is."""
+    return f"{endpoint}/{model_id}/resolve/{commit}/{quote(path)}"
 
 
-@contextmanager
-def _watched(blobs: Path, total_bytes: int, progress: Progress) -> Iterator[None]:
-    """Tell every few seconds how much has arrived."""
-    done = threading.Event()
-    before = _folder_bytes(blobs)
-
-    def watch() -> None:
-        while not done.wait(_PROGRESS_S):
-            here = _folder_bytes(blobs) - before
-            if here > 0 and total_bytes:
-                progress(
-                    f"{format_bytes(here)} of {format_bytes(total_bytes)} ({min(99, 100 * here // total_bytes)} %)"
-                )
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _folder_bytes(folder: Path) -> int:
-    try:
-        return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
-    except OSError:
-        return 0
-
-
-@contextmanager
-def _typed(model_id: str, revision: str) -> Iterator[None]:
-    """The hub client's errors as ours: what, why, and what to do."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError as err:
-        raise InvalidInput(
+def refusal(status: int, headers: Mapping[str, str], model_id: str, revision: str, path: str | None = None) -> AimError:
+    """The typed error for a hub's refusal. Proxies and mirrors send no X-Error-Code; then the status decides."""
+    code = headers.get("x-error-code", "")
+    if code == "GatedRepo":
+        return Gated(
             f"{model_id} is gated",
             why="its owner grants access per account",
-            hint=f"accept its licence at https://huggingface.co/{model_id}, then set HF_TOKEN or run `hf auth login`",
-        ) from err
-    except errors.RevisionNotFoundError as err:
-        raise InvalidInput(
-            f"{model_id} has no revision '{revision}'", hint="leave --revision out for the newest"
-        ) from err
-    except errors.RepositoryNotFoundError as err:
-        raise InvalidInput(
+            hint=f"accept its licence at {ENDPOINT}/{model_id}, then set HF_TOKEN or run `hf auth login`",
+        )
+    if code == "RevisionNotFound":
+        return NoSuchRevision(f"{model_id} has no revision '{revision}'", hint="leave --revision out for the newest")
+    if path is not None and (code == "EntryNotFound" or (status == 404 and not code)):
+        return NoSuchFile(
+            f"{model_id} at {revision[:12]} has no file {path}", hint="the listing and the files disagree"
+        )
+    if code == "RepoNotFound" or status == 404 or (status == 401 and token() is None):
+        return NoSuchModel(
             f"the hub knows no model {model_id}",
             why="it does not exist, or it is private and the token does not reach it",
             hint="check the name on the hub, and HF_TOKEN or `hf auth whoami`",
-        ) from err
-    except errors.OfflineModeIsEnabled as err:
-        raise Unreachable(
-            f"{model_id} is not cached", why="HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE"
-        ) from err
-    except errors.HfHubHTTPError as err:
-        status = getattr(getattr(err, "response", None), "status_code", None)
-        raise _http(model_id, status, str(err)) from err
-    except errors.LocalEntryNotFoundError as err:
-        raise _offline(model_id, err.__cause__ or err) from err
-    except AimError:
-        raise
-    except OSError as err:
-        raise _operating_system(model_id, err) from err
-    except Exception as err:
-        if type(err).__module__.partition(".")[0] in ("httpx", "httpcore", "requests", "urllib3", "httpx2"):
-            raise _offline(model_id, err) from err
-        raise
-
-
-def _http(model_id: str, status: int | None, text: str) -> AimError:
-    if status == 429:
-        return Unreachable(
-            f"the hub refuses more requests for {model_id}",
-            why="rate limit (429)",
-            hint="wait a minute; a token (HF_TOKEN) raises the limit",
         )
     if status in (401, 403):
-        return InvalidInput(
+        return AccessRefused(
             f"the hub refuses access to {model_id} ({status})", hint="check HF_TOKEN or `hf auth whoami`"
         )
-    return Unreachable(
-        f"the hub answered {status or 'with an error'} for {model_id}",
-        why=text.splitlines()[0][:200],
+    return Unavailable(
+        f"the hub answered {status} for {model_id}",
+        why=headers.get("x-error-message", "")[:200] or None,
         hint="try again later",
     )
 
 
-def _offline(model_id: str, err: BaseException) -> Unreachable:
-    return Unreachable(
-        f"the hub cannot be reached to fetch {model_id}",
-        why=str(err).splitlines()[0][:200] if str(err) else type(err).__name__,
-        hint="check network and proxy, set HF_ENDPOINT to a mirror, or give the path of a folder that holds the model",
+def offline_error(model_id: str) -> Unreachable:
+    """Nobody may be asked for this model."""
+    return Unreachable(f"{model_id} is not cached", why="HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE")
+
+
+def _file(sibling: Any) -> File:
+    lfs = sibling.get("lfs") or {}
+    size = lfs.get("size", sibling.get("size"))
+    if size is not None and (not isinstance(size, int) or size < 0):
+        raise ValueError(f"{size!r} is not a size")
+    digest = lfs.get("sha256") or lfs.get("oid")
+    return File(
+        path=str(sibling["rfilename"]),
+        size_bytes=size,
+        sha256=names.require_sha256(str(digest)) if digest else None,
+        git_oid=None if digest or not sibling.get("blobId") else str(sibling["blobId"]),
     )
 
 
-def _operating_system(model_id: str, err: OSError) -> AimError:
-    import errno
-
-    if err.errno == errno.ENOSPC:
-        return Unreachable(
-            f"the disk became full while {model_id} was fetched", why=str(err), hint="aim-engine cache ls"
-        )
-    if err.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return Unreachable("the model cache cannot be written", why=str(err), hint="HF_HOME names another place")
-    return _offline(model_id, err)
+def _licence(document: Any) -> str:
+    found = (document.get("cardData") or {}).get("license")
+    if not found:
+        found = next((tag[8:] for tag in document.get("tags") or () if str(tag).startswith("license:")), "")
+    return str(found)[:100]

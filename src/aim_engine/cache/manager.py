@@ -1,26 +1,28 @@
-"""The model cache: fetch, find, count and clean up, over the hub cache that other tools share.
+"""The model cache: fetch, find, count and clean up, over one store that proves what it holds.
 
-There is no index file: the folders say what is there. Two processes may use the cache at once, as the hub client allows.
+Names become folders through the store's views; nothing is fetched that the store, or the hub cache of other tools, has already.
+Any number of processes and nodes may use a cache at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 import msgspec
 
-from aim_engine.cache import hub, mirror
+from aim_engine.cache import acquire, adopt, hub, mirror, names, space, views
+from aim_engine.cache.fetch import Progress as Transfer
+from aim_engine.cache.index import Index, Known
+from aim_engine.cache.layout import Store
+from aim_engine.cache.manifest import Revision
+from aim_engine.cache.transport import Client, Patience
 from aim_engine.errors import InvalidInput, Unreachable
 from aim_engine.settings import Settings
 from aim_engine.units import GIB
-
-if TYPE_CHECKING:
-    from huggingface_hub import CachedRepoInfo, HFCacheInfo
 
 Progress = Callable[[str], None]
 _DAY_S = 86_400.0
@@ -39,12 +41,12 @@ class CachedModel(msgspec.Struct, frozen=True, kw_only=True):
 
     model_id: str
     path: str
-    """Its newest complete snapshot, else its folder."""
+    """Its newest complete revision."""
     size_bytes: int
     revisions: int
     complete: bool
     last_used: float
-    """Latest access or change of any of its files, seconds since 1970."""
+    """Latest use, seconds since 1970."""
     origin: str
     """hub, or the package it was converted from."""
 
@@ -62,86 +64,217 @@ def _silent(line: str) -> None:
 
 
 class ModelCacheManager:
-    """Manages the models in one cache folder, by default the hub's own."""
+    """Manages the models in one cache folder, by default the one that the settings name."""
 
     def __init__(
-        self, cache_dir: str | Path | None = None, *, endpoint: str | None = None, progress: Progress = _silent
+        self,
+        cache_dir: str | Path | None = None,
+        *,
+        endpoint: str | None = None,
+        progress: Progress = _silent,
+        transfer: Callable[[Transfer], None] = lambda _: None,
+        hub_cache: str | Path | None = None,
+        index_dir: str | Path | None = None,
+        patience: Patience | None = None,
     ) -> None:
-        """`cache_dir` has the hub's layout. `endpoint` is a mirror of the hub; None means HF_ENDPOINT, else the hub."""
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else hub.default_cache_dir()
-        self._endpoint = endpoint or os.environ.get("HF_ENDPOINT")
-        self._progress = progress
+        """`cache_dir` is the store, made when something is fetched.
 
-    def download_model(self, model_id: str, force: bool = False, revision: str = "main") -> Path:
-        """Fetch a model unless it is there, and return its folder. `force` fetches every file again.
-
-        Raises: InvalidInput (unknown, gated), Unreachable (network, disk).
+        `endpoint` is the hub or mirrors of it, separated by commas; None means HF_ENDPOINT, else the hub. `hub_cache` is a
+        folder of the hub's client to take models over from, by default its usual one, and the cache folder itself, which held
+        that layout in earlier versions. `index_dir` is a folder on this node's own disk.
         """
-        present = None if force else self.get_model_path(model_id, revision)
-        if present is not None:
-            return present
-        return hub.download(
-            model_id, self.cache_dir, revision=revision, force=force, endpoint=self._endpoint, progress=self._progress
+        loaded = _settings()
+        self.cache_dir = Path(cache_dir if cache_dir is not None else loaded.cache_dir).expanduser().absolute()
+        self.store = Store(self.cache_dir)
+        self.index = Index(self.store, Path(index_dir or Path(loaded.state_dir) / "cache").expanduser())
+        outside = Path(hub_cache).expanduser() if hub_cache is not None else hub.default_cache_dir()
+        self._hub_caches = tuple(dict.fromkeys((self.cache_dir, outside.absolute())))
+        self._endpoints = hub.endpoints(endpoint)
+        self._progress = progress
+        self._transfer = transfer
+        self._patience = patience
+
+    def plan_download(
+        self, model_id: str, revision: str = "main", *, force: bool = False, approved: Collection[str] = ()
+    ) -> acquire.Plan:
+        """What `download_model` would fetch, exactly. Raises: InvalidInput, Unreachable."""
+        return acquire.plan(
+            self.store, self.index, self.client(), self._endpoints, model_id, revision, approved=approved, force=force
         )
+
+    def download_model(
+        self, model_id: str, force: bool = False, revision: str = "main", *, approved: Collection[str] = ()
+    ) -> Path:
+        """Have a model in the cache, proved, and return its folder. `force` fetches every file again.
+
+        `approved` are checksums of pickles that may be stored. Raises: InvalidInput (unknown, gated, unsafe), Unreachable
+        (network, disk), Corrupt.
+        """
+        names.require_model_id(model_id)
+        names.require_revision(revision)
+        if not force:
+            present = self._stored(model_id, revision)
+            if present is not None:
+                self.index.touch(present.model_id, present.commit)
+                self.index.count(hits=1)
+                return views.snapshot(self.store, present.model_id, present.commit)
+            adopted = self._adopt(model_id, revision, approved)
+            if adopted is not None:
+                return views.snapshot(self.store, adopted.model_id, adopted.commit)
+        if hub.is_offline():
+            raise hub.offline_error(model_id)
+        self.store.ensure()
+        client = self.client()
+        chosen = acquire.plan(
+            self.store, self.index, client, self._endpoints, model_id, revision, approved=approved, force=force
+        )
+        self._progress(chosen.describe())
+        if force:
+            for sha256 in {file.sha256 for file in chosen.files if file.sha256 is not None}:
+                if self.store.blob(sha256).exists():
+                    space.discard(self.store, self.index, sha256)
+        acquire.apply(chosen, self.store, self.index, client, tell=self._progress, progress=self._transfer)
+        return views.snapshot(self.store, model_id, chosen.commit)
 
     def is_cached(self, model_id: str, revision: str = "main") -> bool:
         """Is everything that an engine loads of this model there?"""
         return self.get_model_path(model_id, revision) is not None
 
     def get_model_path(self, model_id: str, revision: str = "main") -> Path | None:
-        """The folder of a cached model; None when it is not completely there."""
-        return hub.cached(model_id, self.cache_dir, revision)
+        """The folder of a cached model; None when it is not completely there.
+
+        Asks nobody. A model that only the hub cache holds is found there, unproved until it is downloaded or used.
+        """
+        names.require_model_id(model_id)
+        present = self._stored(model_id, revision)
+        if present is not None:
+            return views.snapshot(self.store, present.model_id, present.commit)
+        for place in self._hub_caches:
+            found = hub.cached(model_id, place, revision)
+            if found is not None:
+                return found
+        return None
 
     def models(self) -> tuple[CachedModel, ...]:
         """The cached models, by name. Raises: Unreachable when the cache cannot be read."""
-        return tuple(
-            CachedModel(
-                model_id=repo.repo_id,
-                path=str(self.get_model_path(repo.repo_id) or repo.repo_path),
-                size_bytes=repo.size_on_disk,
-                revisions=len(repo.revisions),
-                complete=self.is_cached(repo.repo_id),
-                last_used=max(repo.last_accessed or 0.0, repo.last_modified or 0.0),
-                origin="hub",
+        by_model: dict[str, list[Known]] = {}
+        for known in self._revisions():
+            by_model.setdefault(known.revision.model_id, []).append(known)
+        found = []
+        for model_id, revisions in sorted(by_model.items()):
+            newest = max(revisions, key=lambda known: (bool(known.refs), known.added_at))
+            unique = {file.sha256: file.size_bytes for known in revisions for file in known.revision.files}
+            found.append(
+                CachedModel(
+                    model_id=model_id,
+                    path=str(views.snapshot(self.store, model_id, newest.revision.commit)),
+                    size_bytes=sum(unique.values()),
+                    revisions=len(revisions),
+                    complete=self._is_right(newest.revision),
+                    last_used=max(known.last_use for known in revisions),
+                    origin="hub",
+                )
             )
-            for repo in _models(self._scan())
-        )
+        return tuple(found)
 
     def cleanup_old_models(self, max_age_days: float = 30, *, dry_run: bool = False) -> tuple[Removed, ...]:
-        """Remove models that nobody read or changed for `max_age_days`, and say which. Models in use stay.
-
-        A file system mounted with noatime does not record reads; there the age counts from the download.
-        """
+        """Remove models that nobody used for `max_age_days`, and say which. Models in use stay."""
         if max_age_days < 0:
             raise InvalidInput(f"an age of {max_age_days} days is not possible", hint="give 0 or more")
-        now_s = time.time()
+        if not self.store.exists:
+            return ()
+        now_s = self.store.now_s()
         old = []
-        for repo in _models(self._scan()):
-            idle_days = (now_s - max(repo.last_accessed or 0.0, repo.last_modified or 0.0)) / _DAY_S
-            if idle_days > max_age_days and not in_use(repo.repo_path):
-                old.append((repo, Removed(model_id=repo.repo_id, size_bytes=repo.size_on_disk, idle_days=idle_days)))
-        for repo, _ in old if not dry_run else ():
-            _remove(Path(repo.repo_path))
-        return tuple(removed for _, removed in old)
+        for model in self.models():
+            idle_days = (now_s - model.last_used) / _DAY_S
+            if idle_days > max_age_days and not in_use(views.hub_folder(self.store, model.model_id)):
+                old.append(Removed(model_id=model.model_id, size_bytes=model.size_bytes, idle_days=idle_days))
+        for removed in old if not dry_run else ():
+            self.remove_model(removed.model_id)
+        return tuple(old)
+
+    def remove_model(self, model_id: str) -> None:
+        """Take a model out of the cache; content that no other model has goes to the trash. Raises: Unreachable."""
+        self.index.refresh()
+        mine = self.index.revisions(model_id)
+        for known in mine:
+            views.remove(self.store, model_id, known.revision.commit)
+            self.index.withdraw(model_id, known.revision.commit)
+        for sha256 in {file.sha256 for known in mine for file in known.revision.files}:
+            if not self.index.users(sha256):
+                with contextlib.suppress(Unreachable):
+                    space.discard(self.store, self.index, sha256)
 
     def get_cache_stats(self) -> CacheStats:
         """How many models there are and what they take; `total_size_gb` counts in units of 1024^3 bytes."""
-        models = self.models()
-        return {
-            "total_models": len(models),
-            "total_size_gb": sum(model.size_bytes for model in models) / GIB,
-            "cache_dir": str(self.cache_dir),
-        }
+        models, total = 0, 0
+        if self.store.exists:
+            self.index.refresh()
+            models, _, _, total = self.index.totals()
+        return {"total_models": models, "total_size_gb": total / GIB, "cache_dir": str(self.cache_dir)}
 
-    def _scan(self) -> HFCacheInfo | None:
-        from huggingface_hub import CacheNotFound, scan_cache_dir
+    def client(self) -> Client:
+        """Connections with the user's token, for the first endpoint only."""
+        return Client(token=hub.token(), token_for=self._endpoints[0], patience=self._patience, tell=self._progress)
 
-        try:
-            return scan_cache_dir(self.cache_dir)
-        except CacheNotFound:
+    def _revisions(self) -> tuple[Known, ...]:
+        if not self.store.exists:
+            return ()
+        self.index.refresh()
+        return self.index.revisions()
+
+    def _stored(self, model_id: str, revision: str) -> Revision | None:
+        """A revision that is whole and looks as it did when it was proved; None otherwise. What does not, is set aside."""
+        if not self.store.exists:
             return None
-        except OSError as err:
-            raise Unreachable(f"the model cache {self.cache_dir} cannot be read", why=str(err)) from err
+        commit = views.ref(self.store, model_id, names.require_revision(revision))
+        if commit is None:
+            return None
+        self.index.refresh()
+        found = self.index.revision(model_id, commit)
+        if found is None or not self._is_right(found):
+            return None
+        place = views.snapshot(self.store, model_id, commit)
+        if not all((place / file.path).exists() for file in found.files):
+            try:
+                views.make(self.store, found)
+            except OSError:
+                return None
+        return found
+
+    def _is_right(self, revision: Revision) -> bool:
+        blobs = self.index.blobs(file.sha256 for file in revision.files)
+        right = True
+        for file in revision.files:
+            blob = blobs.get(file.sha256)
+            if blob is not None and (space.looks_right(self.store, blob) or self._is_still_right(file.sha256)):
+                continue
+            right = False
+            if blob is not None and self.store.blob(file.sha256).exists():
+                users = space.quarantine(self.store, self.index, file.sha256)
+                named = sorted({f"{model_id} {path}" for model_id, _, path in users})
+                self._progress(f"damaged content set aside: {', '.join(named)}")
+        return right
+
+    def _is_still_right(self, sha256: str) -> bool:
+        """Read content that looks different; a touched file is right again, a changed one is not."""
+        try:
+            if space.digest(self.store.blob(sha256)) != sha256:
+                return False
+            self.index.verified(sha256, self.store.now_s())
+        except OSError:
+            return False
+        return True
+
+    def _adopt(self, model_id: str, revision: str, approved: Collection[str]) -> Revision | None:
+        for place in self._hub_caches:
+            if hub.cached(model_id, place, revision) is not None:
+                adopted = adopt.snapshot(
+                    self.store, self.index, place, model_id, revision, approved=approved, tell=self._progress
+                )
+                if adopted is not None:
+                    return adopted
+        return None
 
 
 def fetch(
@@ -152,6 +285,8 @@ def fetch(
     python: Callable[[], Path] | None = None,
     revision: str = "main",
     force: bool = False,
+    approved: Collection[str] = (),
+    transfer: Callable[[Transfer], None] = lambda _: None,
 ) -> Path:
     """The folder of a model that an engine can load, fetched when it is not there.
 
@@ -166,11 +301,17 @@ def fetch(
                 f"the folder {here} is not a complete checkpoint", why="it lacks config.json or weight files"
             )
         return here.absolute()
-    manager = ModelCacheManager(progress=progress)
+    manager = ModelCacheManager(settings.cache_dir, progress=progress, transfer=transfer)
     overlay = Path(settings.catalog_dir).expanduser() if settings.catalog_dir else None
-    present = manager.get_model_path(model_id, revision) or mirror.converted(model_id, settings.data_dir)
-    if present is not None and not force:
-        return present
+    if not force:
+        if manager.is_cached(model_id, revision):
+            try:
+                return manager.download_model(model_id, revision=revision, approved=approved)
+            except Unreachable as err:  # what was there is damaged, and cannot be fetched again
+                progress(f"{model_id}: {err}")
+        present = mirror.converted(model_id, settings.data_dir)
+        if present is not None:
+            return present
     other = mirror.find(model_id, overlay)
     if settings.offline and other is None:
         raise Unreachable(
@@ -180,7 +321,7 @@ def fetch(
         )
     if not settings.offline:
         try:
-            return manager.download_model(model_id, force=force, revision=revision)
+            return manager.download_model(model_id, force=force, revision=revision, approved=approved)
         except Unreachable as err:
             if other is None:
                 raise
@@ -235,16 +376,7 @@ def in_use(folder: Path) -> bool:
     return False
 
 
-def _remove(folder: Path) -> None:
-    """Remove a model's folder: out of sight at once, then for good. By folder, since forks share commits."""
-    doomed = folder.with_name(f".removed-{os.getpid()}-{folder.name}")
-    try:
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
-    except OSError as err:
-        raise Unreachable(f"{folder} could not be removed", why=err.strerror, hint="check who owns it") from err
+def _settings() -> Settings:
+    from aim_engine import settings
 
-
-def _models(info: HFCacheInfo | None) -> list[CachedRepoInfo]:
-    repos = () if info is None else info.repos
-    return sorted((repo for repo in repos if repo.repo_type == "model"), key=lambda repo: repo.repo_id)
+    return settings.load()

@@ -3,40 +3,57 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from aim_engine import settings as all_settings
 from aim_engine.cache import manager as managers
 from aim_engine.cli import output
-from aim_engine.deploy import environment
 from aim_engine.settings import Settings
 from aim_engine.units import GIB, format_bytes
-from aim_engine.workflow import overlay_dir
+
+if TYPE_CHECKING:
+    from aim_engine.cache.fetch import Progress
+
+_EVERY_S = 5.0
+"""Between two lines of progress where there is no terminal."""
 
 
 @click.group(epilog="Example: aim-engine cache ls")
 def cache() -> None:
-    """List and fetch model weights."""
+    """Fetch, prove, keep and clear model weights."""
 
 
 @cache.command(epilog="Example: aim-engine cache pull HuggingFaceTB/SmolLM2-135M-Instruct")
 @click.argument("model")
 @click.option("--revision", default="main", show_default=True, help="Branch, tag or commit on the hub.")
 @click.option("--force", is_flag=True, help="Fetch every file again.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def pull(model: str, revision: str, force: bool, as_json: bool) -> None:
+@click.option("--allow-pickle", "approved", metavar="SHA256", multiple=True, help="Accept this pickle; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Show what would be fetched, and fetch nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document; progress as JSON lines on stderr.")
+def pull(model: str, revision: str, force: bool, approved: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Fetch MODEL, unless it is there, and print its folder."""
     settings = all_settings.load()
-    path = managers.fetch(
-        model,
-        settings,
-        output.note,
-        python=lambda: _converter(settings),
-        revision=revision,
-        force=force,
-    )
+    if dry_run:
+        _show_plan(_manager(settings).plan_download(model, revision, force=force, approved=approved), as_json=as_json)
+        return
+    with _progress(as_json=as_json) as (note, transfer):
+        path = managers.fetch(
+            model,
+            settings,
+            note,
+            python=lambda: _converter(settings),
+            revision=revision,
+            force=force,
+            approved=approved,
+            transfer=transfer,
+        )
     if as_json:
         output.data({"schema": "aim-engine/cached-model/v1", "model_id": model, "path": str(path)})
     else:
@@ -75,39 +92,135 @@ def ls(as_json: bool) -> None:
 @cache.command(epilog="Example: aim-engine cache stats --json")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def stats(as_json: bool) -> None:
-    """Count the models and what they take."""
+    """Count the models, what they take, and what the cache saved."""
     settings = all_settings.load()
-    models = _models(settings)
-    shared = managers.ModelCacheManager().get_cache_stats()
+    manager = _manager(settings)
+    shared = manager.get_cache_stats()
+    converted = managers.converted_models(settings.data_dir)
+    counted = manager.index.counters() if manager.store.exists else {}
+    total_bytes = shared["total_size_gb"] * GIB + sum(each.size_bytes for each in converted)
     document = {
         **shared,
-        "total_models": len(models),
-        "total_size_gb": sum(each.size_bytes for each in models) / GIB,
+        "total_models": shared["total_models"] + len(converted),
+        "total_size_gb": total_bytes / GIB,
         "converted_dir": str(Path(settings.data_dir).expanduser() / "models"),
+        "counters": counted,
     }
     if as_json:
         output.data({"schema": "aim-engine/cache-stats/v1", **document})
         return
-    output.table(
-        None,
-        ("models", "size", "hub cache", "converted models"),
-        [
-            (
-                str(len(models)),
-                format_bytes(sum(each.size_bytes for each in models)),
-                str(document["cache_dir"]),
-                str(document["converted_dir"]),
-            )
-        ],
-        right=("models", "size"),
-    )
+    lines = [
+        ("models", str(document["total_models"])),
+        ("size", format_bytes(total_bytes)),
+        ("cache", str(document["cache_dir"])),
+        ("converted models", str(document["converted_dir"])),
+        *((name.replace("_", " "), _amount(name, value)) for name, value in counted.items()),
+    ]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        output.text(f"{name:<{width}}  {value}")
+
+
+def _amount(name: str, value: float) -> str:
+    if name.endswith("_bytes"):
+        return format_bytes(value)
+    return f"{value:.1f} s" if name.endswith("_seconds") else f"{value:.0f}"
+
+
+def _manager(settings: Settings) -> managers.ModelCacheManager:
+    return managers.ModelCacheManager(settings.cache_dir, progress=output.note)
 
 
 def _models(settings: Settings) -> list[managers.CachedModel]:
-    found = [*managers.ModelCacheManager().models(), *managers.converted_models(settings.data_dir)]
+    found = [*_manager(settings).models(), *managers.converted_models(settings.data_dir)]
     return sorted(found, key=lambda each: (each.model_id, each.origin))
 
 
 def _converter(settings: Settings) -> Path:
+    from aim_engine.deploy import environment
+    from aim_engine.workflow import overlay_dir
+
     name = environment.for_device("vllm", "cpu", overlay_dir(settings))
     return environment.ensure(name, settings, output.note).python
+
+
+def _show_plan(plan: object, *, as_json: bool) -> None:
+    from aim_engine.cache import acquire
+
+    if not isinstance(plan, acquire.Plan):
+        raise TypeError("a download plan is needed")
+    if as_json:
+        output.data(plan)
+        return
+    output.text(f"{plan.describe()} (commit {plan.commit[:12]}, licence {plan.licence or 'not stated'})")
+    for file in plan.missing:
+        output.text(f"  {format_bytes(file.size_bytes):>10}  {file.path}")
+
+
+@contextmanager
+def _progress(*, as_json: bool) -> Iterator[tuple[Callable[[str], None], Callable[[Progress], None]]]:
+    """How to tell messages and progress: a bar on a terminal, lines elsewhere, JSON lines when asked for."""
+    if as_json:
+        yield _event_line, _event_progress
+        return
+    if not sys.stderr.isatty():
+        yield output.note, _Lines()
+        return
+    from rich import progress as bars
+
+    columns = (
+        bars.BarColumn(),
+        bars.DownloadColumn(binary_units=True),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=output.console(sys.stderr), transient=True) as bar:
+        task: list[bars.TaskID] = []
+
+        def show(progress: Progress) -> None:
+            if not task:
+                task.append(bar.add_task("", total=progress.total_bytes))
+            bar.update(task[0], completed=progress.done_bytes)
+
+        yield bar.console.print, show
+
+
+class _Lines:
+    """A line of progress every few seconds."""
+
+    def __init__(self) -> None:
+        self._next_s = time.monotonic() + _EVERY_S
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now < self._next_s or not progress.total_bytes:
+            return
+        self._next_s = now + _EVERY_S
+        left = f", {progress.eta_s:.0f} s left" if progress.eta_s is not None else ""
+        output.note(
+            f"{format_bytes(progress.done_bytes)} of {format_bytes(progress.total_bytes)} "
+            f"({100 * progress.done_bytes // progress.total_bytes} %), {format_bytes(progress.rate_bytes_s)}/s{left}"
+        )
+
+
+def _event_line(line: str) -> None:
+    import json
+
+    output.note(json.dumps({"schema": "aim-engine/cache-event/v1", "kind": "message", "message": line}))
+
+
+def _event_progress(progress: Progress) -> None:
+    import json
+
+    output.note(
+        json.dumps(
+            {
+                "schema": "aim-engine/cache-event/v1",
+                "kind": "progress",
+                "done_bytes": progress.done_bytes,
+                "total_bytes": progress.total_bytes,
+                "rate_bytes_s": round(progress.rate_bytes_s),
+                "eta_s": None if progress.eta_s is None else round(progress.eta_s, 1),
+            }
+        )
+    )

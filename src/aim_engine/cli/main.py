@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("aim_engine.cli.deployments:logs", "Show an engine's log."),
     "down": ("aim_engine.cli.deployments:down", "Stop a deployment."),
     "engine": ("aim_engine.cli.engine:engine", "Install and list serving engines."),
-    "cache": ("aim_engine.cli.cache:cache", "List and fetch model weights."),
+    "cache": ("aim_engine.cli.cache:cache", "Fetch, prove, keep and clear model weights."),
     "settings": ("aim_engine.cli.settings:settings", "Show every setting and where it comes from."),
 }
 

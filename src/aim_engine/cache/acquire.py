@@ -1,0 +1,265 @@
+"""From a model's name to its files in the store: resolve, plan, reserve, fetch, verify, publish, show.
+
+The plan is a value and says what will move before anything does; applying it stops at any point without harm, and goes on there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Mapping
+
+import msgspec
+
+from aim_engine.cache import fetch, hub, layout, names, pieces, safety, space, views
+from aim_engine.cache.faults import NoSpace, Unavailable, Unsafe
+from aim_engine.cache.fetch import Progress, Remote, Tally
+from aim_engine.cache.index import Index
+from aim_engine.cache.layout import Store
+from aim_engine.cache.manifest import Revision, StoredFile
+from aim_engine.cache.transport import Client
+from aim_engine.errors import AimError, InvalidInput, Unreachable
+from aim_engine.units import format_bytes
+
+_SMALL_BYTES = 16 << 20
+"""Up to this size a stored file's git checksum is computed when it is not known."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="aim-engine/cache-plan/v1"):
+    """What a download will do."""
+
+    model_id: str
+    revision: str
+    """As asked for."""
+    commit: str
+    source: str
+    licence: str
+    files: tuple[Remote, ...]
+    """Everything that an engine loads."""
+    present: dict[str, str]
+    """Path -> sha256 of what the store has already, from whatever model."""
+    resumed_bytes: int
+    """Bytes of missing files that earlier attempts left."""
+
+    @property
+    def missing(self) -> tuple[Remote, ...]:
+        """The files to fetch."""
+        return tuple(file for file in self.files if file.path not in self.present)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that the store lacks; the same content counts once."""
+        return sum({file.key: file.size_bytes for file in self.missing}.values())
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size_bytes for file in self.files)
+
+    def describe(self) -> str:
+        """One line for people."""
+        left = self.missing_bytes - self.resumed_bytes
+        if not self.missing:
+            return f"{self.model_id}: everything is here ({format_bytes(self.total_bytes)})"
+        here = self.total_bytes - sum(file.size_bytes for file in self.missing)
+        parts = [f"{len(self.missing)} of {len(self.files)} files to fetch, {format_bytes(left)}"]
+        if here:
+            parts.append(f"{format_bytes(here)} are here already")
+        if self.resumed_bytes:
+            parts.append(f"{format_bytes(self.resumed_bytes)} are left from an earlier attempt")
+        return f"fetching {self.model_id}: {'; '.join(parts)}"
+
+
+def plan(
+    store: Store,
+    index: Index,
+    client: Client,
+    endpoints: tuple[str, ...],
+    model_id: str,
+    revision: str = "main",
+    *,
+    approved: Collection[str] = (),
+    force: bool = False,
+) -> Plan:
+    """Ask a hub, and its mirrors when it does not answer, what a revision is, and compare with the store.
+
+    `approved` are checksums of pickles that may be stored. Raises: InvalidInput, Unreachable.
+    """
+    listing = _listing(client, endpoints, model_id, revision)
+    chosen = _loadable(listing, approved)
+    names.require_paths(file.path for file in chosen)
+    remotes = []
+    for file in chosen:
+        if file.size_bytes is None:
+            raise Unreachable(f"the size of {file.path} in {model_id} is not told", hint="check HF_ENDPOINT")
+        remotes.append(
+            Remote(
+                path=file.path,
+                size_bytes=file.size_bytes,
+                addresses=tuple(hub.address(each, model_id, listing.commit, file.path) for each in endpoints),
+                sha256=file.sha256,
+                git_oid=file.git_oid,
+            )
+        )
+    present = {} if force else _present(store, index, tuple(remotes))
+    missing = {remote.key: remote for remote in remotes if remote.path not in present}
+    resumed = sum(pieces.under_way(store, key, remote.size_bytes) for key, remote in missing.items())
+    return Plan(
+        model_id=model_id,
+        revision=revision,
+        commit=listing.commit,
+        source=listing.source,
+        licence=listing.licence,
+        files=tuple(remotes),
+        present=present,
+        resumed_bytes=resumed,
+    )
+
+
+def apply(
+    chosen: Plan,
+    store: Store,
+    index: Index,
+    client: Client,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    piece_bytes: int = pieces.PIECE_BYTES,
+) -> Tally:
+    """Fetch what a plan misses and show the model. Raises: AimError; what arrived is kept."""
+    space.require(store, chosen.missing_bytes - chosen.resumed_bytes, f"{chosen.model_id}")
+    digests = dict(chosen.present)
+    keys: dict[str, list[Remote]] = {}
+    for remote in chosen.missing:
+        keys.setdefault(remote.key, []).append(remote)
+
+    def stored(remote: Remote, digest: str) -> None:
+        now_s = time.time()
+        index.verified(digest, now_s)
+        for same in keys[remote.key]:
+            digests[same.path] = digest
+            if same.git_oid is not None:
+                index.remember_oid(same.git_oid, digest)
+
+    def refusal(status: int, headers: Mapping[str, str], path: str) -> AimError:
+        return hub.refusal(status, headers, chosen.model_id, chosen.commit, path)
+
+    fetcher = fetch.Fetcher(
+        store,
+        client,
+        stored=stored,
+        refusal=refusal,
+        inspect=lambda remote, path: safety.require_sound(path, remote.path),
+        progress=progress,
+        tell=tell,
+        piece_bytes=piece_bytes,
+    )
+    try:
+        if chosen.missing:
+            fetcher.fetch(chosen.missing)
+    finally:
+        index.count(
+            fetched_bytes=fetcher.tally.received_bytes,
+            resumed_bytes=fetcher.tally.resumed_bytes,
+            repaired_files=fetcher.tally.repaired_files,
+            download_seconds=fetcher.tally.seconds,
+        )
+    index.count(deduplicated_bytes=chosen.total_bytes - sum(remote.size_bytes for remote in chosen.missing), misses=1)
+    revision = Revision(
+        model_id=chosen.model_id,
+        commit=chosen.commit,
+        source=chosen.source,
+        licence=chosen.licence,
+        files=tuple(
+            StoredFile(path=remote.path, sha256=digests[remote.path], size_bytes=remote.size_bytes)
+            for remote in chosen.files
+        ),
+    )
+    show(store, index, revision, chosen.revision)
+    return fetcher.tally
+
+
+def show(store: Store, index: Index, revision: Revision, ref: str) -> None:
+    """Publish a revision of which all content is stored: manifest, views, and the branch last. Raises: Unreachable."""
+    for file in revision.files:
+        if not store.blob(file.sha256).exists():
+            space.restore(store, index, file.sha256)
+    index.publish(revision)
+    with layout.typed(store.path("views")):
+        views.make(store, revision)
+    views.set_ref(store, revision.model_id, ref, revision.commit)
+
+
+def _listing(client: Client, endpoints: tuple[str, ...], model_id: str, revision: str) -> hub.Listing:
+    for number, endpoint in enumerate(endpoints):
+        try:
+            return hub.describe(client, endpoint, model_id, revision)
+        except Unavailable as err:
+            if number == len(endpoints) - 1:
+                raise Unavailable(
+                    f"the hub cannot be reached to fetch {model_id}",
+                    why=f"{endpoint}: {err.why or err.what}",
+                    hint=err.hint,
+                ) from err
+    raise InvalidInput("no hub is named", hint="unset HF_ENDPOINT")
+
+
+def _loadable(listing: hub.Listing, approved: Collection[str]) -> tuple[hub.File, ...]:
+    """The files of a listing that an engine loads. Raises: InvalidInput without weights, Unsafe with unapproved pickles only."""
+    files = hub.choose_files(listing.files)
+    weights = [file for file in files if file.path.endswith((".safetensors", ".bin"))]
+    if not weights:
+        raise InvalidInput(
+            f"{listing.model_id} has no weights that an engine loads",
+            why="its repository holds neither safetensors nor PyTorch files",
+            hint="look for the original of this conversion on the hub",
+        )
+    refused = [file for file in files if safety.is_pickle(file.path) and file.sha256 not in approved]
+    if any(file in refused for file in weights):
+        digests = " ".join(f"--allow-pickle {file.sha256}" for file in refused[:3] if file.sha256)
+        raise Unsafe(
+            f"{listing.model_id} has its weights in pickles only",
+            why=f"{refused[0].path} runs whatever its author put into it when an engine loads it",
+            hint="look for a safetensors version of it; if you trust its author: "
+            f"aim-engine cache pull {listing.model_id} {digests}".strip(),
+        )
+    return tuple(file for file in files if file not in refused)
+
+
+def _present(store: Store, index: Index, remotes: tuple[Remote, ...]) -> dict[str, str]:
+    """Path -> sha256 of the files whose content is stored and looks as it did when it was proved."""
+    if not store.exists:
+        return {}
+    index.refresh()
+    _learn_oids(store, index, remotes)
+    digests = {}
+    for remote in remotes:
+        digest = remote.sha256 or (index.by_oid(remote.git_oid) if remote.git_oid is not None else None)
+        if digest is not None:
+            digests[remote.path] = digest
+    known = index.blobs(digests.values())
+    present = {}
+    for remote in remotes:
+        digest = digests.get(remote.path)
+        if digest is None:
+            continue
+        if digest not in known:
+            with contextlib.suppress(FileNotFoundError, NoSpace):
+                space.restore(store, index, digest)
+                present[remote.path] = digest
+        elif space.looks_right(store, known[digest]) and known[digest].size_bytes == remote.size_bytes:
+            present[remote.path] = digest
+        else:
+            space.quarantine(store, index, digest)
+    return present
+
+
+def _learn_oids(store: Store, index: Index, remotes: tuple[Remote, ...]) -> None:
+    """Compute git checksums of small stored files when a wanted one is unknown, as after the index was lost."""
+    wanted = {remote.git_oid: remote.size_bytes for remote in remotes if remote.git_oid is not None}
+    unknown = {size for oid, size in wanted.items() if index.by_oid(oid) is None}
+    if not unknown:
+        return
+    for blob in index.without_oid(unknown, _SMALL_BYTES):
+        with contextlib.suppress(OSError):
+            index.remember_oid(space.git_oid(store.blob(blob)), blob)

@@ -1,0 +1,513 @@
+"""Moves the bytes: files in pieces over several connections, kept across failures and restarts, proved before they count.
+
+Workers take pieces from all files, so that a large one does not wait for a small one. The checksum of a file follows behind its
+pieces, so it is known soon after the last byte. A piece that arrives is claimed beside its part; whoever comes next goes on there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aim_engine.cache import locks, pieces
+from aim_engine.cache.faults import Damaged, Unavailable
+from aim_engine.cache.layout import Store, refused
+from aim_engine.cache.transport import Answer, Client, TryAgain
+from aim_engine.errors import AimError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+_READ_BYTES = 1 << 20
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_TICK_S = 0.05
+_FIRST_CONNECTIONS = 4
+MOST_CONNECTIONS = 16
+
+
+class Remote(msgspec.Struct, frozen=True, kw_only=True):
+    """A file to fetch, and what it must be."""
+
+    path: str
+    size_bytes: int
+    addresses: tuple[str, ...]
+    """The same file at several places, in order of preference."""
+    sha256: str | None = None
+    git_oid: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Names the content, so that attempts of any process for any model find each other's pieces."""
+        if self.sha256 is not None:
+            return self.sha256
+        if self.git_oid is not None:
+            return f"git-{self.git_oid}"
+        return "url-" + hashlib.sha256(f"{self.addresses[0]} {self.size_bytes}".encode()).hexdigest()
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a download is."""
+
+    done_bytes: int
+    total_bytes: int
+    rate_bytes_s: float
+    """Over the last seconds."""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left at this rate; None while there is none."""
+        return (self.total_bytes - self.done_bytes) / self.rate_bytes_s if self.rate_bytes_s > 0 else None
+
+
+class Tally(msgspec.Struct, kw_only=True):
+    """What a download cost."""
+
+    received_bytes: int = 0
+    resumed_bytes: int = 0
+    repaired_files: int = 0
+    seconds: float = 0.0
+
+
+class _Job:
+    """One file under way."""
+
+    def __init__(self, remote: Remote, part: pieces.Part, lock: BaseFileLock | None) -> None:
+        self.remote = remote
+        self.part = part
+        self.lock = lock
+        self.guard = threading.Lock()
+        self.waiting: deque[int] = deque(piece for piece in range(part.count) if piece not in part.done)
+        self.flying: dict[int, int] = {}
+        """Piece under way -> bytes of it received."""
+        self.failures = 0
+        self.place = 0
+        """Which of its addresses is tried."""
+        self.direct: str | None = None
+        """Where the first redirect led."""
+        self.whole = False
+        """The server cannot send parts of it."""
+        self.etag: str | None = None
+        self.repaired = False
+        self.finished = False
+        self._restart_hash()
+
+    def _restart_hash(self) -> None:
+        self.sha256 = hashlib.sha256()
+        git_header = b"blob %d\0" % self.remote.size_bytes
+        self.git = hashlib.sha1(git_header, usedforsecurity=False) if self.remote.git_oid is not None else None
+        self.front = 0
+        self.hashing = threading.Lock()
+
+    def follow(self) -> None:
+        """Take finished pieces at the front into the checksum, unless another worker is at it."""
+        while self.hashing.acquire(blocking=False):
+            try:
+                while self.front in self.part.done:
+                    start, end = self.part.span(self.front)
+                    while start < end:
+                        content = self.part.read(min(4 << 20, end - start), start)
+                        if not content:
+                            raise OSError(5, "the part file lost bytes")
+                        self.sha256.update(content)
+                        if self.git is not None:
+                            self.git.update(content)
+                        start += len(content)
+                    self.front += 1
+            finally:
+                self.hashing.release()
+            if self.front not in self.part.done:  # a piece may have arrived while this worker let go
+                return
+
+    def is_right(self) -> bool:
+        """Has the content the checksum it must have? Without any, it is what the source sent."""
+        if self.remote.sha256 is not None:
+            return self.sha256.hexdigest() == self.remote.sha256
+        return self.git is None or self.git.hexdigest() == self.remote.git_oid
+
+    def start_over(self) -> None:
+        """Fetch every piece once more."""
+        self.part.disclaim()
+        self.waiting = deque(range(self.part.count))
+        self._restart_hash()
+
+
+class Fetcher:
+    """Fetches a set of files into a store. `fetch` may be called once."""
+
+    def __init__(
+        self,
+        store: Store,
+        client: Client,
+        *,
+        stored: Callable[[Remote, str], None],
+        refusal: Callable[[int, Mapping[str, str], str], AimError],
+        inspect: Callable[[Remote, Path], None] = lambda _remote, _path: None,
+        progress: Callable[[Progress], None] = lambda _: None,
+        tell: Callable[[str], None] = lambda _: None,
+        connections: int = MOST_CONNECTIONS,
+        piece_bytes: int = pieces.PIECE_BYTES,
+    ) -> None:
+        """`stored` hears of each file as it is published, with its sha256. `refusal` names a source's refusal of a path.
+
+        `inspect` may refuse a proven file before it is published, by raising.
+        """
+        self.tally = Tally()
+        self._store = store
+        self._client = client
+        self._stored = stored
+        self._refusal = refusal
+        self._inspect = inspect
+        self._progress = progress
+        self._tell = tell
+        self._most = max(1, connections)
+        self._piece_bytes = piece_bytes
+        self._guard = threading.Lock()
+        self._beginning = threading.Lock()
+        self._jobs: list[_Job] = []
+        self._later: list[Remote] = []
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
+        self._settled_bytes = 0
+
+    def fetch(self, files: tuple[Remote, ...]) -> None:
+        """Have every file in the store. Raises: AimError; what arrived until then is kept for the next attempt."""
+        unique = {remote.key: remote for remote in files}
+        total = sum(remote.size_bytes for remote in unique.values())
+        self._later = sorted(unique.values(), key=lambda remote: (remote.size_bytes, remote.path))
+        began = time.monotonic()
+        workers: list[threading.Thread] = []
+        rates: deque[tuple[float, int]] = deque([(began, 0)], maxlen=100)
+        best_rate, grown_at, allowed, shown_at = 0.0, began, min(_FIRST_CONNECTIONS, self._most), 0.0
+        self._begin_more()
+        try:
+            while not self._stop.is_set() and (self._jobs or self._later):
+                while len(workers) < min(allowed, self._work()):
+                    worker = threading.Thread(target=self._labour, daemon=True)
+                    workers.append(worker)
+                    worker.start()
+                workers = [worker for worker in workers if worker.is_alive()]
+                self._stop.wait(_TICK_S)
+                if not self._jobs:
+                    self._begin_more()
+                now = time.monotonic()
+                rates.append((now, self.tally.received_bytes))
+                rate = (rates[-1][1] - rates[0][1]) / max(1e-6, rates[-1][0] - rates[0][0])
+                if now - grown_at > 2.0 and allowed < self._most:
+                    grown_at = now
+                    if rate > 1.1 * best_rate:
+                        best_rate, allowed = rate, min(self._most, allowed + 2)
+                if now - shown_at > 0.2:
+                    shown_at = now
+                    self._progress(
+                        Progress(done_bytes=min(total, self._done_bytes()), total_bytes=total, rate_bytes_s=rate)
+                    )
+        finally:
+            self._stop.set()
+            for worker in workers:
+                worker.join()
+            for job in self._jobs:
+                job.part.close()
+                if job.lock is not None:
+                    job.lock.release()
+            self.tally.seconds = time.monotonic() - began
+        if self._error is not None:
+            raise self._error
+        self._progress(
+            Progress(done_bytes=total, total_bytes=total, rate_bytes_s=total / max(1e-6, self.tally.seconds))
+        )
+
+    def _done_bytes(self) -> int:
+        with self._guard:
+            return self._settled_bytes + sum(job.part.done_bytes + sum(list(job.flying.values())) for job in self._jobs)
+
+    def _work(self) -> int:
+        with self._guard:
+            return max(1, len(self._later) + sum(len(job.waiting) for job in self._jobs))
+
+    def _begin_more(self) -> None:
+        """Open the next files: those that nobody else fetches now, while there are few pieces to take."""
+        if not self._beginning.acquire(blocking=False):
+            return  # another worker is at it
+        try:
+            self._begin_some()
+        finally:
+            self._beginning.release()
+
+    def _begin_some(self) -> None:
+        for remote in tuple(self._later):
+            with self._guard:
+                busy = sum(len(job.waiting) + len(job.flying) for job in self._jobs)
+            if busy >= 2 * self._most:
+                return
+            if remote.sha256 is not None and self._store.blob(remote.sha256).exists():  # another process was first
+                self._settle(remote, remote.sha256)
+                continue
+            lock = locks.attempt(self._store, f"content-{remote.key}")
+            if lock is None:
+                if self._is_abandoned(remote):
+                    self._begin(remote, None)
+                continue
+            if remote.sha256 is not None and self._store.blob(remote.sha256).exists():
+                lock.release()
+                self._settle(remote, remote.sha256)
+                continue
+            self._begin(remote, lock)
+
+    def _is_abandoned(self, remote: Remote) -> bool:
+        """Has the other holder made no progress for long? Then fetching twice is better than waiting for a dead node."""
+        newest = 0.0
+        for path in self._store.path("parts").glob(f"{remote.key}.*"):
+            try:
+                newest = max(newest, path.stat().st_mtime)
+            except OSError:
+                continue
+        return newest > 0 and self._store.now_s() - newest > 2 * self._client.patience.stall_s
+
+    def _begin(self, remote: Remote, lock: BaseFileLock | None) -> None:
+        try:
+            part = pieces.open_part(self._store, remote.key, remote.size_bytes, self._piece_bytes)
+        except BaseException as err:
+            if lock is not None:
+                lock.release()
+            if isinstance(err, OSError):
+                raise refused(self._store.path("parts"), err) from err
+            raise
+        job = _Job(remote, part, lock)
+        with self._guard:
+            self._later.remove(remote)
+            self._jobs.append(job)
+            self.tally.resumed_bytes += part.done_bytes
+        if not job.waiting:
+            self._conclude(job)
+
+    def _labour(self) -> None:
+        try:
+            while not self._stop.is_set():
+                taken = self._take()
+                if taken is None:
+                    return
+                job, piece = taken
+                try:
+                    self._carry(job, piece)
+                finally:
+                    with self._guard:
+                        job.flying.pop(piece, None)
+                if not self._stop.is_set():
+                    job.follow()
+                    with self._guard:
+                        complete = len(job.part.done) == job.part.count and not job.flying
+                    if complete:
+                        self._conclude(job)
+                    self._begin_more()
+        except BaseException as err:  # noqa: BLE001 - handed to the caller of fetch
+            with self._guard:
+                if self._error is None:
+                    self._error = refused(self._store.path("parts"), err) if isinstance(err, OSError) else err
+            self._stop.set()
+
+    def _take(self) -> tuple[_Job, int] | None:
+        with self._guard:
+            for job in self._jobs:
+                if job.waiting and not (job.whole and job.flying):
+                    piece = job.waiting.popleft()
+                    job.flying[piece] = 0
+                    return job, piece
+        return None
+
+    def _carry(self, job: _Job, piece: int) -> None:
+        """Have one piece here, however often it takes. Raises: AimError, OSError."""
+        flight = _Flight(piece, *job.part.span(piece))
+        while not self._stop.is_set() and piece not in job.part.done:
+            url = job.direct or job.remote.addresses[job.place]
+            try:
+                if job.whole:
+                    self._stream(job, url)
+                    continue
+                if self._receive(job, flight, url):
+                    job.part.claim(piece, flight.crc)
+                    job.failures = 0
+                    continue
+                with self._guard:
+                    job.waiting.append(piece)
+                return  # stopped; or the server sends files as a whole only, and one worker takes it all
+            except TryAgain as err:
+                self._stumble(job, url, err)
+
+    def _receive(self, job: _Job, flight: _Flight, url: str) -> bool:
+        """Go on with a piece; True when it is all here. Raises: TryAgain, AimError, OSError."""
+        entire = flight.offset == 0 and flight.end == job.part.size_bytes
+        asked = {} if entire else {"Range": f"bytes={flight.offset}-{flight.end - 1}"}
+        with self._client.open(url, asked) as answer:
+            self._require_usable(job, answer, url)
+            if not entire and answer.status == 200:
+                job.whole = True
+                return False
+            self._require_length(job, answer, flight.offset if not entire else None)
+            for content in self._chunks(answer, flight.end - flight.offset):
+                job.part.write(content, flight.offset)
+                flight.crc = zlib.crc32(content, flight.crc)
+                flight.offset += len(content)
+                job.flying[flight.piece] = flight.offset - flight.start
+                if self._stop.is_set():
+                    return False
+        if flight.offset < flight.end:
+            raise TryAgain("the connection was cut")
+        return True
+
+    def _stream(self, job: _Job, url: str) -> None:
+        """Take a whole file in one go, keeping pieces that are here. Raises: TryAgain, AimError, OSError."""
+        with self._client.open(url) as answer:
+            self._require_usable(job, answer, url)
+            self._require_length(job, answer, None)
+            offset, crc = 0, 0
+            for received in self._chunks(answer, job.part.size_bytes):
+                content = memoryview(received)
+                while content:
+                    piece = offset // job.part.piece_bytes
+                    end = job.part.span(piece)[1]
+                    now = content[: end - offset]
+                    if piece not in job.part.done:
+                        job.part.write(now, offset)
+                        crc = zlib.crc32(now, crc)
+                    content, offset = content[len(now) :], offset + len(now)
+                    if offset == end:
+                        if piece not in job.part.done:
+                            job.part.claim(piece, crc)
+                        crc = 0
+                if self._stop.is_set():
+                    return
+        if offset < job.part.size_bytes:
+            raise TryAgain("the connection was cut")
+        with self._guard:
+            job.waiting.clear()
+
+    def _chunks(self, answer: Answer, most: int) -> Iterator[bytes]:
+        """A body as it arrives, at most so many bytes. Raises: TryAgain when it crawls."""
+        patience = self._client.patience
+        window_at, window_bytes = time.monotonic(), 0
+        while most > 0:
+            content = answer.response.read1(min(_READ_BYTES, most))
+            if not content:
+                return
+            content = content[:most]
+            most -= len(content)
+            with self._guard:
+                self.tally.received_bytes += len(content)
+            yield content
+            window_bytes += len(content)
+            passed = time.monotonic() - window_at
+            if passed > patience.stall_s:
+                if window_bytes < patience.floor_bytes_s * passed:
+                    raise TryAgain(f"only {window_bytes:,} bytes came in {passed:.0f} s")
+                window_at, window_bytes = time.monotonic(), 0
+
+    def _require_usable(self, job: _Job, answer: Answer, url: str) -> None:
+        if answer.status in (200, 206):
+            if answer.url != url:
+                job.direct = answer.url
+            etag = answer.header("ETag")
+            if job.remote.sha256 is None and job.remote.git_oid is None and etag is not None:
+                if job.etag not in (None, etag):
+                    job.part.disclaim()
+                    raise Unavailable(
+                        f"{job.remote.path} changed while it was fetched",
+                        why="its source gave it another ETag",
+                        hint="try again: only this file starts over",
+                    )
+                job.etag = etag
+            return
+        if job.direct is not None or len(job.remote.addresses) > 1 or answer.status == 416:
+            raise TryAgain(f"status {answer.status}")  # a signed address expired, or a mirror lacks the file
+        headers = {key.lower(): value for key, value in answer.response.headers.items()}
+        raise self._refusal(answer.status, headers, job.remote.path)
+
+    @staticmethod
+    def _require_length(job: _Job, answer: Answer, offset: int | None) -> None:
+        """Hold what the server says of the length against what the listing said. Raises: TryAgain."""
+        if offset is None:
+            promised = answer.header("Content-Length")
+            total = int(promised) if promised is not None and promised.isdigit() else None
+        else:
+            match = _CONTENT_RANGE.fullmatch(answer.header("Content-Range") or "")
+            if match is None or int(match[1]) != offset:
+                raise TryAgain("the server sent another range than it was asked for")
+            total = None if match[3] == "*" else int(match[3])
+        if total is not None and total != job.part.size_bytes:
+            raise TryAgain(f"the server has {total:,} bytes where the listing says {job.part.size_bytes:,}")
+
+    def _stumble(self, job: _Job, url: str, err: TryAgain) -> None:
+        with job.guard:
+            job.failures += 1
+            failures = job.failures
+            if job.direct is not None:
+                job.direct = None
+            elif len(job.remote.addresses) > 1:
+                job.place = (job.place + 1) % len(job.remote.addresses)
+                self._tell(f"{job.remote.path}: {err.why}; trying {job.remote.addresses[job.place].split('/')[2]}")
+        self._client.after_failure(url, err, failures, self._stop)
+
+    def _conclude(self, job: _Job) -> None:
+        """Prove a file of which all pieces are here, and publish it. Raises: Damaged, AimError."""
+        with self._guard:
+            if job.finished:
+                return
+            job.finished = True
+        while job.front < job.part.count:
+            job.follow()
+        if not job.is_right():
+            self._repair(job)
+            return
+        digest = job.sha256.hexdigest()
+        self._inspect(job.remote, job.part.path)
+        job.part.close()
+        self._store.publish(job.part.path, digest)
+        job.part.discard_claims()
+        if job.repaired:
+            self.tally.repaired_files += 1
+        with self._guard:
+            self._jobs.remove(job)
+        self._settle(job.remote, digest)
+        if job.lock is not None:
+            job.lock.release()
+
+    def _repair(self, job: _Job) -> None:
+        """Fetch a wrong file once more, from the next place; set it aside when it is wrong again. Raises: Damaged."""
+        if not job.repaired:
+            self._tell(f"{job.remote.path} arrived with a wrong checksum; fetching it once more")
+            with self._guard:
+                job.repaired, job.finished, job.direct = True, False, None
+                job.place = (job.place + 1) % len(job.remote.addresses)
+                job.start_over()
+            return
+        aside = self._store.path("quarantine", job.part.path.name)
+        job.part.path.rename(aside)
+        job.part.discard_claims()
+        raise Damaged(
+            f"{job.remote.path} arrives with a wrong checksum",
+            why=f"its sha256 is {job.sha256.hexdigest()[:16]}..., its source promises "
+            f"{(job.remote.sha256 or job.remote.git_oid or '')[:16]}..., twice; it was set aside as {aside}",
+            hint="a proxy or mirror may alter it: set HF_ENDPOINT to another place",
+        )
+
+    def _settle(self, remote: Remote, digest: str) -> None:
+        with self._guard:
+            if remote in self._later:
+                self._later.remove(remote)
+            self._settled_bytes += remote.size_bytes
+        self._stored(remote, digest)
+
+
+class _Flight:
+    """How far a piece is."""
+
+    def __init__(self, piece: int, start: int, end: int) -> None:
+        self.piece, self.start, self.offset, self.end, self.crc = piece, start, start, end, 0

@@ -1,0 +1,69 @@
+"""What a model's files could do to whoever loads them, told before they are stored or shown.
+
+Weights as safetensors are data. Pickles and Python files are programs: they stay out of views unless their content was
+approved by checksum. A safetensors header is read with bounds, since its length and offsets come from a stranger.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from aim_engine.cache.faults import Unsafe
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
+_CODE = (".py", ".pyc", ".so", ".sh")
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library itself. Source: github.com/huggingface/safetensors tensor.rs MAX_HEADER_SIZE."""
+
+
+def is_pickle(path: str) -> bool:
+    """Is it of a format that runs code when it is loaded?"""
+    return path.lower().endswith(_PICKLES)
+
+
+def is_code(path: str) -> bool:
+    """Is it a program?"""
+    return path.lower().endswith(_CODE)
+
+
+def require_sound(path: Path, name: str) -> None:
+    """Check a safetensors file's header: its length, and that its tensors fill the file without overlap. Raises: Unsafe.
+
+    Source: github.com/huggingface/safetensors README, section Format: 8 bytes little-endian length, JSON, then the data.
+    """
+    if not name.endswith(".safetensors"):
+        return
+    why = _header_fault(path)
+    if why is not None:
+        raise Unsafe(
+            f"{name} is refused",
+            why=f"it is no sound safetensors file: {why}",
+            hint="look for another copy of the model",
+        )
+
+
+def _header_fault(path: Path) -> str | None:
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            return f"its header claims {length:,} bytes of {size:,}"
+        text = handle.read(length)
+    try:
+        header = json.loads(text)
+        spans = sorted(
+            (int(entry["data_offsets"][0]), int(entry["data_offsets"][1]))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as err:
+        return f"its header cannot be read ({type(err).__name__})"
+    reached = 0
+    for start, end in spans:
+        if start != reached or end < start:
+            return "its tensors overlap or leave gaps"
+        reached = end
+    if reached != size - 8 - length:
+        return f"its tensors take {reached:,} bytes of {size - 8 - length:,}"
+    return None

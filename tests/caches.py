@@ -1,0 +1,57 @@
+"""A hub and a cache for each test, with little patience so that failures come soon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import hub_server
+from aim_engine.cache.manager import ModelCacheManager
+from aim_engine.cache.transport import Patience
+
+MODEL = "org/model"
+WEIGHTS = hub_server.safetensors(300_000)
+HASTY = Patience(connect_s=2, read_s=2, stall_s=0.5, attempts=4, backoff_s=0.01, longest_wait_s=3)
+Make = Callable[..., ModelCacheManager]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
+    for variable in ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
+    behind = hub_server.Hub()
+    behind.add(
+        MODEL,
+        config__json=b'{"model_type": "llama"}',
+        tokenizer__json=b'{"version": "1.0"}',
+        model__safetensors=WEIGHTS,
+        pytorch_model__bin=b"p" * 50_000,
+        modeling_llama__py=b"print('hello')",
+        README__md=b"# hello",
+    )
+    with hub_server.serving(behind):
+        yield behind
+
+
+@pytest.fixture
+def make(server: hub_server.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes a manager of the one cache, as another process would; `said` collects what it tells."""
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+
+    def build(**changes: object) -> ModelCacheManager:
+        options: dict[str, object] = {
+            "endpoint": server.address,
+            "hub_cache": tmp_path / "hub",
+            "index_dir": tmp_path / "index",
+            "patience": HASTY,
+        }
+        return ModelCacheManager(tmp_path / "cache", **{**options, **changes})  # type: ignore[arg-type]
+
+    return build
+
+
+@pytest.fixture
+def manager(make: Make) -> ModelCacheManager:
+    return make()
