@@ -18,6 +18,7 @@ from aim_engine.doctor import pci
 from aim_engine.doctor.examine import CHECKS, examine
 from aim_engine.doctor.host import DeviceFile
 from aim_engine.doctor.report import Diagnosis, Problem
+from aim_engine.errors import InvalidInput
 
 Break = Callable[[Path], object]
 CARD = "sys/devices/pci0000:00/0000:05:00.0"
@@ -271,6 +272,16 @@ def test_what_cannot_be_read_is_unknown_and_never_fine(tmp_path: Path) -> None:
     assert {"HST001", "HST002", "HST005", "HST020", "HST021", "HST023", "HW017", "HW018", "HW019"} <= unknown
     assert not unknown & set(diagnosis.fine)
     assert all(question.why for question in diagnosis.unknown)
+
+
+def test_a_recording_without_sys_leaves_questions_on_gpus_open(tmp_path: Path) -> None:
+    machines.write(tmp_path / "proc", {"version": "Linux version 6.8.0-60-generic (builder)"})
+    diagnosis = told(tmp_path)
+    assert diagnosis.kernel == "6.8.0-60-generic"
+    assert diagnosis.not_applicable == ()
+    assert {"HST001", "HST005", "HW005", "HST011"} <= {question.id for question in diagnosis.unknown}
+    with pytest.raises(InvalidInput, match="no recording of a machine"):
+        told(tmp_path / "proc")
 
 
 def test_a_machine_without_gpu_hears_what_it_can_do(tmp_path: Path) -> None:

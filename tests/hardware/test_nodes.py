@@ -293,6 +293,16 @@ def test_a_node_without_status_is_a_partial_answer() -> None:
     assert ids(node) == {"K8S112"}
 
 
+def test_an_amount_that_is_none_is_unknown_and_not_zero() -> None:
+    odd = kube_nodes.node()
+    odd["status"]["allocatable"]["amd.com/gpu"] = "eight"
+    node = only(json.dumps(odd))
+    assert state(node).resources[0].allocatable is None
+    assert ids(node) == {"K8S120"}
+    silent = only('{"kind": "Node", "metadata": {"name": "x"}}')
+    assert ids(silent) == {"K8S112"}
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [

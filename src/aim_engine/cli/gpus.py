@@ -72,7 +72,7 @@ def _show_cluster(cluster: Cluster) -> None:
     numbers = ("memory", "there", "usable", "held", "free")
     if rows:
         output.table(
-            f"{cluster.describe()} in {len(cluster.nodes)} node{'s' * (len(cluster.nodes) != 1)}",
+            f"{cluster.describe() if cluster.devices else 'no usable GPU known'} in {len(cluster.nodes)} node{'s' * (len(cluster.nodes) != 1)}",
             ("node", "card", "memory", "resource", "there", "usable", "held", "free", "state"),
             rows,
             right=numbers,

@@ -93,7 +93,8 @@ def _rows(node: Node) -> list[tuple[str, ...]]:
                 ", ".join(words) or ("ready" if state.ready else "?"),
             )
         )
-    if not state.resources and (node.devices or state.labelled):
+    unknown = any(finding.id == "K8S112" for finding in node.findings)
+    if not state.resources and (unknown or state.labelled):
         labelled = ", ".join(device.gpu or device.product for device in node.devices)
         found.append((node.name, labelled or "-", "?", "-", "?", "?", "?", "?", ", ".join(words) or "?"))
     return found

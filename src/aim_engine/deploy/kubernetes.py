@@ -229,7 +229,12 @@ class KubernetesRunner:
                 )
 
 
-def connect(namespace: str, *, needed_for: str = "applying to a cluster") -> Any:
+def connect(
+    namespace: str,
+    *,
+    needed_for: str = "applying to a cluster",
+    otherwise: str = "apply the written manifests where kubectl works",
+) -> Any:
     """A client of the cluster that kubectl would talk to. Raises: MissingExtra, Unreachable."""
     try:
         from lightkube import Client
@@ -242,7 +247,7 @@ def connect(namespace: str, *, needed_for: str = "applying to a cluster") -> Any
         raise Unreachable(
             "no Kubernetes cluster is configured",
             why=str(err)[:300],
-            hint="set KUBECONFIG, or apply the written manifests where kubectl works",
+            hint=f"set KUBECONFIG, or {otherwise}",
         ) from err
     return client
 

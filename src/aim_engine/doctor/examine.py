@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aim_engine.doctor import access, cards, detected, kernel, limits
 from aim_engine.doctor.host import Host
-from aim_engine.doctor.report import Check, Diagnosis, NotHere, Open, Problem, Symptom, Unknown
+from aim_engine.doctor.report import Check, Diagnosis, Open, Problem, Symptom, Unknown
 from aim_engine.hardware.cluster import Cluster
 
 CHECKS: tuple[Check, ...] = tuple(
@@ -27,7 +27,9 @@ def examine(host: Host) -> Diagnosis:
                 problems.append(_problem(check, answer))
             elif isinstance(answer, Unknown):
                 unknown.append(Open(id=check.id, asks=check.asks, why=answer.why))
-            elif isinstance(answer, NotHere):
+            elif not host.sys_shown:
+                unknown.append(Open(id=check.id, asks=check.asks, why="the recording shows nothing of /sys"))
+            else:
                 elsewhere.append(Open(id=check.id, asks=check.asks, why=answer.why))
         if not answers:
             fine.append(check.id)

@@ -16,7 +16,8 @@ import msgspec
 
 from aim_engine.doctor import pci
 from aim_engine.doctor.pci import CardState, PciGpu
-from aim_engine.hardware import cpu, detect, drm, sysfs
+from aim_engine.errors import InvalidInput
+from aim_engine.hardware import cpu, detect, drm, kfd, sysfs
 from aim_engine.hardware.cluster import Device, Node
 
 ENVIRONMENT = ("HSA_CU_MASK", "HIP_DEVICE_MEMORY_LIMIT", "HSA_NO_SCRATCH_RECLAIM")
@@ -92,6 +93,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     """One machine as the checks see it."""
 
     live: bool
+    sys_shown: bool
+    """False where a recording holds nothing of /sys, so that no GPU seen does not mean that there is none."""
     node: Node
     pci_gpus: tuple[PciGpu, ...] | None
     """AMD GPUs on the bus, whatever their driver; None where the bus is not shown."""
@@ -142,8 +145,13 @@ def read(
     cache_dir: Path | None = None,
     name: str | None = None,
 ) -> Host:
-    """The facts below `root`. `environment` as for `detect.detect`; `cache_dir` is where weights are kept on a live machine."""
+    """The facts below `root`. `environment` as for `detect.detect`; `cache_dir` is where weights are kept on a live machine.
+
+    Raises: InvalidInput when `root` holds no machine.
+    """
     live = root == detect.LIVE
+    if not (root / "sys").is_dir() and not (root / "proc").is_dir():
+        raise InvalidInput(f"{name or root} holds neither sys nor proc, so it is no recording of a machine")
     environment = environment if environment is not None else (os.environ if live else {})
     cluster = detect.detect(root, run_tools=live, overlay=overlay, environment=environment, readings=True, name=name)
     release = sysfs.text(root / "proc/sys/kernel/osrelease")
@@ -151,6 +159,7 @@ def read(
     cpus = root / "sys/devices/system/cpu"
     return Host(
         live=live,
+        sys_shown=any((root / place).is_dir() for place in ("sys/bus/pci/devices", drm.FOLDER, kfd.TOPOLOGY)),
         node=cluster.nodes[0],
         pci_gpus=pci.gpus(root),
         cards=tuple(pci.state(card) for card in drm.cards(root) if card.usable),

@@ -222,8 +222,18 @@ def _devices(resources: Sequence[Resource], told: Told, counted: bool, findings:
             mode, memory = told.partition, told.memory_partition
         cards = _spread(told.cards, count, findings)
         found.extend(_labelled(card, resource.name, mode, memory) for card in cards)
-    if counted or not told.cards:
+    if counted:
         return tuple(found)
+    if not told.cards:
+        findings.append(
+            Finding(
+                id="K8S112",
+                severity="warning",
+                message="neither what the node offers nor labels of GPUs were recorded: whether it has any is not known",
+                remedy="kubectl get nodes -o json says it",
+            )
+        )
+        return ()
     counts = [card.count for card in told.cards]
     if any(count is None for count in counts):
         findings.append(
@@ -342,7 +352,7 @@ def _remarks(
     plugin = [resource for resource in state.resources if resource.name != nodes_slices.DRIVER]
     offered = sum(resource.allocatable or 0 for resource in plugin)
     seen = bool(told.cards) or told.present
-    if seen and counted and not offered and not slices:
+    if seen and counted and not slices and all(resource.allocatable == 0 for resource in plugin):
         what = "the node's labels describe a GPU" if told.cards else "an AMD GPU is on the node's PCI bus"
         say(
             "K8S104",
@@ -358,6 +368,9 @@ def _remarks(
             f"pods may ask for {offered} GPUs, but no label says which cards they are",
             "install AMD's node labeller; until then no plan can be made for this node",
         )
+    for resource in plugin:
+        if resource.allocatable is None:
+            say("K8S120", "warning", f"the number of {resource.name} cannot be read", "look at the node's status")
     for resource in state.resources:
         lost = (resource.capacity or 0) - (resource.allocatable or 0)
         if resource.capacity is not None and resource.allocatable is not None and lost > 0 and resource.allocatable:
