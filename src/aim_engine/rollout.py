@@ -13,7 +13,7 @@ from aim_engine.advise import rules
 from aim_engine.deploy.chat import Answer
 from aim_engine.deploy.runner import Deployment, Runner
 from aim_engine.errors import InvalidInput, Unreachable
-from aim_engine.hardware.cluster import Finding
+from aim_engine.hardware.cluster import Cluster, Finding
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.monitor.report import KpiReport
 from aim_engine.planner.plan import Plan
@@ -87,10 +87,17 @@ def _walk(request: Request, settings: Settings, place: Place, tell: Tell) -> Out
     spec = workflow.describe(request.model, settings, request.revision)
     tell(f"{spec.model_id}: {spec.architecture}, {spec.source}")
     steps.next()
-    cluster, gpu = workflow.hardware(request.gpus, settings)
-    tell(cluster.describe() if gpu.kind != "cpu" else f"{cluster.describe()}: {gpu.product}, {gpu.compute_units} cores")
-    steps.next()
-    plan = workflow.select_for(_for_release(request, place, gpu, settings), spec, cluster, gpu, settings)
+    offered = _offered(request, place, settings, tell)
+    if offered is not None:
+        tell(f"{offered.describe()} in {len(offered.nodes)} nodes of the Kubernetes cluster")
+        steps.next()
+        plan = workflow.choose_in(request, spec, offered, settings)
+    else:
+        cluster, gpu = workflow.hardware(request.gpus, settings)
+        cores = f": {gpu.product}, {gpu.compute_units} cores" if gpu.kind == "cpu" else ""
+        tell(f"{cluster.describe()}{cores}")
+        steps.next()
+        plan = workflow.select_for(_for_release(request, place, gpu, settings), spec, cluster, gpu, settings)
     if plan.chosen is None:
         return Outcome(plan=plan, stopped_at=f"no configuration does what was asked; {plan.hint}")
     tell(f"{plan.chosen.recipe.key} ({plan.chosen.reason})")
@@ -198,6 +205,26 @@ def _watch(
         comparisons=comparisons,
         suggestions=suggestions,
     )
+
+
+def _offered(request: Request, place: Place, settings: Settings, tell: Tell) -> Cluster | None:
+    """The Kubernetes cluster to plan on, when that is where it will run and no other hardware was named.
+
+    None where no cluster can be asked or none of its nodes has an AMD GPU: then this machine is planned for, and that is said.
+    """
+    if place.target != "kubernetes" or request.gpus is not None:
+        return None
+    from aim_engine.deploy import inventory
+
+    try:
+        cluster = inventory.read(workflow.overlay_dir(settings))
+    except (Unreachable, InvalidInput) as err:
+        tell(f"{err.what}: planning on the hardware of this machine")
+        return None
+    if not cluster.devices:
+        tell("the Kubernetes cluster has no AMD GPU: planning on the hardware of this machine")
+        return None
+    return cluster
 
 
 def _for_release(request: Request, place: Place, gpu: Gpu, settings: Settings) -> Request:

@@ -192,8 +192,8 @@ def table_reader(folder: Path | None, settings: Settings) -> Reader:
     return Reader(library.build(folder, overlay), lambda card: catalog.load(card, overlay), defaults)
 
 
-def choose_in(request: Request, cluster: Cluster, settings: Settings) -> Plan:
-    """Plan `request` on what is free in `cluster`; where it has several kinds of cards, on the best of them.
+def choose_in(request: Request, spec: ModelSpec, cluster: Cluster, settings: Settings) -> Plan:
+    """Plan `request` for a model on what is free in `cluster`; where it has several kinds of cards, on the best of them.
 
     Raises: InvalidInput when no catalogued GPU of it is free.
     """
@@ -214,12 +214,12 @@ def choose_in(request: Request, cluster: Cluster, settings: Settings) -> Plan:
             why="; ".join(reasons[:3]) or None,
             hint="name the hardware to plan for, for example --gpus 8xMI300X",
         )
-    spec = describe(request.model, settings, request.revision)
     plans, refused = [], []
     for name in names:
         nodes_of_kind = tuple(
             msgspec.structs.replace(node, devices=tuple(d for d in node.devices if d.gpu == name))
             for node in free.nodes
+            if any(device.gpu == name for device in node.devices)
         )
         kind = msgspec.structs.replace(free, nodes=nodes_of_kind)
         gpu = main_gpu(kind, lambda each: catalog.load(each, overlay))

@@ -6,11 +6,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 import kube_api
 import kube_nodes
+from aim_engine import rollout, workflow
+from aim_engine import settings as all_settings
 from aim_engine.cli.gpus import gpus
 from aim_engine.cli.plan import plan
 from aim_engine.deploy import inventory
@@ -122,6 +125,23 @@ def test_a_recorded_cluster_is_planned_on_with_the_resource_its_pods_ask_for(tmp
     assert manifests.exit_code == 0, manifests.output
     assert "amd.com/cpx_nps4: '1'" in manifests.output or 'amd.com/cpx_nps4: "1"' in manifests.output
     assert "compute-memory-partition: cpx_nps4" in manifests.output
+
+
+def test_up_on_kubernetes_plans_on_the_clusters_free_gpus(cluster: kube_api.Cluster, tmp_path: Path) -> None:
+    said: list[str] = []
+    cluster.refuse["persistentvolumeclaims"] = (403, "forbidden")
+    place = rollout.Place(target="kubernetes", output_dir=tmp_path / "files", question="")
+    settings = msgspec.structs.replace(all_settings.load(), state_dir=str(tmp_path / "state"))
+    request = workflow.Request(model="Qwen/Qwen3-32B", max_gpus=2)
+    outcome = rollout.up(request, settings, place, said.append)
+    assert "16 x MI300X in 3 nodes of the Kubernetes cluster" in said
+    assert outcome.plan.inputs.gpu.name == "MI300X"
+    assert [node.name for node in outcome.plan.inputs.cluster.nodes] == ["gpu-1", "gpu-2"]
+    assert "forbidden" in outcome.stopped_at
+    cluster.inventory = {"nodes": [kube_nodes.node("cpu-1", {}, gpus=None)], "pods": []}
+    with pytest.raises(InvalidInput, match="no known image for a CPU"):
+        rollout.up(msgspec.structs.replace(request, model="Qwen/Qwen3-0.6B"), settings, place, said.append)
+    assert "the Kubernetes cluster has no AMD GPU: planning on the hardware of this machine" in said
 
 
 @pytest.mark.parametrize(

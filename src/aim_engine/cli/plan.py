@@ -40,7 +40,11 @@ def plan(
     hardware_source.one_of(gpus=flags["gpus"], kubernetes=live, **{"from": recorded})
     request, settings = options.request(model, flags)
     cluster = hardware_source.cluster(live, recorded, workflow.overlay_dir(settings))
-    document = workflow.choose(request, settings) if cluster is None else workflow.choose_in(request, cluster, settings)
+    if cluster is None:
+        document = workflow.choose(request, settings)
+    else:
+        spec = workflow.describe(request.model, settings, request.revision)
+        document = workflow.choose_in(request, spec, cluster, settings)
     if path is not None:
         write(document, path)
     if as_json:
