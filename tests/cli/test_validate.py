@@ -220,3 +220,46 @@ def test_missing_files_folders_without_any_and_stray_options_are_wrong_input(tmp
     assert main.run(["validate", str(tmp_path)]) == 2
     assert main.run(["validate", "--", "-x"]) == 2
     assert main.run(["validate"]) == 2
+
+
+def test_rules_on_the_model_and_the_card_are_judged_on_a_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["--", "vllm", "serve", "Qwen/Qwen3-32B", "--tensor-parallel-size", "3", "--enable-expert-parallel"]
+    assert main.run(["validate", "--gpu", "MI300X", "--json", *line]) == 1
+    (entry,) = json.loads(capsys.readouterr().out)["files"]
+    assert {"PAR001", "PAR008", "ENV002"} <= {finding["id"] for finding in entry["findings"]}
+    main.run(["validate", "--json", *line])
+    (without,) = json.loads(capsys.readouterr().out)["files"]
+    assert "ENV002" not in {finding["id"] for finding in without["findings"]}
+
+
+def test_an_old_release_shows_its_advisories(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["docker", "run", "--device=/dev/kfd", "--device=/dev/dri", "vllm/vllm-openai-rocm:v0.13.0", "Qwen/Qwen3-8B"]
+    assert main.run(["validate", "--json", "--", *line]) == 1
+    (entry,) = json.loads(capsys.readouterr().out)["files"]
+    assert "CVE-2026-22807" in {finding["id"] for finding in entry["findings"]}
+
+
+def test_sarif_names_rules_levels_and_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps({**RECIPE, "gpu": "MI300X"}))
+    main.run(["validate", "--sarif", str(file)])
+    document = json.loads(capsys.readouterr().out)
+    (run,) = document["runs"]
+    assert document["version"] == "2.1.0"
+    rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
+    for result in run["results"]:
+        assert rules[result["ruleIndex"]] == result["ruleId"]
+        assert result["level"] in ("error", "warning", "note")
+        assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == str(file)
+
+
+def test_a_profile_of_amd_is_judged_for_its_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = Path(__file__).parent.parent.parent / "examples" / "aim-profile.yaml"
+    assert main.run(["validate", "--json", str(example)]) == 1
+    (entry,) = json.loads(capsys.readouterr().out)["files"]
+    assert entry["kind"] == "AIM profile"
+    assert {"VER002", "ATT009"} <= {finding["id"] for finding in entry["findings"]}
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("metadata: {engine: vllm, gpu: MI300X, precision: fp5}\nengine_args: {}\n")
+    assert main.run(["validate", str(broken)]) == 1
+    assert "fp5" in capsys.readouterr().out

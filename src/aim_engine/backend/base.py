@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import msgspec
@@ -82,7 +83,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """As it was written, value included."""
     to: str
     """What stands there now; empty when it was dropped."""
-    kind: Literal["renamed", "dropped"]
+    kind: Literal["renamed", "dropped", "added"]
     why: str
 
 
@@ -151,6 +152,35 @@ class Backend(Protocol):
         """How to serve `recipe`. `model_ref` is a hub id or a folder."""
         ...
 
-    def check(self, args: tuple[str, ...], env: dict[str, str], version: str) -> tuple[Finding, ...]:
-        """What that release would not accept in a command line and environment."""
+    def check(
+        self,
+        args: tuple[str, ...],
+        env: dict[str, str],
+        version: str,
+        *,
+        model: ModelSpec | None = None,
+        gpu: Gpu | None = None,
+        exact: str | None = None,
+    ) -> tuple[Finding, ...]:
+        """What that release would not accept in a command line and environment, and which rules fire.
+
+        `model` and `gpu` are what is known of them; `exact` is the release that runs, where its tables are not known and those
+        of `version` stand in.
+        """
+        ...
+
+    def repair(
+        self,
+        args: tuple[str, ...],
+        env: dict[str, str],
+        version: str,
+        *,
+        model: ModelSpec | None = None,
+        gpu: Gpu | None = None,
+    ) -> Translation:
+        """The command line and environment with every remedy that has one right answer, and what was changed."""
+        ...
+
+    def knowing(self, describe: Callable[[str], ModelSpec | None], gpu: Gpu | None) -> Backend:
+        """The same engine, judging command lines of others with what `describe` and `gpu` tell of model and card."""
         ...

@@ -76,6 +76,17 @@ def values(args: tuple[str, ...], table: FlagTable) -> dict[str, str]:
     return found
 
 
+def model_of(args: tuple[str, ...], known: dict[str, Flag]) -> str | None:
+    """The model that a command line names, in front or behind; None when it names none."""
+    found = None
+    for words, flag in groups(args, known):
+        if flag is not None and "--model" in flag.flags:
+            found = words[0].partition("=")[2] or " ".join(words[1:])
+        elif flag is None and not _is_flag(words[0]):
+            return words[0]
+    return found or None
+
+
 def _server(words: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[Finding, ...]] | None:
     for index, word in enumerate(words):
         if word.rsplit("/", 1)[-1] == "vllm" and words[index + 1 : index + 2] == ["serve"]:

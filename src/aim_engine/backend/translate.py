@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from aim_engine.backend import lint
 from aim_engine.backend.base import Change, Flag, Translation
 from aim_engine.backend.release import FlagTable, Gone, Removed
+from aim_engine.backend.rules import Repair
+from aim_engine.hardware.cluster import Finding
 
 
 def translate(args: tuple[str, ...], env: dict[str, str], table: FlagTable, removed: Removed) -> Translation:
@@ -43,6 +47,39 @@ def translate(args: tuple[str, ...], env: dict[str, str], table: FlagTable, remo
         kept += new
         changes.append(_change(f"{name}={env[name]}", new, gone, table.version))
     return Translation(args=tuple(kept), env=found, changes=tuple(changes))
+
+
+def repaired(done: Translation, repair: Repair, finding: Finding, known: dict[str, Flag]) -> Translation:
+    """`done` with one rule's remedy applied."""
+    gone = {*repair.drop, *repair.set}
+    kept: list[str] = []
+    changes = list(done.changes)
+    dropped: dict[str, str] = {}
+    for words, flag in lint.groups(done.args, known):
+        hit = next((name for name in (flag.flags if flag is not None else ()) if name in gone), None)
+        if hit is None:
+            kept += words
+        else:
+            dropped[hit] = " ".join(words)
+    for name, value in repair.set.items():
+        kept += [name, value]
+    env = {name: value for name, value in done.env.items() if name not in repair.unset} | repair.env
+    for name in (*repair.drop, *repair.set):
+        new = f"{name} {repair.set[name]}" if name in repair.set else ""
+        if name in dropped or new:
+            kind: Literal["renamed", "dropped", "added"] = (
+                "added" if name not in dropped else "renamed" if new else "dropped"
+            )
+            changes.append(
+                Change(what=dropped.get(name, ""), to=new, kind=kind, why=f"{finding.id}: {finding.message}")
+            )
+    for name in sorted({*repair.unset, *repair.env}):
+        old = f"{name}={done.env[name]}" if name in done.env else ""
+        new = f"{name}={repair.env[name]}" if name in repair.env else ""
+        if old != new:
+            kind = "added" if not old else "renamed" if new else "dropped"
+            changes.append(Change(what=old, to=new, kind=kind, why=f"{finding.id}: {finding.message}"))
+    return Translation(args=tuple(kept), env=env, changes=tuple(changes))
 
 
 def _refused(words: tuple[str, ...], flag: Flag) -> bool:

@@ -7,11 +7,12 @@ docs/getting_started at v0.32.0; reports are named where a rule rests on them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from aim_engine.backend import kernels, lint, release, translate
+from aim_engine.backend import kernels, lint, release, rules, subject, translate
 from aim_engine.backend.base import Command, Defaults, Image, Reason, Release, Translation
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
@@ -43,6 +44,8 @@ class Vllm:
 
     def __init__(self, overlay: Path | None = None) -> None:
         self._overlay = overlay
+        self._describe: Callable[[str], ModelSpec | None] | None = None
+        self._gpu: Gpu | None = None
         self._facts = functools.cache(lambda version: release.load("vllm", version, overlay))
         self._flags = functools.cache(lambda version: release.flags("vllm", version, overlay))
         self._removed = functools.cache(lambda: release.removed("vllm", overlay))
@@ -230,9 +233,75 @@ class Vllm:
             args.append("--trust-remote-code")
         return Command(argv0=("vllm", "serve"), args=(*args, *recipe.extra_args), env=dict(sorted(recipe.env.items())))
 
-    def check(self, args: tuple[str, ...], env: dict[str, str], version: str) -> tuple[Finding, ...]:
-        """What that release would not accept in a command line and environment."""
-        return lint.check(args, env, self._flags(version.removeprefix("v")), self._removed())
+    def check(
+        self,
+        args: tuple[str, ...],
+        env: dict[str, str],
+        version: str,
+        *,
+        model: ModelSpec | None = None,
+        gpu: Gpu | None = None,
+        exact: str | None = None,
+    ) -> tuple[Finding, ...]:
+        """What that release would not accept in a command line and environment, and which rules fire."""
+        found = lint.check(args, env, self._flags(version.removeprefix("v")), self._removed())
+        hits = self._hits(args, env, version, model, gpu, exact)
+        return (*found, *(hit.finding for hit in hits))
+
+    def repair(
+        self,
+        args: tuple[str, ...],
+        env: dict[str, str],
+        version: str,
+        *,
+        model: ModelSpec | None = None,
+        gpu: Gpu | None = None,
+    ) -> Translation:
+        """The command line and environment with every remedy that has one right answer, and what was changed."""
+        done = self.translate(args, env, version)
+        by_flag = lint.by_flag(self._flags(version.removeprefix("v")))
+        seen: set[str] = set()
+        while True:
+            hits = self._hits(done.args, done.env, version, model, gpu, None)
+            hit = next((each for each in hits if each.repair is not None and each.finding.id not in seen), None)
+            if hit is None or hit.repair is None:
+                return done
+            seen.add(hit.finding.id)
+            done = translate.repaired(done, hit.repair, hit.finding, by_flag)
+
+    def knowing(self, describe: Callable[[str], ModelSpec | None], gpu: Gpu | None) -> Vllm:
+        """The same engine, judging command lines of others with what `describe` and `gpu` tell of model and card."""
+        found = Vllm(self._overlay)
+        found._describe, found._gpu = functools.cache(describe), gpu
+        return found
+
+    def _hits(
+        self,
+        args: tuple[str, ...],
+        env: dict[str, str],
+        version: str,
+        model: ModelSpec | None,
+        gpu: Gpu | None,
+        exact: str | None,
+    ) -> tuple[rules.Hit, ...]:
+        table = self._flags(version.removeprefix("v"))
+        named = model.model_id if model is not None else lint.model_of(args, lint.by_flag(table))
+        if model is None and named is not None and self._describe is not None:
+            model = self._describe(named)
+        about = subject.of_command(
+            args,
+            env,
+            exact or version.removeprefix("v"),
+            table,
+            release=self._facts(version) if exact is None else None,
+            model=model,
+            family=self._bundled(named) if named is not None else None,
+            gpu=gpu or self._gpu,
+            overlay=self._overlay,
+        )
+        if named is not None:
+            about.setdefault("model_id", named)
+        return rules.judge(about, self._overlay)
 
     def _supports_cpu(self, model: ModelSpec, precision: str, form: str | None) -> str | None:
         if precision == "kv_fp8":

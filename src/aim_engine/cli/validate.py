@@ -14,8 +14,9 @@ from aim_engine.backend.base import Backend
 from aim_engine.cli import files, output
 from aim_engine.errors import AimError, InvalidInput
 from aim_engine.hardware.cluster import Finding
+from aim_engine.model.spec import ModelSpec
 from aim_engine.planner import plan as plans
-from aim_engine.recipe import seed_shape
+from aim_engine.recipe import exchange, seed_shape
 from aim_engine.recipe.recipe import Recipe
 from aim_engine.render import check_command, check_compose, check_host, check_kubernetes, document
 from aim_engine.settings import Settings
@@ -49,17 +50,24 @@ class Checker(msgspec.Struct, frozen=True, kw_only=True):
     "--engine-version", metavar="X.Y.Z", help="Engine release to check against. Default: the one that is named."
 )
 @click.option("--engine", default="vllm", show_default=True, help="Serving engine.")
+@click.option(
+    "--gpu", "card", metavar="CARD", help="Card that it will run on, such as MI300X: adds the rules that depend on it."
+)
+@click.option("--sarif", "as_sarif", is_flag=True, help="One SARIF 2.1.0 document, as code hosts read it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def validate(items: tuple[str, ...], engine_version: str | None, engine: str, as_json: bool) -> int:
+def validate(
+    items: tuple[str, ...], engine_version: str | None, engine: str, card: str | None, as_sarif: bool, as_json: bool
+) -> int:
     """Check plans, recipes, manifests, Compose files and command lines, whoever wrote them.
 
     FILE is a file, a folder of files, or - for stdin; after -- a command line can stand instead. Arguments and variables are
-    checked against the tables of the engine's release.
+    checked against the tables of the engine's release, and against rules on models, cards and releases.
     """
     from aim_engine import backend, workflow
 
     settings = all_settings.load()
-    chosen = backend.get(engine, workflow.overlay_dir(settings))
+    overlay = workflow.overlay_dir(settings)
+    chosen = _knowing(backend.get(engine, overlay), card, settings)
     version = chosen.release(engine_version).version if engine_version else None
     checker = Checker(backend=chosen, version=version, settings=settings)
     if check_command.starts_engine(check_command.Line(words=_without_assignments(items), env={})):
@@ -71,12 +79,32 @@ def validate(items: tuple[str, ...], engine_version: str | None, engine: str, as
         sum(finding.severity == severity for entry in checked for finding in entry.findings)
         for severity in ("error", "warning")
     )
-    if as_json:
+    if as_sarif:
+        from aim_engine.cli import sarif
+
+        output.data(sarif.document((entry.file, finding) for entry in checked for finding in entry.findings))
+    elif as_json:
         counts = {"errors": errors, "warnings": warnings}
         output.data({"schema": "aim-engine/findings/v1", "files": checked, **counts})
     else:
         _show(checked, errors, warnings)
     return 1 if errors else 0
+
+
+def _knowing(engine: Backend, card: str | None, settings: Settings) -> Backend:
+    """The engine with what is known here of models and of the card, so that its rules can ask."""
+    from aim_engine import workflow
+    from aim_engine.hardware import catalog
+
+    offline = msgspec.structs.replace(settings, offline=True)
+
+    def describe(model: str) -> ModelSpec | None:
+        try:
+            return workflow.describe(model, offline)
+        except AimError:
+            return None
+
+    return engine.knowing(describe, catalog.load(card, workflow.overlay_dir(settings)) if card is not None else None)
 
 
 def _show(checked: list[Checked], errors: int, warnings: int) -> None:
@@ -177,6 +205,8 @@ def _one(content: str, documents: list[Any], shown: str, checker: Checker) -> tu
         schema = str(first.get("schema", ""))
         if schema.startswith("aim-engine/plan/"):
             return "plan", _plan(content, shown, checker)
+        if exchange.shape_of(first) == "aim":
+            return "AIM profile", _profile(first, checker)
         if schema.startswith("aim-engine/recipe/") or seed_shape.is_seed_shape(first):
             return "recipe", _recipe(first, checker)
         if isinstance(first.get("recipes"), list) and "model_id" in first:
@@ -230,6 +260,24 @@ def _plan(content: str, shown: str, checker: Checker) -> tuple[Finding, ...]:
 def _plan_of_yaml(content: str, shown: str) -> plans.Plan:
     documents, _ = document.read(content, shown)
     return files.decode_plan(msgspec.json.encode(documents[0]).decode(), shown)
+
+
+def _profile(entry: dict[str, Any], checker: Checker) -> tuple[Finding, ...]:
+    try:
+        args, env = exchange.command_line(entry)
+    except InvalidInput as err:
+        message = f"{err.what}: {err.why}" if err.why else err.what
+        return (Finding(id="REC001", severity="error", message=message, evidence="profile", remedy=err.hint or ""),)
+    from aim_engine import workflow
+    from aim_engine.hardware import catalog
+
+    version = checker.version or checker.backend.versions()[0]
+    try:
+        gpu = catalog.load(str(entry["metadata"].get("gpu")), workflow.overlay_dir(checker.settings))
+    except AimError:
+        gpu = None
+    found = checker.backend.check(args, env, version, gpu=gpu)
+    return tuple(msgspec.structs.replace(finding, evidence="profile") for finding in found)
 
 
 def _recipe(entry: dict[str, Any], checker: Checker) -> tuple[Finding, ...]:

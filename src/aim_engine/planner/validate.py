@@ -88,7 +88,9 @@ def recipe_findings(recipe: Recipe, spec: ModelSpec, gpu: Gpu, backend: Backend)
             )
         )
     command = backend.command(recipe, model_ref=spec.model_id, host="127.0.0.1", port=8000)
-    found.extend(backend.check(command.args, command.env, recipe.engine_version))
+    said = {finding.id for finding in found}
+    checked = backend.check(command.args, command.env, recipe.engine_version, model=spec, gpu=gpu)
+    found.extend(finding for finding in checked if finding.id not in said)
     return tuple(found)
 
 

@@ -59,6 +59,17 @@ def write(known: Known, shape: Shape) -> dict[str, Any]:
     return _to_aim(known) if shape == "aim" else _to_seed(known)
 
 
+def command_line(document: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The engine arguments and variables of a profile, as a command line has them. Raises: InvalidInput."""
+    known = read(document, source="", checked="")
+    words = [known.model_id] if known.model_id != GENERAL else []
+    for name, value in _arguments(known, none=None).items():
+        flag = f"-{name}" if name.startswith("cc.") else f"--{name}"
+        words.append(flag)
+        words += [] if value is None else [_text(item) for item in (value if isinstance(value, list) else [value])]
+    return tuple(words), {**known.env, **known.lossy_env}
+
+
 def _from_aim(document: Mapping[str, Any], source: str, checked: str) -> Known:
     about, model_id = document["metadata"], document.get("model_id") or document.get("aim_id") or GENERAL
     for name in ("engine_args", "env_vars"):

@@ -59,7 +59,11 @@ def check(container: Container, backend: Backend, version: str | None) -> tuple[
         return None, tuple(found)
     release, note = _release(tag, backend, version)
     found += [_at(container, "args", note)] if note is not None else []
-    found += [_at(container, "args", finding) for finding in backend.check(args, dict(container.env), release)]
+    exact = named_release(tag) if version is None else None
+    found += [
+        _at(container, "args", finding)
+        for finding in backend.check(args, dict(container.env), release, exact=exact if exact != release else None)
+    ]
     found += _risks(container, args)
     if args and not _names_model(args):
         found.append(
@@ -239,13 +243,18 @@ def _shell_words(script: str) -> list[str]:
         return script.split()
 
 
+def named_release(tag: str | None) -> str | None:
+    """The release that an image's tag names, such as v0.32.0 or rocm7.2_vllm_0.27.0."""
+    match = _RELEASE.search(tag) if tag is not None else None
+    return (match[1] or match[2]) if match is not None else None
+
+
 def _release(tag: str | None, backend: Backend, version: str | None) -> tuple[str, Finding | None]:
     """The release whose tables are used, and a note when it is not the one in the image."""
     known = backend.versions()
     if version is not None:
         return backend.release(version).version, None
-    match = _RELEASE.search(tag) if tag is not None else None
-    wanted = (match[1] or match[2]) if match is not None else None
+    wanted = named_release(tag)
     if wanted is None:
         return known[0], _finding(
             "VER030",
