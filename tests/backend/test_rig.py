@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import pytest
 from aim_engine import backend, workflow
 from aim_engine import settings as all_settings
 from aim_engine.hardware import catalog
-from aim_engine.model import catalog as models
 from aim_engine.workflow import Request
 from aim_engine.workload import Objective
+from rig.checkpoint import checkpoint
 from rig.fixture import Judge, judging
 
 pytestmark = pytest.mark.rig
@@ -47,35 +46,6 @@ PLANS = (
 
 NAMES = {"ROCM_AITER_FA": "FLASH_ATTN"}
 """Backends whose class says another name than the one they are asked for by."""
-
-
-def checkpoint(folder: Path, model: str) -> Path:
-    """A checkpoint folder without weights: the catalogue's config and a tokenizer of a few words."""
-    entry = models.entry(model)
-    assert entry is not None
-    (folder / "config.json").write_text(json.dumps(entry.config))
-    words = ["[UNK]", "<think>", "</think>", "<tool_call>", "</tool_call>", "hello"]
-    tokens = [
-        {
-            "id": n,
-            "content": word,
-            "special": True,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-        }
-        for n, word in enumerate(words)
-    ]
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": tokens,
-        "pre_tokenizer": {"type": "Whitespace"},
-        "model": {"type": "WordLevel", "vocab": {word: n for n, word in enumerate(words)}, "unk_token": "[UNK]"},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
-    return folder
 
 
 @pytest.fixture(scope="module")

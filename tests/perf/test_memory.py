@@ -24,8 +24,7 @@ def test_kv_bytes_per_token_are_layers_times_heads_times_dims() -> None:
     )
     recipe = specs.recipe(spec, gpu="cpu", gpu_count=0, max_model_len=2048)
     assert memory.kv_bytes_per_token(spec, recipe) == 23_040
-    blocks = GIB // (23_040 * memory.CPU_BLOCK_TOKENS)
-    assert blocks * memory.CPU_BLOCK_TOKENS == 46_592
+    assert memory.layout(spec, recipe).logged_tokens(GIB, 2048, 0, "0.20.0") == 46_592
 
 
 def test_kv_heads_are_replicated_when_tp_exceeds_them() -> None:
@@ -58,9 +57,9 @@ def test_a_window_holds_no_more_than_it_may_read_again() -> None:
         ),
     )
     recipe = specs.recipe(spec, max_num_batched_tokens=2048)
-    short, long = (memory.sequence_bytes(spec, recipe, tokens) for tokens in (4096, 65536))
+    short, long = (memory.sequence_bytes(spec, recipe, tokens) for tokens in (8192, 65536))
     assert short == long
-    assert short < memory.sequence_bytes(specs.dense(layers=2), recipe, 4096)
+    assert short < memory.sequence_bytes(specs.dense(layers=2), recipe, 8192)
 
 
 def test_heads_that_cannot_be_split_are_named() -> None:

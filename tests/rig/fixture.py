@@ -29,8 +29,11 @@ class Judge:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def ask(self, args: tuple[str, ...], env: dict[str, str], gpu: Gpu, count: int) -> dict[str, Any]:
-        """The verdict: `parse` and `config` ok or error with their texts, `values`, `attention_backend`."""
+    def ask(
+        self, args: tuple[str, ...], env: dict[str, str], gpu: Gpu, count: int, cache_bytes: int = 0
+    ) -> dict[str, Any]:
+        """The verdict: `parse` and `config` ok or error with their texts, `values`, `attention_backend`; with `cache_bytes`
+        also `cache`, what the engine makes of so many bytes of KV cache."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         request = {
@@ -40,6 +43,7 @@ class Judge:
             "memory_bytes": gpu.memory_bytes,
             "gpus": count,
             "aiter": gpu.arch in ("gfx942", "gfx950"),
+            "cache_bytes": cache_bytes,
         }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()

@@ -88,23 +88,26 @@ def visible():
     return n if not v else len([x for x in v.split(",") if x.strip()])
 
 
+class Anything:
+    """Takes any call, has any attribute; decorates by returning what it is given."""
+
+    def __call__(self, *a, **k):
+        return a[0] if len(a) == 1 and callable(a[0]) and not k else self
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __getitem__(self, key):
+        return self
+
+
 def pretend_triton():
     """Triton is in every ROCm image; here vLLM's own placeholders for it get the names they lack, so that attention backends import."""
     import vllm.triton_utils as tu
 
-    class Any:
-        def __call__(self, *a, **k):
-            return a[0] if len(a) == 1 and callable(a[0]) and not k else self
-
-        def __getattr__(self, name):
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return self
-
-        def __getitem__(self, key):
-            return self
-
-    anything = Any()
+    anything = Anything()
 
     def missing(self, name):
         if name.startswith("__"):
@@ -261,9 +264,90 @@ def judge(parser, req):
             out["attention_backend"] = b.get_name()
         except BaseException as e:
             out["attention_error"] = short(f"{type(e).__name__}: {e}")
+    if req.get("cache_bytes"):
+        try:
+            out["cache"] = cache_of(cfg, req["cache_bytes"])
+        except BaseException as e:
+            import traceback
+
+            out["cache_error"] = short(f"{type(e).__name__}: {e} | {traceback.format_exc()[-900:]}", 2500)
     out["warnings"] = [x for lv, x in records if lv != "INFO"]
     out["seconds"] = round(time.time() - t, 3)
     return out
+
+
+def cache_of(cfg, available):
+    """What the engine's own code makes of `available` bytes of cache: the model is built without weights, each of its layers asked for its spec."""
+    import torch
+
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import parallel_state
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.utils import get_supported_kv_cache_layouts, resolve_kv_cache_layout
+    from vllm.v1.core import kv_cache_utils as kv
+    from vllm.v1.worker.worker_base import get_current_attn_backends
+    from vllm.v1.worker.workspace import init_workspace_manager
+
+    import types
+
+    known = torch._ops._OpNamespace.__getattr__
+
+    def kernel(self, name):  # layers look their kernels up when they are built; none of them will run
+        try:
+            return known(self, name)
+        except AttributeError:
+            if name.startswith("__"):
+                raise
+            return Anything()
+
+    class Prefill:  # asks for a package that ROCm images have; prefill keeps no cache
+        get_name = classmethod(lambda c: "none")
+
+        def __init__(self, *a, **k):
+            pass
+
+        def __getattr__(self, name):
+            return Anything()
+
+    class OnMeta(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            kwargs = dict(kwargs or {})
+            if kwargs.get("device") is not None:
+                kwargs["device"] = "meta"
+            return func(*args, **kwargs)
+
+    torch._ops._OpNamespace.__getattr__ = kernel
+    torch.cuda.current_device = lambda: 0
+    torch.accelerator.empty_cache = lambda: None
+    torch.cuda.get_device_properties = lambda *a: types.SimpleNamespace(multi_processor_count=304, gcnArchName="gfx90a", major=9, minor=0)
+    torch.cuda.Stream = torch.cuda.Event = lambda *a, **k: Anything()
+    torch.set_default_dtype(cfg.model_config.dtype)
+    with set_current_vllm_config(cfg):
+        if not parallel_state.model_parallel_is_initialized():
+            parallel_state.init_distributed_environment(1, 0, "tcp://127.0.0.1:0", 0, "gloo")
+            parallel_state.initialize_model_parallel(1, 1)
+        type(current_platform).get_mla_prefill_backend_cls = classmethod(lambda c, s: Prefill)
+        init_workspace_manager(torch.device("cpu"))
+        with torch.device("meta"), OnMeta():
+            initialize_model(cfg)
+        current_platform.update_block_size_for_backend(cfg)
+    layers = cfg.compilation_config.static_forward_context
+    specs = {}
+    for name, layer in layers.items():
+        if hasattr(layer, "get_kv_cache_spec"):
+            spec = layer.get_kv_cache_spec(cfg)
+            if spec is not None:
+                specs[name] = spec
+    layouts = [layout.name for layout in get_supported_kv_cache_layouts(get_current_attn_backends(cfg))]
+    resolve_kv_cache_layout(cfg, [layouts], specs.values())
+    made = kv.get_kv_cache_configs(cfg, [specs], [available])[0]
+    tokens, concurrency = kv.get_kv_cache_capacity(cfg, made)
+    return {
+        "layers": len(specs), "kinds": sorted({type(s).__name__ for s in specs.values()}), "blocks": made.num_blocks,
+        "groups": [[type(g.kv_cache_spec).__name__, len(g.layer_names), g.kv_cache_spec.block_size, g.kv_cache_spec.page_size_bytes] for g in made.kv_cache_groups],
+        "tokens": tokens, "concurrency": concurrency, "in_flight": cfg.max_in_flight_tokens, "layout": str(cfg.cache_config.kv_cache_layout),
+    }
 
 
 def _try(f):

@@ -64,6 +64,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Largest usual node; bounds what `--gpus NxNAME` may ask for in one node."""
     partitions: tuple[str, ...] = ()
     """Compute partition modes the device offers, such as SPX, CPX."""
+    unified_memory_bytes: int | None = None
+    """Most that the driver can be told to give the GPU of the system's own memory (GTT), on the largest machine."""
     shared_memory: bool = False
     """True where the memory is shared with the operating system (APU, CPU)."""
     pci_ids: tuple[str, ...] = ()

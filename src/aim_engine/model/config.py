@@ -39,6 +39,8 @@ _BARE = frozenset(
 _NOBODY = Provenance(kind="unsourced", source="no file of the catalogue", checked="")
 _EMBEDDING_WORDS = ("EmbeddingModel", "BertModel", "ForSequenceClassification", "ForMaskedLM", "RewardModel")
 
+_STATES_IN_32_BIT = ("nemotron_h", "kimi_linear")
+
 
 def parse(
     config: Mapping[str, Any],
@@ -276,9 +278,21 @@ def _groups(shape: parameters.Shape) -> tuple[LayerGroup, ...]:
 def _group(shape: parameters.Shape, index: int, kind: str) -> LayerGroup:
     fields = shape.fields
     if kind == "linear":
-        return LayerGroup(kind="linear", count=1, state_elements=shape.linear_state, conv_elements=_linear_conv(shape))
+        return LayerGroup(
+            kind="linear",
+            count=1,
+            state_elements=shape.linear_state,
+            state_value_bytes=_state_value_bytes(shape),
+            conv_elements=_linear_conv(shape),
+        )
     if kind == "mamba":
-        return LayerGroup(kind="mamba", count=1, state_elements=shape.mamba_state, conv_elements=shape.mamba_conv)
+        return LayerGroup(
+            kind="mamba",
+            count=1,
+            state_elements=shape.mamba_state,
+            state_value_bytes=_state_value_bytes(shape),
+            conv_elements=shape.mamba_conv,
+        )
     if kind == "none" or shape.shares_kv(index):
         return LayerGroup(kind="none", count=1, heads=shape.heads if kind != "none" or shape.arch.encoder_only else 0)
     if shape.is_compressed:
@@ -308,8 +322,21 @@ def _group(shape: parameters.Shape, index: int, kind: str) -> LayerGroup:
         window_tokens=window,
         indexer_dim=_index_dim(shape, index),
         state_elements=shape.mamba_state if shape.has_parallel_mamba else 0,
+        state_value_bytes=_state_value_bytes(shape),
         conv_elements=shape.mamba_conv if shape.has_parallel_mamba else 0,
     )
+
+
+def _state_value_bytes(shape: parameters.Shape) -> int:
+    """Bytes of a recurrent state's value: the config's own wish, 4 for families that always keep 32 bit, else 16 bit.
+
+    Source: vllm/model_executor/models/config.py (Qwen3_5ForConditionalGenerationConfig, NemotronHForCausalLMConfig),
+    layers/mamba/mamba_utils.py MambaStateDtypeCalculator.
+    """
+    stated = shape.fields.text("mamba_ssm_dtype", "mamba_ssm_cache_dtype")
+    if stated:
+        return 4 if "32" in stated else 2
+    return 4 if shape.model_type.startswith(_STATES_IN_32_BIT) else 2
 
 
 def _linear_conv(shape: parameters.Shape) -> int:

@@ -52,6 +52,9 @@ Source: transformers configuration classes of these models."""
 _CHUNK_PATTERN = 4
 """Llama 4: every fourth layer is full, the others are chunked (no_rope_layer_interval)."""
 
+MOST_LAYERS = 4096
+"""More than any transformer has by far; a larger count is a damaged file."""
+
 
 def kinds(fields: Fields, model_type: str) -> list[str]:
     """The kind of each layer, first to last. Raises: InvalidInput naming the key."""
@@ -67,6 +70,12 @@ def kinds(fields: Fields, model_type: str) -> list[str]:
         if count is None or count < 1:
             fields.count(*LAYERS)
             raise AssertionError("count() has raised")
+        if count > MOST_LAYERS:
+            raise InvalidInput(
+                f"{fields.name}: {count} layers are not a model",
+                why=f"num_hidden_layers is at most {MOST_LAYERS}",
+                hint="fetch the config again",
+            )
         return _by_rule(fields, model_type, count)
     unknown = sorted({name for name in names if name not in _NAMES})
     if unknown:

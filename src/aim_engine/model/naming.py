@@ -19,6 +19,7 @@ from aim_engine.model.spec import ModelSpec, WeightFormat
 
 FILE = "models/aliases.yaml"
 GGUF_FILE = "formats/gguf.yaml"
+MAKERS_FILE = "formats/makers.yaml"
 _BRACKETS = re.compile(r"\([^)]*\)|\[[^\]]*\]")
 _FORMAT = re.compile(
     r"^(?:fp\d+\w*|mxfp\d\w*|nvfp\d\w*|bf16|f(?:p)?16|f(?:p)?32|u?int\d\w*|awq\w*|gptq\w*|bnb|nf4|gguf|ggml|exl\d|autoround|"
@@ -50,6 +51,18 @@ class GgufType(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     name: str
     bits_per_weight: float
+    source: str
+
+
+class Maker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How somebody's quantised checkpoints are stored."""
+
+    owner: str
+    format: str
+    group: int
+    keeps: tuple[str, ...] = ()
+    experts_only: bool = False
+    """`keeps` holds for models with experts only."""
     source: str
 
 
@@ -180,6 +193,10 @@ def in_format(spec: ModelSpec, form: str | None, name: str = "") -> ModelSpec:
     if form.startswith("gguf-"):
         bits = gguf_bits(form.removeprefix("gguf-"))
         return spec if bits is None else quantization.stored_as(spec, "gguf", bits / 8)
+    maker = next((m for m in _makers() if name.lower().startswith(f"{m.owner}/") and m.format == form), None)
+    if maker is not None:
+        kept = maker.keeps if spec.is_moe or not maker.experts_only else ()
+        return quantization.stored_as(spec, form, 0.5 + 2 / maker.group, but=kept)
     keeps_attention = form == "mxfp4" and spec.is_moe and not re.search(r"attn.?fp|attn-mtp", name.lower())
     return quantization.stored_as(
         spec, form, None, but=("attention", "attention_replicated") if keeps_attention else ()
@@ -194,6 +211,11 @@ def gguf_bits(file_type: str) -> float | None:
 def aliases(overlay: Path | None = None) -> tuple[Alias, ...]:
     """The bundled aliases, or the overlay's."""
     return facts.load(FILE, tuple[Alias, ...], overlay)
+
+
+@functools.cache
+def _makers() -> tuple[Maker, ...]:
+    return facts.load(MAKERS_FILE, tuple[Maker, ...])
 
 
 @functools.cache

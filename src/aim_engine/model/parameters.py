@@ -14,6 +14,8 @@ _FOUR_TIMES = frozenset(
     ["bloom", "codegen", "falcon", "RefinedWeb", "RefinedWebModel", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt"]
 )
 """Feed-forward width is 4 x hidden where the config is silent."""
+_DRAFTS_WITH_ENDS = frozenset(["deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite"])
+"""Families whose checkpoints store the draft layer's embedding and head, copies of the model's own, beside it."""
 _SINGLE_BLOCKS = frozenset(["nemotron_h", "nemotron_h_omni", "nemotron_h_puzzle"])
 """Every layer is one block: a mixer, a feed-forward block or experts."""
 
@@ -379,6 +381,8 @@ def _drafts(shape: Shape) -> int:
         one += sum(_experts(shape, shape.moe))
     else:
         one += shape.mlp(shape.intermediate)
+    if shape.model_type in _DRAFTS_WITH_ENDS:
+        one += 2 * shape.vocab * shape.hidden
     return count_of * one
 
 

