@@ -47,13 +47,18 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, dict[str, str]], No
         root = GOLDEN / folder
         if update:
             root.mkdir(parents=True, exist_ok=True)
-            for stale in root.iterdir():
-                if stale.name not in produced:
+            for stale in [path for path in root.rglob("*") if path.is_file()]:
+                if stale.relative_to(root).as_posix() not in produced:
                     stale.unlink()
             for name, content in produced.items():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
                 (root / name).write_text(content, encoding="utf-8")
             return
-        expected = {path.name: path.read_text(encoding="utf-8") for path in root.glob("*")}
+        expected = {
+            path.relative_to(root).as_posix(): path.read_text(encoding="utf-8")
+            for path in root.rglob("*")
+            if path.is_file()
+        }
         assert produced == expected, f"tests/golden/{folder} differs; review, then pytest --update-golden"
 
     return check

@@ -65,6 +65,7 @@ def test_a_plan_is_applied_rolled_out_and_taken_down(
     assert applied.endpoint == "http://qwen3-32b.default.svc:8000"
     assert cluster.names() == [
         "deployments/qwen3-32b",
+        "networkpolicies/qwen3-32b",
         "persistentvolumeclaims/qwen3-32b-cache",
         "serviceaccounts/qwen3-32b",
         "services/qwen3-32b",
@@ -97,7 +98,7 @@ def test_applying_again_updates(cluster: kube_api.Cluster, runner: KubernetesRun
     said: list[str] = []
     runner.start(plans.dense_on_all(), OPTIONS, said.append)
     assert "updated Deployment qwen3-32b" in said
-    assert len(cluster.objects) == 4
+    assert len(cluster.objects) == 5
 
 
 def test_a_namespace_that_is_not_there_is_named(cluster: kube_api.Cluster, runner: KubernetesRunner) -> None:

@@ -39,6 +39,30 @@ _START = {
 @click.option("--model-path", metavar="DIR", help="Folder with the checkpoint, instead of fetching it from the hub.")
 @click.option("--image", help="Container image to use instead of the release's own.")
 @click.option("--api-key", is_flag=True, help="Clients must send a key, which is read from a secret.")
+@click.option(
+    "--create-namespace", is_flag=True, help="Write the Kubernetes namespace too, with its pod security level."
+)
+@click.option("--offline", is_flag=True, help="The weights are in the cache already: the engine gets no way out.")
+@click.option("--dra", is_flag=True, help="Claim GPUs by dynamic resource allocation, not AMD's device plugin.")
+@click.option(
+    "--render-gid",
+    type=int,
+    metavar="GID",
+    help="Group of /dev/kfd on the nodes: pods then run without root, restricted.",
+)
+@click.option("--priority-class", help="Kubernetes PriorityClass of the pods.")
+@click.option("--cache-per-replica", is_flag=True, help="A StatefulSet whose replicas have a volume each.")
+@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="Label of every object and container.")
+@click.option("--annotation", "annotations", metavar="KEY=VALUE", multiple=True, help="Annotation of every object.")
+@click.option("--env", "env", metavar="NAME=VALUE", multiple=True, help="Variable of the engine.")
+@click.option("--arg", "args", metavar="ARG", multiple=True, help="Argument of the engine, such as --arg=--seed=1.")
+@click.option(
+    "--volume",
+    "volumes",
+    metavar="SOURCE:TARGET[:ro]",
+    multiple=True,
+    help="Folder of the host, or claim/NAME, to mount.",
+)
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), help="Folder to write into.")
 @click.option("--stdout", is_flag=True, help="Print instead of writing; the default without -o.")
 @click.option("--force", is_flag=True, help="Overwrite files that differ; files with tokens are always kept.")
@@ -55,6 +79,17 @@ def render(
     model_path: str | None,
     image: str | None,
     api_key: bool,
+    create_namespace: bool,
+    offline: bool,
+    dra: bool,
+    render_gid: int | None,
+    priority_class: str | None,
+    cache_per_replica: bool,
+    labels: tuple[str, ...],
+    annotations: tuple[str, ...],
+    env: tuple[str, ...],
+    args: tuple[str, ...],
+    volumes: tuple[str, ...],
     folder: Path | None,
     stdout: bool,
     force: bool,
@@ -79,6 +114,17 @@ def render(
         model_path=_absolute(model_path) if model_path else None,
         image=image,
         api_key_secret=api_key,
+        create_namespace=create_namespace,
+        offline=offline,
+        dra=dra,
+        render_gid=render_gid,
+        priority_class=priority_class,
+        cache_per_replica=cache_per_replica,
+        labels=_pairs(labels, "label"),
+        annotations=_pairs(annotations, "annotation"),
+        env=_pairs(env, "env"),
+        args=args,
+        volumes=volumes,
     )
     artifacts = render_plan(document, target, options, _backend(document))
     if folder is None:
@@ -98,6 +144,14 @@ def _backend(plan: Plan) -> Backend:
     from aim_engine import backend, workflow
 
     return backend.get(plan.inputs.engine, workflow.overlay_dir(all_settings.load()))
+
+
+def _pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
+    """`KEY=VALUE` words as a mapping. Raises: InvalidInput."""
+    for word in given:
+        if "=" not in word:
+            raise InvalidInput(f"--{option} '{word}' has no value", hint=f"--{option} KEY=VALUE")
+    return {key: value for key, _, value in (word.partition("=") for word in given)}
 
 
 def _absolute(path: str) -> str:

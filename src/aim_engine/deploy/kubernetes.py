@@ -134,7 +134,13 @@ class KubernetesRunner:
         kinds = _kinds()
         labels = _labels(deployment.name)
         with said("the cluster refused to delete"):
-            for kind in (kinds.Deployment, kinds.Service, kinds.PodDisruptionBudget, kinds.ServiceAccount):
+            for kind in (
+                kinds.Deployment,
+                kinds.Service,
+                kinds.PodDisruptionBudget,
+                kinds.NetworkPolicy,
+                kinds.ServiceAccount,
+            ):
                 for found in client.list(kind, labels=labels):
                     progress(f"deleting {kind.__name__} {found.metadata.name}")
                     _delete(client, kind, found.metadata.name)
@@ -258,12 +264,13 @@ class _Kinds(msgspec.Struct, frozen=True):
     ServiceAccount: Any
     PersistentVolumeClaim: Any
     PodDisruptionBudget: Any
+    NetworkPolicy: Any
     Pod: Any
     Namespace: Any
 
 
 def _kinds() -> _Kinds:
-    from lightkube.resources import apps_v1, core_v1, policy_v1
+    from lightkube.resources import apps_v1, core_v1, networking_v1, policy_v1
 
     return _Kinds(
         apps_v1.Deployment,
@@ -271,6 +278,7 @@ def _kinds() -> _Kinds:
         core_v1.ServiceAccount,
         core_v1.PersistentVolumeClaim,
         policy_v1.PodDisruptionBudget,
+        networking_v1.NetworkPolicy,
         core_v1.Pod,
         core_v1.Namespace,
     )

@@ -40,6 +40,28 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """A container image to use instead of the release's own, such as a mirror's; the engine's command is given in full."""
     api_key_secret: bool = False
     """Require an API key taken from a Secret or env file."""
+    offline: bool = False
+    """The weights are in the cache already (target `job` puts them there), so the engine gets no network to the outside."""
+    create_namespace: bool = False
+    """Write the Namespace too, with the pod security level that the pods keep."""
+    dra: bool = False
+    """Claim GPUs through dynamic resource allocation instead of AMD's device plugin."""
+    render_gid: int | None = None
+    """Group that owns /dev/kfd on the nodes: the engine then runs as an ordinary user. None runs it as the image's user."""
+    priority_class: str | None = None
+    """Name of an existing Kubernetes PriorityClass."""
+    cache_per_replica: bool = False
+    """A StatefulSet, each replica with its own volume, where no storage class offers ReadWriteMany."""
+    labels: dict[str, str] = {}
+    """Beside our own, on every object and container."""
+    annotations: dict[str, str] = {}
+    """On every Kubernetes object and its pods."""
+    env: dict[str, str] = {}
+    """Variables of the engine, over those of the recipe."""
+    args: tuple[str, ...] = ()
+    """Arguments of the engine, after those of the recipe."""
+    volumes: tuple[str, ...] = ()
+    """Further mounts as `SOURCE:TARGET[:ro]`: a folder of the host, or `claim/NAME` in Kubernetes."""
 
 
 class Target(Protocol):

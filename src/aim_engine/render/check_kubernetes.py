@@ -234,7 +234,10 @@ def _workload(
     if replicas is not None and whole(replicas) is None and kind in _KEPT_RUNNING:
         yield error("MAN003", f"replicas {replicas!r} is not a whole number", "", f"{where}: spec.replicas")
     yield from _claims(pod, whole(replicas) or 1, objects, where)
-    yield from check_pod.check(pod, where, backend, version)
+    volumes = mappings(pod.get("volumes"))
+    claimed = texts(get(manifest, "spec", "volumeClaimTemplates"), "metadata", "name") - texts(volumes, "name")
+    whole_pod = {**pod, "volumes": [*volumes, *({"name": name} for name in sorted(claimed))]} if claimed else pod
+    yield from check_pod.check(whole_pod, where, backend, version)
 
 
 def _selector(manifest: dict[str, Any], template: Any, where: str) -> Iterator[Finding]:

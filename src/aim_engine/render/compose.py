@@ -77,6 +77,11 @@ def _service(container: Container, secrets: str, options: Options) -> dict[str, 
             "timeout": "6s",
             "retries": docker.HEALTH_RETRIES,
         },
+        **(
+            {"labels": {key: text.no_expansion(value) for key, value in container.labels.items()}}
+            if container.labels
+            else {}
+        ),
         "restart": "unless-stopped",
         "stop_grace_period": f"{container.stop_s}s",
     }

@@ -9,6 +9,7 @@ import shlex
 import msgspec
 
 from aim_engine.backend.base import Backend, Command, Image
+from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
 from aim_engine.render import serving, text
 from aim_engine.render.artifact import Artifact, Options
@@ -46,6 +47,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     shm_bytes: int
     startup_s: int
+    labels: dict[str, str] = {}
     stop_s: int = serving.STOP_S
 
     @property
@@ -79,6 +81,12 @@ def _container(plan: Plan, options: Options, backend: Backend, replica: Replica)
     else:
         mounts.append((text.host_path(options.cache_dir, "cache folder"), serving.CONTAINER_HF_HOME, False))
         env["HF_HOME"] = serving.CONTAINER_HF_HOME
+    for mount in serving.mounts(options):
+        if mount.is_claim:
+            raise InvalidInput(
+                f"there is no claim '{mount.source}' outside Kubernetes", hint="give a folder of the host"
+            )
+        mounts.append((mount.source, mount.target, mount.read_only))
     devices, visible = _devices(replica)
     if visible is not None:
         env[serving.VISIBLE_DEVICES] = visible
@@ -96,6 +104,7 @@ def _container(plan: Plan, options: Options, backend: Backend, replica: Replica)
         port=replica.port,
         shm_bytes=recipe.resources.shm_bytes,
         startup_s=serving.startup_s(plan, options),
+        labels=text.labels(options.labels),
     )
 
 
@@ -190,6 +199,7 @@ def _run(container: Container) -> list[str]:
         *(f"--cap-add {capability}" for capability in CAPABILITIES),
         "--security-opt no-new-privileges",
         f"--publish {_published(container)}",
+        *(f"--label {shlex.quote(f'{name}={value}')}" for name, value in container.labels.items()),
         *(f"--mount {_bind(*mount)}" for mount in container.mounts),
         *(f"--mount type=volume,source={name},target={target}" for name, target in container.volumes),
         *(f"--env {shlex.quote(f'{name}={value}')}" for name, value in container.env.items()),

@@ -15,7 +15,7 @@ from aim_engine.errors import InvalidInput
 from aim_engine.recipe.recipe import Recipe
 from aim_engine.recipe.seed_shape import UNNAMED_GPU, from_seed
 from aim_engine.render import docker, serving, text
-from aim_engine.render.kubernetes import quantity, resources
+from aim_engine.render.pod import quantity, resources
 
 NAME = "aim-engine"
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}

@@ -43,6 +43,16 @@ READY_TIMEOUT = "VLLM_ENGINE_READY_TIMEOUT_S"
 VISIBLE_DEVICES = "HIP_VISIBLE_DEVICES"
 
 
+class Mount(msgspec.Struct, frozen=True, kw_only=True):
+    """A mount that was asked for beside the plan's own."""
+
+    source: str
+    """Absolute folder of the host, or the name of a volume claim."""
+    target: str
+    is_claim: bool
+    read_only: bool
+
+
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """One server of a deployment on one host."""
 
@@ -136,10 +146,14 @@ def command(
         args += ["--served-model-name", recipe.model_id]
     if drain and "--shutdown-timeout" in flags and not _given(args, "--shutdown-timeout"):
         args += ["--shutdown-timeout", str(DRAIN_S)]
+    args += options.args
     env = dict(base.env)
     patience = startup_s(plan, options)
     if patience > MIN_STARTUP_S and READY_TIMEOUT in backend.release(recipe.engine_version).env:
         env.setdefault(READY_TIMEOUT, str(patience - SERVER_S))
+    if options.offline:
+        env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    env |= options.env
     for arg in args:
         text.data(arg, "argument")
     return Command(argv0=base.argv0, args=tuple(args), env=text.variables(env))
@@ -147,6 +161,25 @@ def command(
 
 def _given(args: list[str], flag: str) -> bool:
     return any(arg == flag or arg.startswith(f"{flag}=") for arg in args)
+
+
+def mounts(options: Options) -> tuple[Mount, ...]:
+    """The further mounts that were asked for. Raises: InvalidInput."""
+    found = []
+    for entry in options.volumes:
+        rest, read_only = (entry[:-3], True) if entry.endswith(":ro") else (entry, False)
+        source, colon, target = text.data(rest, "volume").rpartition(":")
+        if not colon or not source or not target.startswith("/"):
+            raise InvalidInput(f"'{entry}' is not a volume", hint="/data:/data:ro or claim/NAME:/data")
+        is_claim = source.startswith("claim/")
+        source = (
+            text.dns_subdomain(source.removeprefix("claim/"), "volume claim")
+            if is_claim
+            else text.host_path(source, "volume")
+        )
+        target = text.host_path(target, "mount point")
+        found.append(Mount(source=source, target=target, is_claim=is_claim, read_only=read_only))
+    return tuple(found)
 
 
 def image(plan: Plan, options: Options, backend: Backend) -> Image:
@@ -181,9 +214,9 @@ def weight_bytes(plan: Plan) -> int:
 def startup_s(plan: Plan, options: Options) -> int:
     """Seconds a first start may take before something is wrong: loading, compiling, and fetching unless the files are there."""
     candidate = chosen(plan)
-    fetch_s = 0.0 if options.model_path else weight_bytes(plan) / DOWNLOAD_BYTES_S
+    fetch_s = 0.0 if options.model_path or options.offline else weight_bytes(plan) / DOWNLOAD_BYTES_S
     needed = max(MIN_STARTUP_S, math.ceil(LOAD_MARGIN * candidate.estimate.load_s + fetch_s))
-    own = candidate.recipe.env.get(READY_TIMEOUT, "")
+    own = options.env.get(READY_TIMEOUT, candidate.recipe.env.get(READY_TIMEOUT, ""))
     if own.isdecimal():
         needed = max(needed, int(own) + SERVER_S)
     return math.ceil(needed / 60) * 60

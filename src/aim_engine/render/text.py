@@ -20,6 +20,7 @@ MAX_NAME = 50
 MAX_PORT = 65535
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
 _IMAGE = re.compile(
     r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?(?::[0-9]+)?(?:/[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
@@ -87,6 +88,33 @@ def variables(env: Mapping[str, str]) -> dict[str, str]:
                 f"'{name}' cannot be the name of an environment variable", why="letters, digits and _ only"
             )
     return {name: data(env[name], f"value of {name}") for name in sorted(env)}
+
+
+def labels(given: Mapping[str, str]) -> dict[str, str]:
+    """`given` sorted, when they can be labels of Kubernetes objects, which any container may have too. Raises: InvalidInput."""
+    for key, value in given.items():
+        _label_key(key, "label")
+        if len(value) > 63 or not _LABEL_VALUE.fullmatch(value):
+            raise InvalidInput(
+                f"'{value}' cannot be the value of the label {key}",
+                why="at most 63 letters, digits, - _ and ., a letter or digit first and last",
+            )
+    return {key: given[key] for key in sorted(given)}
+
+
+def annotation_values(given: Mapping[str, str]) -> dict[str, str]:
+    """`given` sorted, when the keys can be those of annotations; the values are free. Raises: InvalidInput."""
+    for key in given:
+        _label_key(key, "annotation")
+    return {key: data(given[key], f"annotation {key}") for key in sorted(given)}
+
+
+def _label_key(key: str, what: str) -> None:
+    prefix, slash, name = key.rpartition("/")
+    if (slash and not _SUBDOMAIN.fullmatch(prefix)) or not name or len(name) > 63 or not _LABEL_VALUE.fullmatch(name):
+        raise InvalidInput(f"'{key}' cannot be the key of a {what}", hint="for example team or example.com/team")
+    if prefix == "app.kubernetes.io":
+        raise InvalidInput(f"the {what} {key} is set by aim-engine", why="selectors and clean-up depend on it")
 
 
 def ip_address(host: str) -> str:

@@ -1,0 +1,183 @@
+"""What the Kubernetes target does beyond the plan: network, privileges, device claims, volumes of replicas, additions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+import plans
+from aim_engine import backend
+from aim_engine.errors import InvalidInput
+from aim_engine.planner.plan import Plan
+from aim_engine.render import check_kubernetes
+from aim_engine.render.artifact import Options
+from aim_engine.render.targets import render
+
+ENGINE = backend.get("vllm")
+EVERYTHING = Options(
+    name="demo",
+    namespace="serving",
+    create_namespace=True,
+    dra=True,
+    render_gid=992,
+    priority_class="serving-high",
+    labels={"team": "search", "example.com/tier": "gold"},
+    annotations={"example.com/note": "a: $(b)\n# c"},
+    env={"VLLM_LOGGING_LEVEL": "DEBUG"},
+    args=("--seed", "1"),
+    volumes=("claim/adapters:/adapters:ro",),
+)
+
+
+def objects(plan: Plan, options: Options) -> dict[str, dict[str, Any]]:
+    return {
+        document["kind"]: document
+        for file in render(plan, "kubernetes", options)
+        for document in yaml.safe_load_all(file.content)
+    }
+
+
+def pod(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    workload = found.get("Deployment") or found["StatefulSet"]
+    spec: dict[str, Any] = workload["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        EVERYTHING,
+        Options(name="demo", offline=True),
+        Options(name="demo", cache_per_replica=True, storage_class="fast"),
+        Options(name="demo", model_path="/models/x", render_gid=109, volumes=("/srv/a:/a",)),
+    ],
+)
+@pytest.mark.parametrize("version", ["1.35", "1.36", "1.37"])
+def test_every_variant_passes_strict_schemas_and_our_rules(options: Options, version: str) -> None:
+    manifests = list(objects(plans.replicas(), options).values())
+    found = check_kubernetes.check(manifests, ENGINE, kubernetes_version=version)
+    assert [finding for finding in found if finding.severity != "info"] == []
+
+
+def test_with_the_group_of_the_devices_the_pod_keeps_to_the_restricted_standard() -> None:
+    found = objects(plans.dense_on_all(), Options(name="demo", render_gid=992, create_namespace=True, namespace="ai"))
+    spec = pod(found)
+    (container,) = spec["containers"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["supplementalGroups"] == [992]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert not any("hostPath" in volume for volume in spec["volumes"])
+    assert found["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    paths = {mount["mountPath"] for mount in container["volumeMounts"]}
+    env = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert all(not path.startswith("/root") for path in paths)
+    assert {env["HOME"], *(str(env[name]).rsplit("/", 1)[0] for name in ("HF_HOME", "VLLM_CACHE_ROOT"))} <= paths
+
+
+def test_a_folder_of_the_host_is_beyond_what_a_namespace_can_enforce() -> None:
+    for options in ({"model_path": "/models/x"}, {"volumes": ("/srv:/srv",)}):
+        changed = msgspec.structs.replace(
+            Options(name="demo", create_namespace=True, namespace="ai", render_gid=992), **options
+        )
+        labels = objects(plans.dense_on_all(), changed)["Namespace"]["metadata"]["labels"]
+        assert "pod-security.kubernetes.io/enforce" not in labels
+
+
+def test_a_device_claim_takes_the_place_of_the_device_plugins_resource() -> None:
+    found = objects(plans.replicas(), Options(name="demo", dra=True))
+    spec = pod(found)
+    (container,) = spec["containers"]
+    assert "amd.com/gpu" not in container["resources"]["limits"]
+    assert container["resources"]["claims"] == [{"name": "gpu"}]
+    (claim,) = spec["resourceClaims"]
+    template = found["ResourceClaimTemplate"]
+    assert claim["resourceClaimTemplateName"] == template["metadata"]["name"]
+    request = template["spec"]["spec"]["devices"]["requests"][0]["exactly"]
+    assert (request["deviceClassName"], request["count"]) == ("gpu.amd.com", 2)
+    assert '.deviceID in ["0x75a3", "0x75b3"]' in request["selectors"][0]["cel"]["expression"]
+
+
+def test_a_cpu_plan_claims_no_device() -> None:
+    found = objects(plans.on_cpu(), Options(name="demo", dra=True, image="registry.local/vllm:v0.32.0"))
+    assert "ResourceClaimTemplate" not in found
+    assert "resourceClaims" not in pod(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "way_out"),
+    [
+        (Options(name="demo"), True),
+        (Options(name="demo", offline=True), False),
+        (Options(name="demo", model_path="/m"), False),
+    ],
+)
+def test_the_engine_reaches_the_hub_only_when_it_has_to_fetch(options: Options, way_out: bool) -> None:
+    found = objects(plans.gated(), options)
+    policy = found["NetworkPolicy"]["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert bool(policy["egress"]) is way_out
+    env = {entry["name"]: entry.get("value") for entry in pod(found)["containers"][0]["env"]}
+    assert (env.get("HF_HUB_OFFLINE") == "1") is not way_out
+
+
+def test_the_network_policy_and_the_service_select_the_pods() -> None:
+    found = objects(plans.replicas(), EVERYTHING)
+    labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    for selector in (
+        found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+        found["Service"]["spec"]["selector"],
+        found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+        pod(found)["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels.items()
+
+
+def test_a_volume_per_replica_makes_a_stateful_set() -> None:
+    found = objects(plans.replicas(), Options(name="demo", cache_per_replica=True))
+    assert "Deployment" not in found
+    assert "PersistentVolumeClaim" not in found
+    spec = found["StatefulSet"]["spec"]
+    (claim,) = spec["volumeClaimTemplates"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert claim["metadata"]["name"] in {mount["name"] for mount in pod(found)["containers"][0]["volumeMounts"]}
+    with pytest.raises(InvalidInput, match="has no use"):
+        objects(plans.replicas(), Options(name="demo", cache_per_replica=True, offline=True))
+
+
+def test_additions_reach_every_object_and_the_engine() -> None:
+    found = objects(plans.replicas(), EVERYTHING)
+    for kind, document in found.items():
+        if kind != "Namespace":
+            assert document["metadata"]["labels"].items() >= EVERYTHING.labels.items()
+            assert document["metadata"]["annotations"].items() >= EVERYTHING.annotations.items()
+    spec = pod(found)
+    (container,) = spec["containers"]
+    assert spec["priorityClassName"] == "serving-high"
+    assert container["args"][-2:] == ["--seed", "1"]
+    assert {"name": "VLLM_LOGGING_LEVEL", "value": "DEBUG"} in container["env"]
+    assert {"name": "extra-0", "mountPath": "/adapters", "readOnly": True} in container["volumeMounts"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"labels": {"app.kubernetes.io/name": "x"}},
+        {"labels": {"a b": "x"}},
+        {"labels": {"team": "x" * 64}},
+        {"annotations": {"": "x"}},
+        {"env": {"A-B": "x"}},
+        {"volumes": ("data",)},
+        {"volumes": ("data:/data",)},
+        {"volumes": ("claim/A_B:/data",)},
+        {"priority_class": "a b"},
+        {"render_gid": -1},
+    ],
+)
+def test_an_addition_that_cannot_work_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        objects(plans.dense_on_all(), Options(name="demo", **options))
