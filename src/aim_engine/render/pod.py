@@ -195,7 +195,10 @@ def container(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
             *secrets(options),
         ],
         "ports": [{"name": "http", "containerPort": serving.CONTAINER_PORT, "protocol": "TCP"}],
-        "resources": {**resources(recipe, None if claimed else gpu_resource(plan)), **({"claims": [{"name": "gpu"}]} if claimed else {})},
+        "resources": {
+            **resources(recipe, None if claimed else gpu_resource(plan)),
+            **({"claims": [{"name": "gpu"}]} if claimed else {}),
+        },
         "securityContext": container_security(),
         "startupProbe": _probe(STARTUP_PERIOD_S, math.ceil(startup_s / STARTUP_PERIOD_S)),
         "readinessProbe": _probe(5, 3),
