@@ -72,6 +72,14 @@ def test_blocks_grow_with_tokens_and_bytes_fall_with_tp_and_precision(
         assert other.blocks(tokens, 4096) * other.block_bytes <= whole.blocks(tokens, 4096) * whole.block_bytes + slack
 
 
+def test_every_bundled_model_has_a_layout() -> None:
+    for name in catalog.names():
+        for tp in (1, 8):
+            got = layout(name, tp=tp)
+            assert got.block_bytes > 0
+            assert got.blocks(4096, 16_384) > 0
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_pool_holds_what_its_bytes_pay_for(name: str) -> None:
     got = layout(name)

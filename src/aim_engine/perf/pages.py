@@ -97,7 +97,7 @@ def layout(
             attention[key] = attention.get(key, 0) + count
         size = layer_state_bytes(group, state_value_bytes) / tp
         if size:
-            state = (size, STATE_PAGES[group.kind])
+            state = (size, STATE_PAGES.get(group.kind, 1))
             states[state] = states.get(state, 0) + count
     if not attention:
         return _states_only(states)
