@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -59,8 +59,10 @@ def parse_command_line(text: str) -> CommandLine:
     )
 
 
-def check(args: tuple[str, ...], env: dict[str, str], table: FlagTable, removed: Removed) -> tuple[Finding, ...]:
-    """What the release of `table` would not accept, as findings."""
+def check(
+    args: tuple[str, ...], env: dict[str, str], table: FlagTable, removed: Callable[[], Removed]
+) -> tuple[Finding, ...]:
+    """What the release of `table` would not accept, as findings. `removed` is asked only when something is unknown."""
     found = list(_arguments(args, table, removed))
     found.extend(_environment(env, table, removed))
     return tuple(found)
@@ -104,7 +106,7 @@ def _server(words: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[F
     return None
 
 
-def _arguments(args: tuple[str, ...], table: FlagTable, removed: Removed) -> Iterator[Finding]:
+def _arguments(args: tuple[str, ...], table: FlagTable, removed: Callable[[], Removed]) -> Iterator[Finding]:
     known = by_flag(table)
     given: dict[str, str] = {}
     for name, value, flag in _walk(args, known):
@@ -245,11 +247,11 @@ def _ranges(given: dict[str, str]) -> Iterator[Finding]:
         )
 
 
-def _environment(env: dict[str, str], table: FlagTable, removed: Removed) -> Iterator[Finding]:
+def _environment(env: dict[str, str], table: FlagTable, removed: Callable[[], Removed]) -> Iterator[Finding]:
     for name in sorted(env):
         if not name.startswith("VLLM_") or name in table.env:
             continue
-        gone = removed.env.get(name)
+        gone = removed().env.get(name)
         if gone is not None:
             instead = f"use {gone.instead}" if gone.instead else "remove it"
             yield _finding("VER003", "warning", f"{name} is gone since vLLM {gone.gone_by}", instead)
@@ -264,9 +266,9 @@ def _environment(env: dict[str, str], table: FlagTable, removed: Removed) -> Ite
         )
 
 
-def _unknown(name: str, known: dict[str, Flag], table: FlagTable, removed: Removed) -> Finding:
+def _unknown(name: str, known: dict[str, Flag], table: FlagTable, removed: Callable[[], Removed]) -> Finding:
     plain = name.replace("_", "-")
-    gone = removed.flags.get(plain) or removed.flags.get(plain.replace("--no-", "--", 1))
+    gone = removed().flags.get(plain) or removed().flags.get(plain.replace("--no-", "--", 1))
     if gone is not None:
         instead = f"use {gone.instead}" if gone.instead.startswith("-") else (gone.instead or "remove it")
         return _finding("VER002", "error", f"{name} is gone since vLLM {gone.gone_by}", instead)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Literal
@@ -91,6 +92,7 @@ def number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
+@functools.cache
 def load(engine: str, version: str, overlay: Path | None = None) -> ReleaseFacts:
     """The facts of one release. Raises: InvalidInput with the known ones."""
     plain = version.removeprefix("v")
@@ -104,6 +106,7 @@ def load(engine: str, version: str, overlay: Path | None = None) -> ReleaseFacts
     return facts.load(f"engines/{engine}/{plain}.yaml", ReleaseFacts, overlay)
 
 
+@functools.cache
 def flags(engine: str, version: str, overlay: Path | None = None) -> FlagTable:
     """The arguments and variables of one release. Raises: InvalidInput, Corrupt."""
     path = facts.find(f"engines/{engine}/{version}.flags.json", overlay)
@@ -117,6 +120,7 @@ def flags(engine: str, version: str, overlay: Path | None = None) -> FlagTable:
         raise Corrupt(f"{path} is not a usable argument table", why=str(err)) from err
 
 
+@functools.cache
 def removed(engine: str, overlay: Path | None = None) -> Removed:
     """What older releases had."""
     return facts.load(f"engines/{engine}/removed.yaml", Removed, overlay)
@@ -124,7 +128,12 @@ def removed(engine: str, overlay: Path | None = None) -> Removed:
 
 def family(engine: str, model_id: str, overlay: Path | None = None) -> Family:
     """What the family of a model needs; an empty entry when none is known."""
-    for entry in facts.load(f"engines/{engine}/families.yaml", tuple[Family, ...], overlay):
+    for entry in _families(engine, overlay):
         if re.search(entry.match, model_id):
             return entry
     return Family(match="")
+
+
+@functools.cache
+def _families(engine: str, overlay: Path | None) -> tuple[Family, ...]:
+    return facts.load(f"engines/{engine}/families.yaml", tuple[Family, ...], overlay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from aim_engine.backend import lint
@@ -11,7 +12,9 @@ from aim_engine.backend.rules import Repair
 from aim_engine.hardware.cluster import Finding
 
 
-def translate(args: tuple[str, ...], env: dict[str, str], table: FlagTable, removed: Removed) -> Translation:
+def translate(
+    args: tuple[str, ...], env: dict[str, str], table: FlagTable, removed: Callable[[], Removed]
+) -> Translation:
     """`args` and `env` for the release of `table`. What has the same meaning under another name is renamed, the rest dropped.
 
     Nothing is guessed: an argument without a known equivalent goes, and the change says so.
@@ -30,7 +33,7 @@ def translate(args: tuple[str, ...], env: dict[str, str], table: FlagTable, remo
         name = words[0].partition("=")[0].replace("_", "-")
         inline = words[0].partition("=")[2]
         value = (inline,) if inline else words[1:]
-        gone = removed.flags.get(name) or removed.flags.get(name.replace("--no-", "--", 1))
+        gone = removed().flags.get(name) or removed().flags.get(name.replace("--no-", "--", 1))
         denied = lint.negation(name, known)
         new = (denied,) if denied is not None else _words(gone, tuple(value), known)
         kept += new
@@ -41,7 +44,7 @@ def translate(args: tuple[str, ...], env: dict[str, str], table: FlagTable, remo
     for name in sorted(env):
         if not name.startswith("VLLM_") or name in table.env:
             continue
-        gone = removed.env.get(name)
+        gone = removed().env.get(name)
         del found[name]
         new = () if gone is None or (gone.use and gone.use[0] in kept) else _words(gone, (env[name],), known)
         kept += new

@@ -186,7 +186,7 @@ class Vllm:
         table = self._flags(recipe.engine_version)
         by_flag = lint.by_flag(table)
         wanted = {**known.env, **(known.lossy_env if allow_lossy else {})}
-        said = translate.translate(known.extra_args, wanted, table, self._removed())
+        said = translate.translate(known.extra_args, wanted, table, self._removed)
         args = [
             word
             for words, _ in lint.groups(said.args, by_flag)
@@ -197,7 +197,7 @@ class Vllm:
 
     def translate(self, args: tuple[str, ...], env: dict[str, str], version: str) -> Translation:
         """A command line and environment in the words of a release, with every change listed."""
-        return translate.translate(args, env, self._flags(version.removeprefix("v")), self._removed())
+        return translate.translate(args, env, self._flags(version.removeprefix("v")), self._removed)
 
     def command(self, recipe: Recipe, *, model_ref: str, host: str, port: int) -> Command:
         """How to serve `recipe`. `model_ref` is a hub id or a folder, which is then served under the model's id."""
@@ -244,7 +244,7 @@ class Vllm:
         exact: str | None = None,
     ) -> tuple[Finding, ...]:
         """What that release would not accept in a command line and environment, and which rules fire."""
-        found = lint.check(args, env, self._flags(version.removeprefix("v")), self._removed())
+        found = lint.check(args, env, self._flags(version.removeprefix("v")), self._removed)
         hits = self._hits(args, env, version, model, gpu, exact)
         return (*found, *(hit.finding for hit in hits))
 

@@ -7,6 +7,7 @@ rest for the hardware at hand.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ class RecipeDatabase:
         if ".." in model_id.split("/") or model_id.startswith("/"):
             return None
         path = facts.find(f"recipes/{model_id}.yaml", self._overlay)
-        return facts.read(path, RecipeFile) if path is not None else None
+        return _read(path, path.stat().st_mtime_ns) if path is not None else None
 
     def family(self, model_id: str) -> Family | None:
         """What the model needs on any hardware, its base model's entry for another format of it."""
@@ -156,6 +157,11 @@ class RecipeDatabase:
     def find_matching_recipe(self, requirements: Mapping[str, Any]) -> Known | None:
         """The best of `match`; None when nothing is known. Raises: InvalidInput."""
         return next((match.known for match in self.match(requirements)), None)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(path: Path, _changed_ns: int) -> RecipeFile:
+    return facts.read(path, RecipeFile)
 
 
 def _score(known: Known, requirements: Mapping[str, Any]) -> Match | None:
