@@ -109,7 +109,7 @@ def _walk(request: Request, settings: Settings, place: Place, tell: Tell) -> Out
     written = write(artifacts, folder)
     tell(f"{len(written)} files in {folder}")
     steps.next()
-    findings = (*plan.findings, *_check(artifacts, place, plan, settings))
+    findings = (*plan.findings, *_check(artifacts, plan, settings))
     errors = [finding for finding in findings if finding.severity == "error"]
     for finding in findings:
         if finding.severity != "info":
@@ -291,20 +291,13 @@ def _render(plan: Plan, place: Place, options: Options, settings: Settings) -> t
     return targets.render(plan, "shell" if place.target == "local" else place.target, options, engine)
 
 
-def _check(artifacts: tuple[Artifact, ...], place: Place, plan: Plan, settings: Settings) -> tuple[Finding, ...]:
+def _check(artifacts: tuple[Artifact, ...], plan: Plan, settings: Settings) -> tuple[Finding, ...]:
     """What the written files would meet where they go: the Kubernetes schemas and rules, or the engine's own parser."""
     from aim_engine import backend
-    from aim_engine.render import check_command, check_kubernetes, document
+    from aim_engine.render import review
 
     engine = backend.get(plan.inputs.engine, workflow.overlay_dir(settings))
-    found: list[Finding] = []
-    for artifact in artifacts:
-        if place.target == "kubernetes" and artifact.path.endswith((".yaml", ".yml")):
-            documents, unreadable = document.read(artifact.content, artifact.path)
-            found.extend((*unreadable, *check_kubernetes.check(documents, engine)))
-        elif artifact.path.endswith(".sh"):
-            found.extend(check_command.check(artifact.content, engine, plan.inputs.engine_version))
-    return tuple(found)
+    return review.check(artifacts, engine, plan.inputs.engine_version)
 
 
 def _options(place: Place, request: Request) -> Options:

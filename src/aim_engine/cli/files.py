@@ -97,6 +97,44 @@ def write_artifacts(folder: Path, artifacts: Iterable[Artifact], *, force: bool)
     )
 
 
+def write_archive(path: Path, artifacts: Iterable[Artifact]) -> None:
+    """Write a tar, compressed when the name ends in gz; the same artifacts give the same bytes. Raises: Unreachable."""
+    import gzip
+    import io
+    import tarfile
+
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for artifact in artifacts:
+            content = artifact.content.encode()
+            entry = tarfile.TarInfo(artifact.path)
+            entry.size, entry.mode = len(content), _mode(artifact)
+            archive.addfile(entry, io.BytesIO(content))
+    packed = gzip.compress(raw.getvalue(), mtime=0) if path.name.endswith("gz") else raw.getvalue()
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(packed)
+        partial.replace(path)
+    except OSError as err:
+        partial.unlink(missing_ok=True)
+        raise Unreachable(f"{path} cannot be written", why=err.strerror) from err
+
+
+def read_folder(folder: Path, artifacts: Iterable[Artifact]) -> dict[str, str]:
+    """What `folder` holds of the artifacts' files: path -> content. Raises: InvalidInput when one cannot be read."""
+    found = {}
+    for artifact in artifacts:
+        path = folder / artifact.path
+        if not artifact.secret and path.exists():
+            found[artifact.path] = read_text(str(path))
+    return found
+
+
+def _mode(artifact: Artifact) -> int:
+    return 0o600 if artifact.secret else 0o755 if artifact.executable else 0o644
+
+
 def _outcome(path: Path, artifact: Artifact, force: bool) -> str:
     try:
         current = path.read_bytes()
@@ -118,8 +156,9 @@ def _outcome(path: Path, artifact: Artifact, force: bool) -> str:
 
 
 def _write_partial(path: Path, artifact: Artifact) -> Path:
-    mode = 0o600 if artifact.secret else 0o755 if artifact.executable else 0o644
+    mode = _mode(artifact)
     temporary = path.with_name(path.name + ".partial")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.unlink(missing_ok=True)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

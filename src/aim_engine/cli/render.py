@@ -10,8 +10,9 @@ from aim_engine import settings as all_settings
 from aim_engine.backend.base import Backend
 from aim_engine.cli import files, output
 from aim_engine.errors import InvalidInput
+from aim_engine.hardware.cluster import Finding
 from aim_engine.planner.plan import Plan
-from aim_engine.render import text
+from aim_engine.render import compare, patch, review, text
 from aim_engine.render.artifact import Artifact, Options
 from aim_engine.render.targets import TARGETS
 from aim_engine.render.targets import render as render_plan
@@ -63,7 +64,20 @@ _START = {
     multiple=True,
     help="Folder of the host, or claim/NAME, to mount.",
 )
-@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), help="Folder to write into.")
+@click.option(
+    "--set", "values", metavar="PATH=VALUE", multiple=True, help="Set a value of the YAML: deployment.spec.replicas=3."
+)
+@click.option("--patch", "patches", metavar="FILE", multiple=True, help="Merge or JSON patch for the written YAML.")
+@click.option(
+    "--diff", metavar="DIR|cluster", help="Show what would change there, and write nothing; 1 when something would."
+)
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder to write into, or an archive: NAME.tar, NAME.tar.gz.",
+)
 @click.option("--stdout", is_flag=True, help="Print instead of writing; the default without -o.")
 @click.option("--force", is_flag=True, help="Overwrite files that differ; files with tokens are always kept.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
@@ -90,6 +104,9 @@ def render(
     env: tuple[str, ...],
     args: tuple[str, ...],
     volumes: tuple[str, ...],
+    values: tuple[str, ...],
+    patches: tuple[str, ...],
+    diff: str | None,
     folder: Path | None,
     stdout: bool,
     force: bool,
@@ -99,8 +116,8 @@ def render(
 
     Prints the files, or writes them with -o. Nothing is started and nothing is asked over the network.
     """
-    if stdout and folder is not None:
-        raise InvalidInput("-o and --stdout exclude each other", hint="drop one of them")
+    if sum((stdout, folder is not None, diff is not None)) > 1:
+        raise InvalidInput("-o, --stdout and --diff exclude each other", hint="give one of them")
     document = files.read_plan(plan)
     if document.chosen is None:
         return _refuse(document)
@@ -126,7 +143,24 @@ def render(
         args=args,
         volumes=volumes,
     )
-    artifacts = render_plan(document, target, options, _backend(document))
+    backend = _backend(document)
+    artifacts = render_plan(document, target, options, backend)
+    read = [each for name in patches for each in patch.read(files.read_text(name), name)]
+    artifacts = patch.apply(artifacts, values, read)
+    if values or read or labels or annotations or env or args or volumes:
+        found = review.check(artifacts, backend, document.inputs.engine_version)
+        if _refused(found):
+            return 1
+    if diff is not None:
+        return _diff(diff, artifacts, options, as_json)
+    if folder is not None and folder.name.endswith((".tar", ".tar.gz", ".tgz")):
+        files.write_archive(folder, artifacts)
+        written_as = {"schema": "aim-engine/rendered/v1", "target": target, "archive": str(folder)}
+        if as_json:
+            output.data(written_as)
+        else:
+            output.text(str(folder))
+        return 0
     if folder is None:
         _print(target, artifacts, as_json)
         return 0
@@ -144,6 +178,51 @@ def _backend(plan: Plan) -> Backend:
     from aim_engine import backend, workflow
 
     return backend.get(plan.inputs.engine, workflow.overlay_dir(all_settings.load()))
+
+
+def _refused(found: tuple[Finding, ...]) -> bool:
+    """Tell what the changes made wrong; True when it must not be written."""
+    wrong = [finding for finding in found if finding.severity == "error"]
+    for finding in found:
+        if finding.severity != "info":
+            remedy = f" ({finding.remedy})" if finding.remedy else ""
+            output.note(f"{finding.severity}: {finding.id} {finding.evidence}: {finding.message}{remedy}")
+    if wrong:
+        output.note("nothing was written: the files would not work with these changes")
+    return bool(wrong)
+
+
+def _diff(place: str, artifacts: tuple[Artifact, ...], options: Options, as_json: bool) -> int:
+    """Show what would change at `place`, the word `cluster` or a folder; 1 when something would."""
+    if place == "cluster":
+        changes = "\n".join(_cluster_changes(artifacts, options))
+    else:
+        if not Path(place).is_dir():
+            raise InvalidInput(f"there is no folder {place}", hint="-o writes one")
+        changes = compare.files(files.read_folder(Path(place), artifacts), artifacts)
+    if as_json:
+        output.data({"schema": "aim-engine/diff/v1", "place": place, "changes": changes.splitlines()})
+    elif changes:
+        output.text(changes.removesuffix("\n"))
+    else:
+        output.note("nothing would change")
+    return 1 if changes else 0
+
+
+def _cluster_changes(artifacts: tuple[Artifact, ...], options: Options) -> list[str]:
+    from aim_engine.deploy import kubernetes as cluster
+    from aim_engine.render import document
+
+    wanted = [
+        entry
+        for artifact in artifacts
+        if artifact.path.endswith(".yaml")
+        for entry in document.read(artifact.content, artifact.path)[0]
+    ]
+    if not all("apiVersion" in entry for entry in wanted) or not wanted:
+        raise InvalidInput("only Kubernetes manifests can be compared with a cluster", hint="--target kubernetes")
+    found = cluster.live(options.namespace, wanted)
+    return [line for entry, present in zip(wanted, found, strict=True) for line in compare.live(entry, present)]
 
 
 def _pairs(given: tuple[str, ...], option: str) -> dict[str, str]:

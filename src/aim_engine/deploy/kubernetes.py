@@ -258,6 +258,24 @@ def connect(
     return client
 
 
+def live(namespace: str, wanted: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """The cluster's own version of each manifest, None for those it does not have. Raises: MissingExtra, Unreachable."""
+    client = connect(namespace)
+    from lightkube import codecs
+    from lightkube.core.exceptions import LoadResourceError
+
+    found: list[dict[str, Any] | None] = []
+    for manifest in wanted:
+        try:
+            ours: Any = codecs.from_dict(manifest)
+        except LoadResourceError as err:
+            raise InvalidInput(f"a {manifest['kind']} cannot be compared with a cluster", why=str(err)[:200]) from err
+        with said(f"the cluster could not be asked for {manifest['kind']} {ours.metadata.name}"):
+            present = _get(client, type(ours), ours.metadata.name)
+        found.append(None if present is None else dict(present.to_dict()))
+    return found
+
+
 class _Kinds(msgspec.Struct, frozen=True):
     Deployment: Any
     Service: Any

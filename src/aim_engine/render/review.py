@@ -1,0 +1,33 @@
+"""Artifacts as the checks see them before anything reads them for real: schemas, manifest rules, the engine's own arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aim_engine.backend.base import Backend
+from aim_engine.hardware.cluster import Finding
+from aim_engine.render import check_command, check_compose, check_kubernetes, document
+from aim_engine.render.artifact import Artifact
+
+
+def check(artifacts: Sequence[Artifact], backend: Backend, version: str | None = None) -> tuple[Finding, ...]:
+    """What is wrong with the scripts, Compose files and manifests; manifests together, since they refer to each other.
+
+    `version` overrides the engine release that images name. Raises: InvalidInput for YAML that cannot be read.
+    """
+    found: list[Finding] = []
+    manifests = []
+    for artifact in artifacts:
+        if artifact.path.endswith((".yaml", ".yml")):
+            documents, repeated = document.read(artifact.content, artifact.path)
+            found += repeated
+            for entry in documents:
+                if check_compose.is_compose(entry):
+                    found += check_compose.check(entry, backend, version)
+                elif isinstance(entry, dict) and "apiVersion" in entry:
+                    manifests.append(entry)
+        elif artifact.path.endswith(".sh"):
+            found += check_command.check(artifact.content, backend, version)
+    if manifests:
+        found += check_kubernetes.check(manifests, backend, version)
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,102 @@
+"""`aim-engine render` with changes of one's own: refused when they break the files, packed, and shown as a diff."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import kube_api
+import plans
+from aim_engine.cli import main
+from aim_engine.deploy.kubernetes import KubernetesRunner
+from aim_engine.deploy.records import Store
+from aim_engine.planner import plan as plan_module
+from aim_engine.render.artifact import Options
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> str:
+    path = tmp_path / "plan.json"
+    path.write_bytes(plan_module.encode(plans.dense_on_all()))
+    return str(path)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[kube_api.Cluster]:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    cluster = kube_api.Cluster()
+    with kube_api.serving(cluster, tmp_path / "kubeconfig"):
+        yield cluster
+
+
+def test_values_and_patches_reach_the_written_files(plan: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("kind: Service\nspec: {type: LoadBalancer}\n")
+    out = tmp_path / "out"
+    words = ["--set", "deployment.spec.revisionHistoryLimit=2", "--patch", str(mine), "--label", "team=search"]
+    assert main.run(["render", plan, "-t", "kubernetes", *words, "-o", str(out)]) == 0
+    deployment, service = (yaml.safe_load((out / f"{name}.yaml").read_text()) for name in ("deployment", "service"))
+    assert deployment["spec"]["revisionHistoryLimit"] == 2
+    assert service["spec"]["type"] == "LoadBalancer"
+    assert service["metadata"]["labels"]["team"] == "search"
+
+
+@pytest.mark.parametrize(
+    ("target", "word", "rule"),
+    [
+        ("kubernetes", ("--set", "deployment.spec.template.spec.containers[0].resources.limits.memory=64GB"), "MAN011"),
+        ("kubernetes", ("--set", "deployment.spec.unknown=1"), "MAN003"),
+        ("kubernetes", ("--arg=--swap-space=4",), "VER002"),
+        ("docker", ("--arg=--swap-space=4",), "VER002"),
+        ("shell", ("--arg=--swap-space=4",), "VER002"),
+    ],
+)
+def test_a_change_that_breaks_the_files_writes_nothing(
+    target: str, word: tuple[str, ...], rule: str, plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main.run(["render", plan, "-t", target, *word, "-o", str(out)]) == 1
+    assert rule in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_an_archive_holds_the_files_with_their_modes_and_never_differs(name: str, plan: str, tmp_path: Path) -> None:
+    first, again = tmp_path / name, tmp_path / "again" / name
+    for path in (first, again):
+        assert main.run(["render", plan, "-t", "docker", "--name", "demo", "-o", str(path)]) == 0
+    assert first.read_bytes() == again.read_bytes()
+    with tarfile.open(first) as archive:
+        assert {entry.name: entry.mode for entry in archive} == {"demo.docker.sh": 0o755, "demo.secret.env": 0o600}
+
+
+def test_the_diff_with_a_folder_says_no_when_something_would_change(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert main.run(["render", plan, "-t", "kubernetes", "-o", out]) == 0
+    assert main.run(["render", plan, "-t", "kubernetes", "--diff", out]) == 0
+    capsys.readouterr()
+    assert main.run(["render", plan, "-t", "kubernetes", "--port", "9000", "--diff", out]) == 1
+    shown = capsys.readouterr().out
+    assert "-    - name: http\n" not in shown
+    assert "-      port: 8000\n+      port: 9000\n" in shown
+    assert main.run(["render", plan, "-t", "kubernetes", "--diff", str(tmp_path / "none")]) == 2
+    assert main.run(["render", plan, "-t", "kubernetes", "--diff", out, "-o", out]) == 2
+
+
+def test_the_diff_with_a_cluster_names_fields_and_missing_objects(
+    cluster: kube_api.Cluster, plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["render", plan, "-t", "kubernetes", "--name", "demo"]
+    assert main.run([*words, "--diff", "cluster"]) == 1
+    assert "Deployment/demo: would be made" in capsys.readouterr().out
+    KubernetesRunner(Store(tmp_path / "state")).start(plans.dense_on_all(), Options(name="demo"))
+    assert main.run([*words, "--diff", "cluster"]) == 0
+    capsys.readouterr()
+    assert main.run([*words, "--port", "9000", "--diff", "cluster"]) == 1
+    assert capsys.readouterr().out == "Service/demo: spec.ports[0].port: 8000 -> 9000\n"
