@@ -243,6 +243,20 @@ def test_a_processors_own_graphics_do_not_make_a_multi_gpu_host(tmp_path: Path) 
     assert not {"HST002", "HST021", "HST022"} & found
 
 
+def test_throttling_by_heat_is_believed_of_a_card_that_works(tmp_path: Path) -> None:
+    machines.well_kept(machines.rx9070xt(tmp_path))
+    table = bytearray(120)
+    table[:4] = (120).to_bytes(2, "little") + bytes([1, 3])
+    table[112:120] = (1 << 36).to_bytes(8, "little")
+    device = tmp_path / "sys/devices/pci0000:00/0000:03:00.0"
+    (device / "gpu_metrics").write_bytes(table)
+    assert told(tmp_path).problems == ()
+    machines.write(device, {"gpu_busy_percent": 97})
+    (problem,) = told(tmp_path).problems
+    assert problem.id == "HW016"
+    assert "97 % busy, edge 53 C, junction 61 C" in problem.evidence
+
+
 def test_an_apu_is_told_how_to_map_more_memory(tmp_path: Path) -> None:
     (problem,) = (p for p in told(machines.strix_halo(tmp_path)).problems if p.id == "HW025")
     assert "ttm.pages_limit=25165824" in problem.fix[0]

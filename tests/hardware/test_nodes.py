@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -234,6 +236,7 @@ def test_published_devices_are_the_nodes_devices(version: str) -> None:
     cluster = nodes.read(text)
     (node,) = cluster.nodes
     assert [device.gpu for device in node.devices] == ["MI300X"] * 3
+    assert ids(node) == {"K8S106", "K8S121"}
     first = node.devices[0]
     assert (first.bdf, first.numa_node, first.memory_total_bytes) == ("0000:05:00.0", 0, 206141652992)
     (resource,) = state(node).resources
@@ -370,6 +373,13 @@ def test_damaged_objects_raise_only_what_is_promised(data: st.DataObject) -> Non
 def test_any_text_is_answered(text: str) -> None:
     with contextlib.suppress(InvalidInput, Corrupt):
         nodes.read(text)
+
+
+def test_every_remark_is_in_the_guide() -> None:
+    root = Path(__file__).parents[2]
+    sources = [*root.glob("src/aim_engine/hardware/nodes*.py"), root / "src/aim_engine/deploy/inventory.py"]
+    said = {found for path in sources for found in re.findall(r'"(K8S\d{3})"', path.read_text())}
+    assert said == set(re.findall(r"K8S\d{3}", (root / "docs/guides/cluster.md").read_text()))
 
 
 def test_a_recording_is_recognised_from_its_beginning() -> None:

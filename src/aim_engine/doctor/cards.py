@@ -101,13 +101,21 @@ def performance_level(host: Host) -> Iterator[Answer]:
     source=_THERMAL,
 )
 def heat(host: Host) -> Iterator[Answer]:
-    """Each place against the limit the card itself names."""
+    """Each place against the limit the card itself names, and the firmware's own word while the card works."""
     silent = []
     for card, device in _cards(host):
         readings = card.readings
+        if card.hot and (readings.gpu_busy_percent or 0) >= _LOADED_PERCENT:
+            yield Symptom(
+                message=f"heat holds back the clocks of {_called(card, device)}",
+                evidence=f"gpu_metrics throttle status, {readings.gpu_busy_percent} % busy"
+                + "".join(f", {place} {now:g} C" for place, now in sorted(readings.temperature_c.items())),
+                fix=("# check fans, airflow and dust; until then lower the power cap",),
+            )
+            continue
         limits = readings.temperature_critical_c
         judged = [place for place in readings.temperature_c if place in limits]
-        if not judged:
+        if not judged and card.hot is None:
             silent.append(card.address or card.name)
         for place in judged:
             now, limit = readings.temperature_c[place], limits[place]

@@ -68,6 +68,8 @@ class CardState(msgspec.Struct, frozen=True, kw_only=True):
     links: tuple[PcieLink, ...]
     bridges: tuple[Bridge, ...] | None
     """From the card up; None where the tree does not show where the card hangs."""
+    hot: bool | None
+    """Does the firmware say that heat holds the clocks back? Noisy on an idle card. None where its table does not tell, as on MI300."""
     iommu_type: str | None
     """identity is passthrough; DMA, DMA-FQ translate."""
     errors: dict[str, tuple[int, int]] | None
@@ -117,6 +119,7 @@ def state(card: drm.Card) -> CardState:
         power_cap_file=_power_cap_file(card),
         links=tuple(_links(folder, card.address)),
         bridges=_bridges(folder, card.address),
+        hot=_hot(sysfs.content_of(folder / "gpu_metrics", 4096)),
         iommu_type=sysfs.text(folder / "iommu_group/type"),
         errors=_errors(folder / "ras"),
         bad_pages=_bad_pages(folder / "ras/gpu_vram_bad_pages"),
@@ -194,6 +197,22 @@ def _speed(path: Path) -> float | None:
 def _width(path: Path) -> int | None:
     width = sysfs.integer(path)
     return width if width is not None and 0 < width <= 32 else None
+
+
+def _hot(table: bytes | None) -> bool | None:
+    """The thermal bits (32 to 47) of the table's status that is the same for all chips.
+
+    Source: Linux drivers/gpu/drm/amd/include/kgd_pp_interface.h (gpu_metrics_v1_3, v2_2 to v2_4: indep_throttle_status); the bits:
+    drivers/gpu/drm/amd/pm/swsmu/inc/amdgpu_smu.h.
+    """
+    if table is None or len(table) < 4:
+        return None
+    size, revision = int.from_bytes(table[:2], "little"), (table[2], table[3])
+    offset = {(1, 3): 112, (2, 2): 120, (2, 3): 120, (2, 4): 120}.get(revision)
+    if offset is None or min(size, len(table)) < offset + 8:
+        return None
+    status = int.from_bytes(table[offset : offset + 8], "little")
+    return None if status == 2**64 - 1 else bool(status >> 32 & 0xFFFF)
 
 
 def _power_cap_file(card: drm.Card) -> str | None:

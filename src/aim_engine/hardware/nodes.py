@@ -406,6 +406,13 @@ def _remarks(
             "switch one of them off in the DeviceConfig",
             f"{offered} by {plugin[0].name}, {len(slices)} by ResourceSlices",
         )
+    if slices and not offered:
+        say(
+            "K8S121",
+            "info",
+            "the GPUs are offered by the DRA driver alone, while rendered manifests ask for amd.com/gpu",
+            "ask for a ResourceClaimTemplate of the device class gpu.amd.com instead, or give the class that resource name",
+        )
     kinds = sorted({device.product for device in devices})
     if len(kinds) > 1 and not slices:
         say(
