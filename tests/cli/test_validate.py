@@ -263,3 +263,27 @@ def test_a_profile_of_amd_is_judged_for_its_card(tmp_path: Path, capsys: pytest.
     broken.write_text("metadata: {engine: vllm, gpu: MI300X, precision: fp5}\nengine_args: {}\n")
     assert main.run(["validate", str(broken)]) == 1
     assert "fp5" in capsys.readouterr().out
+
+
+def test_fix_rewrites_a_file_shows_the_difference_and_judges_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "docker.json"
+    file.write_text(json.dumps({**FIRST_DOCKER, "shm_size": "16g"}))
+    assert main.run(["validate", "--fix", str(file)]) == 0
+    shown = capsys.readouterr()
+    assert '-  "image": "rocm/vllm:latest",' in shown.out
+    assert "VLLM_USE_TRITON_FLASH_ATTN=0 -> (dropped)" in shown.err
+    assert "command" not in json.loads(file.read_text())
+    main.run(["validate", "--fix", str(file)])
+    assert "-  " not in capsys.readouterr().out
+
+
+def test_fix_says_a_line_anew_and_leaves_scripts_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["validate", "--fix", "--", "vllm", "serve", "Qwen/Qwen3-32B", "--swap-space", "4"]) == 0
+    assert "+ vllm serve Qwen/Qwen3-32B\n" in capsys.readouterr().out
+    script = tmp_path / "run.sh"
+    script.write_text("vllm serve Qwen/Qwen3-32B --swap-space 4\n")
+    assert main.run(["validate", "--fix", str(script)]) == 1
+    assert "not rewritten" in capsys.readouterr().err
+    assert script.read_text() == "vllm serve Qwen/Qwen3-32B --swap-space 4\n"

@@ -18,7 +18,7 @@ from aim_engine.hardware.cluster import Finding
 _HUMAN = re.compile(r"^\d+(\.\d+)?[kKmMgGtT]?$")
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
 _NESTED = re.compile(r"^(--[a-z][a-z0-9_-]*|-[a-z]{2,})\.")
-_DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 class CommandLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,7 +217,7 @@ def _value_problem(name: str, value: str | None, flag: Flag) -> Finding | None:
     if value is None:
         return _finding("VER020", "error", f"{name} needs a value", "")
     if flag.choices is not None and value not in flag.choices and value:
-        wanted = _DTYPE_NAMES.get(value)
+        wanted = DTYPE_NAMES.get(value)
         close = [wanted] if wanted in flag.choices else difflib.get_close_matches(value, flag.choices, n=2)
         remedy = f"use {' or '.join(str(c) for c in close)}" if close else f"use one of {', '.join(flag.choices[:12])}"
         return _finding("VER021", "error", f"{name} does not take '{value}'", remedy)

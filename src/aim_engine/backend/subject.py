@@ -20,6 +20,8 @@ from aim_engine.units import GIB
 
 NO_OP = ("--disable-cascade-attn", "--log-config-file", "--ir-op-priority", "--mamba-cache-mode")
 """Arguments without effect, due to be removed. Source: vllm/engine/arg_utils.py@v0.33.0."""
+ROOMY_FRACTION = 0.7
+"""Share of a card's memory that weights may take and leave room for a cache worth having."""
 READY_S = 600
 """VLLM_ENGINE_READY_TIMEOUT_S when it is not set. Source: vllm/envs.py@v0.33.0."""
 
@@ -154,12 +156,13 @@ def _model(model: ModelSpec) -> dict[str, Any]:
         "is_vision": model.modality in ("vision", "omni"),
         "has_sinks": model.has_sinks,
         "bidirectional": kernels.is_bidirectional(model),
+        "needs_code": model.needs_remote_code,
         "model_len": model.max_position_embeddings,
         "method": scheme.method if scheme is not None else "",
         "form": model.format,
         "kv_calibrated": scheme is not None and scheme.kv_cache_dtype == "fp8",
         "expert_width": moe.intermediate_size if moe is not None else 0,
-        "total_gib": (model.weight_bytes or 0) // GIB,
+        "total_gib": _weight_bytes(model) // GIB,
         **({"gated": model.gated} if model.gated is not None else {}),
     }
 
@@ -188,6 +191,7 @@ def _together(
         )
     longest = found["max_len"] or model.max_position_embeddings
     return {
+        "least_tp": next((n for n in (1, 2, 4, 8) if _weight_bytes(model) <= n * gpu.memory_bytes * ROOMY_FRACTION), 8),
         "best_attention": best.attention_backend,
         "fixed_block": best.block_size if best.block_size not in (None, 64, 1) else None,
         "objection": against,
@@ -200,6 +204,12 @@ def _together(
             overlay=overlay,
         ),
     }
+
+
+def _weight_bytes(model: ModelSpec) -> int:
+    """Bytes of the checkpoint: read from it, else parameters times the bytes of its format."""
+    scheme = model.quantization
+    return model.weight_bytes or int(model.served_parameters * (scheme.bytes_per_weight if scheme is not None else 2))
 
 
 def _precision(model: ModelSpec) -> str:

@@ -24,6 +24,13 @@ def translate(
     known = lint.by_flag(table)
     for words, flag in lint.groups(args, known):
         if flag is not None and _refused(words, flag):
+            meant = lint.DTYPE_NAMES.get(words[-1].rpartition("=")[2])
+            if meant is not None and meant in (flag.choices or ()):
+                said = (words[0].partition("=")[0], meant)
+                kept += said
+                why = f"vLLM calls it {meant}"
+                changes.append(Change(what=" ".join(words), to=" ".join(said), kind="renamed", why=why))
+                continue
             why = f"vLLM {table.version} does not take that value"
             changes.append(Change(what=" ".join(words), to="", kind="dropped", why=why))
             continue

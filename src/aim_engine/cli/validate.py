@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from aim_engine import settings as all_settings
-from aim_engine.backend.base import Backend
+from aim_engine.backend.base import Backend, Change
 from aim_engine.cli import files, output
 from aim_engine.errors import AimError, InvalidInput
 from aim_engine.hardware.cluster import Finding
@@ -53,10 +53,17 @@ class Checker(msgspec.Struct, frozen=True, kw_only=True):
 @click.option(
     "--gpu", "card", metavar="CARD", help="Card that it will run on, such as MI300X: adds the rules that depend on it."
 )
+@click.option("--fix", is_flag=True, help="Apply the remedies that have one right answer, and show what changed.")
 @click.option("--sarif", "as_sarif", is_flag=True, help="One SARIF 2.1.0 document, as code hosts read it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def validate(
-    items: tuple[str, ...], engine_version: str | None, engine: str, card: str | None, as_sarif: bool, as_json: bool
+    items: tuple[str, ...],
+    engine_version: str | None,
+    engine: str,
+    card: str | None,
+    fix: bool,
+    as_sarif: bool,
+    as_json: bool,
 ) -> int:
     """Check plans, recipes, manifests, Compose files and command lines, whoever wrote them.
 
@@ -71,9 +78,13 @@ def validate(
     version = chosen.release(engine_version).version if engine_version else None
     checker = Checker(backend=chosen, version=version, settings=settings)
     if check_command.starts_engine(check_command.Line(words=_without_assignments(items), env={})):
+        if fix:
+            items = _fixed_line(items, checker)
         findings = check_command.argv(items, "command", chosen, version)
         checked = [Checked(file="command line", kind="command line", findings=findings)]
     else:
+        for name in _expanded(items) if fix else ():
+            _fix_file(name, checker)
         checked = _files(items, checker)
     errors, warnings = (
         sum(finding.severity == severity for entry in checked for finding in entry.findings)
@@ -105,6 +116,67 @@ def _knowing(engine: Backend, card: str | None, settings: Settings) -> Backend:
             return None
 
     return engine.knowing(describe, catalog.load(card, workflow.overlay_dir(settings)) if card is not None else None)
+
+
+def _fixed_line(words: tuple[str, ...], checker: Checker) -> tuple[str, ...]:
+    """A `vllm serve` line repaired and shown beside the old one; another command as it is."""
+    import shlex
+
+    from aim_engine.backend import lint
+
+    start = len(words) - len(_without_assignments(words))
+    plain = words[start:]
+    if plain[0].rsplit("/", 1)[-1] != "vllm" or plain[1:2] != ("serve",):
+        output.note("only `vllm serve` lines are rewritten; the remedies below are for you to apply")
+        return words
+    line = lint.parse_command_line(shlex.join(words))
+    done = checker.backend.repair(line.args, line.env, checker.version or checker.backend.versions()[0])
+    new = (*(f"{name}={value}" for name, value in done.env.items()), *plain[:2], *done.args)
+    if done.changes:
+        output.text(f"- {shlex.join(words)}")
+        output.text(f"+ {shlex.join(new)}")
+        _show_changes(done.changes)
+    return new
+
+
+def _fix_file(name: str, checker: Checker) -> None:
+    """Rewrite a YAML or JSON file with what `repair` answers, and show the difference."""
+    import difflib
+    import json
+
+    import yaml
+
+    from aim_engine.render import repair
+
+    content = files.read_text(name)
+    documents, _ = _documents(content, name)
+    if name == "-" or not documents or not all(isinstance(entry, dict) for entry in documents):
+        output.note(f"{name} is not rewritten: only files of YAML or JSON are")
+        return
+    if str(documents[0].get("schema", "")).startswith("aim-engine/"):
+        output.note(f"{name} is not rewritten: plan again instead")
+        return
+    found = [repair.document(entry, checker.backend, checker.version) for entry in documents]
+    changes = tuple(change for _, each in found for change in each)
+    if not changes:
+        return
+    if content.lstrip().startswith("{"):
+        old, new = (json.dumps(each, indent=2) + "\n" for each in (documents[0], found[0][0]))
+    else:
+        old, new = (
+            yaml.safe_dump_all(each, sort_keys=False, width=120, allow_unicode=True)
+            for each in (documents, [fixed for fixed, _ in found])
+        )
+    for line in difflib.unified_diff(old.splitlines(), new.splitlines(), name, f"{name} (fixed)", lineterm=""):
+        output.text(line)
+    _show_changes(changes)
+    Path(name).write_text(new, encoding="utf-8")
+
+
+def _show_changes(changes: tuple[Change, ...]) -> None:
+    for change in changes:
+        old = change.what or "(nothing)"
+        output.note(f"{old} -> {change.to or '(dropped)'}: {change.why}")
 
 
 def _show(checked: list[Checked], errors: int, warnings: int) -> None:

@@ -70,6 +70,19 @@ def command_line(document: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str
     return tuple(words), {**known.env, **known.lossy_env}
 
 
+def with_command_line(
+    document: Mapping[str, Any], shape: Shape, args: tuple[str, ...], env: Mapping[str, str]
+) -> dict[str, Any]:
+    """`document` with other engine arguments and variables, as `command_line` gives them; the rest stays."""
+    words = args if args[:1] and args[0].startswith("-") else args[1:]
+    if shape == "aim":
+        return {**document, "engine_args": dict(sorted(_mapping(words, none=None).items())), "env_vars": dict(env)}
+    config = {**(document.get("config") or {})}
+    config["args"] = {name.replace("-", "_"): value for name, value in _mapping(words, none=True).items()}
+    config["env_vars"] = dict(env)
+    return {**document, "config": config}
+
+
 def _from_aim(document: Mapping[str, Any], source: str, checked: str) -> Known:
     about, model_id = document["metadata"], document.get("model_id") or document.get("aim_id") or GENERAL
     for name in ("engine_args", "env_vars"):
@@ -193,14 +206,27 @@ def _arguments(known: Known, *, none: Any) -> dict[str, Any]:
     found |= {name: value for name, value in zip(_SPLIT[1:3], (split.pp, split.dp), strict=True) if value > 1}
     if split.ep:
         found[_SPLIT[3]] = none
-    words = list(known.extra_args)
+    return found | _mapping(known.extra_args, none=none)
+
+
+def _mapping(args: tuple[str, ...], *, none: Any) -> dict[str, Any]:
+    """Command-line words as a mapping; whole and decimal numbers become numbers."""
+    found: dict[str, Any] = {}
+    words = list(args)
     while words:
         name, _, inline = words.pop(0).partition("=")
         values = [inline] if inline else []
         while words and not re.match(r"-(?!\d)", words[0]):
             values.append(words.pop(0))
-        found[name.lstrip("-")] = none if not values else values[0] if len(values) == 1 else values
+        plain = [_plain(value) for value in values]
+        found[name.lstrip("-")] = none if not plain else plain[0] if len(plain) == 1 else plain
     return found
+
+
+def _plain(text: str) -> Any:
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?\d+\.\d+", text) else text
 
 
 def _words(given: Mapping[str, Any]) -> list[str]:

@@ -53,7 +53,7 @@ def check(container: Container, backend: Backend, version: str | None) -> tuple[
     """The engine in `container`, None when it is another program, and what is wrong. `version` overrides the image's tag."""
     repository, tag, digest = split_image(container.image)
     found: list[Finding] = [*_image(container, repository, tag, digest), *_secrets(container)]
-    args, entry_findings = _engine_args(container, repository)
+    args, entry_findings = engine_args(container, repository)
     found += [*entry_findings, *_secret_arguments(container, container.args if args is None else args)]
     if args is None:
         return None, tuple(found)
@@ -195,7 +195,7 @@ def _secret_arguments(container: Container, args: tuple[str, ...]) -> Iterator[F
             )
 
 
-def _engine_args(container: Container, repository: str) -> tuple[tuple[str, ...] | None, list[Finding]]:
+def engine_args(container: Container, repository: str) -> tuple[tuple[str, ...] | None, list[Finding]]:
     """The engine's own arguments; None when the container runs something else."""
     if container.entrypoint is None and repository.endswith((OFFICIAL, CUDA)):
         return _after_entrypoint(container)
