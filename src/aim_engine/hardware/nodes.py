@@ -28,6 +28,8 @@ _LIKELY = re.compile(
     r"""(?:amd\.com/(?:gpu|[a-z]px_nps)|kubernetes\.io/|["']?kind["']?\s*:\s*["']?(?:Node|Pod|ResourceSlice|List)\b|k8s\.io/v)"""
 )
 _FINISHED = ("Succeeded", "Failed")
+_LOOKED_UP = ("gpu", "product", "arch", "compute_units", "memory_total_bytes")
+"""Fields of a device that the catalogue may fill."""
 _MOST_DEVICES = 4096
 """More than any node has, so that a nonsensical count does not become as many devices."""
 
@@ -54,15 +56,16 @@ def assemble(objects: Mapping[str, Sequence[Object]], overlay: Path | None = Non
     pods, claims = objects.get("Pod"), objects.get("ResourceClaim")
     devices, remarks = nodes_slices.published(objects.get("ResourceSlice", ()), claims)
     requested = _requested(pods) if pods is not None else None
+    catalogue = _Catalogue(overlay)
     found: dict[str, Node] = {}
     for number, node in enumerate(objects.get("Node", ())):
         metadata = mapping(node.get("metadata"))
         labels = mapping(metadata.get("labels"))
         name = word(metadata.get("name")) or word(labels.get("kubernetes.io/hostname")) or f"node-{number}"
         asked = None if requested is None else requested.get(name, Counter())
-        found[name] = _node(name, node, asked, devices.get(name), remarks.get(name, ()), overlay)
+        found[name] = _node(name, node, asked, devices.get(name), remarks.get(name, ()), catalogue)
     for name in sorted(set(devices) - set(found)):
-        found[name] = _node(name, {}, None, devices[name], remarks.get(name, ()), overlay)
+        found[name] = _node(name, {}, None, devices[name], remarks.get(name, ()), catalogue)
     nodes = tuple(found[name] for name in sorted(found))
     return Cluster(origin="detected", nodes=nodes if len(nodes) == 1 else tuple(map(_signed, nodes)))
 
@@ -97,16 +100,47 @@ def _free_node(node: Node) -> Node:
     return msgspec.structs.replace(node, devices=tuple(left))
 
 
+class _Catalogue:
+    """What labels and devices mean, looked up once for each kind: a cluster has many equal nodes."""
+
+    def __init__(self, overlay: Path | None) -> None:
+        self.overlay = overlay
+        self._told: dict[frozenset[tuple[str, str]], Told] = {}
+        self._named: dict[tuple[object, ...], Device] = {}
+
+    def read(self, labels: Mapping[Any, Any]) -> Told:
+        """The cards that labels describe."""
+        key = frozenset((str(name), str(value)) for name, value in labels.items() if nodes_labels.speaks(name))
+        if key not in self._told:
+            self._told[key] = nodes_labels.read(labels, self.overlay)
+        return self._told[key]
+
+    def name(self, index: int, device: Device) -> Device:
+        """The device with its card, under its number."""
+        key = (device.pci_id, device.product, device.partition, device.compute_units, device.memory_total_bytes)
+        if key not in self._named:
+            named = detect.named(device, self.overlay)
+            self._named[key] = msgspec.structs.replace(named, memory_total_bytes=_no_more(named, self.overlay))
+        card = self._named[key]
+        looked_up = {name: card.sources[name] for name in _LOOKED_UP if name in card.sources}
+        return msgspec.structs.replace(
+            device,
+            index=index,
+            **{name: getattr(card, name) for name in _LOOKED_UP},
+            sources={**device.sources, **looked_up},
+        )
+
+
 def _node(
     name: str,
     node: Object,
     requested: Counter[str] | None,
     slices: tuple[Published, ...] | None,
     remarks: tuple[Finding, ...],
-    overlay: Path | None,
+    catalogue: _Catalogue,
 ) -> Node:
     labels = mapping(mapping(node.get("metadata")).get("labels"))
-    told = nodes_labels.read(labels, overlay)
+    told = catalogue.read(labels)
     status, spec = mapping(node.get("status")), mapping(node.get("spec"))
     resources = _resources(status, requested, mapping(node.get("requested")) or None)
     counted = "allocatable" in status or "capacity" in status
@@ -125,10 +159,7 @@ def _node(
         devices = tuple(device for device, each in zip(devices, slices, strict=True) if not each.kept_away)
     else:
         devices = _devices(resources, told, counted, findings)
-    devices = tuple(
-        msgspec.structs.replace(device, index=index, memory_total_bytes=_no_more(device, overlay))
-        for index, device in enumerate(detect.name_all(devices, overlay))
-    )
+    devices = tuple(catalogue.name(index, device) for index, device in enumerate(devices))
     conditions = [mapping(each) for each in items(status.get("conditions"))]
     ready = next((each.get("status") == "True" for each in conditions if each.get("type") == "Ready"), None)
     state = Scheduling(
@@ -142,7 +173,7 @@ def _node(
             if taint.get("effect") in ("NoSchedule", "NoExecute")
         ),
     )
-    findings += _remarks(told, state, slices, counted, devices, overlay)
+    findings += _remarks(told, state, slices, counted, devices, catalogue.overlay)
     versions = {card.driver_version for card in told.cards if card.driver_version} or {
         each.driver_version for each in slices or () if each.driver_version
     }
@@ -430,20 +461,15 @@ def _memory_remarks(
     card: Labelled, told: Told, slices: tuple[Published, ...] | None, overlay: Path | None
 ) -> list[Finding]:
     """The labeller divides memory by the number of compute partitions, although under NPS1 each of them reaches all of it."""
-    whole_card = next(iter(catalog.sharing(card.pci_id, overlay=overlay)), None)
     apart = {
         each.memory_bytes
         for each in slices or ()
         if each.memory_bytes is not None and each.pci_id in (None, card.pci_id)
     }
     found = []
-    if (
-        card.memory_bytes is not None
-        and whole_card is not None
-        and told.partition not in (None, "SPX")
-        and told.memory_partition == "NPS1"
-        and card.memory_bytes < whole_card.memory_bytes * 0.9
-    ):
+    divided = card.memory_bytes is not None and told.partition not in (None, "SPX") and told.memory_partition == "NPS1"
+    whole_card = next(iter(catalog.sharing(card.pci_id, overlay=overlay)), None) if divided else None
+    if whole_card is not None and card.memory_bytes is not None and card.memory_bytes < whole_card.memory_bytes * 0.9:
         found.append(
             Finding(
                 id="K8S117",

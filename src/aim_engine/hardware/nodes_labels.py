@@ -86,6 +86,11 @@ def read(labels: Mapping[Any, Any], overlay: Path | None = None) -> Told:
     return Told(cards=cards, partition=mode, memory_partition=memory, present=present, findings=tuple(findings))
 
 
+def speaks(key: object) -> bool:
+    """Is this a label that says something of GPUs?"""
+    return isinstance(key, str) and ("amd.com/" in key or key.startswith("feature.node.kubernetes.io/"))
+
+
 def partition_of(text: str) -> tuple[str | None, str | None]:
     """`cpx_nps4` -> CPX, NPS4; nothing for anything else."""
     match = re.fullmatch(r"(spx|dpx|tpx|qpx|cpx)[_-](nps[1248])", text.strip().lower())
