@@ -61,11 +61,20 @@ def test_a_precision_is_kept() -> None:
     assert (recipe.precision, recipe.online_quantization) == ("fp8", "fp8")
 
 
+def test_a_model_of_unknown_shapes_takes_the_recipe_that_somebody_ran() -> None:
+    recipe = selector().select_fallback_recipe("amd/MiniMax-M3.1-Flash-Quark-MXFP4", "8xMI355X")
+    assert recipe is not None
+    assert recipe.parallelism.tp == 4
+    assert "memory is not proven" in recipe.provenance_note
+    assert "before that" in recipe.provenance_note
+
+
 def test_the_fallback_says_what_it_is() -> None:
     recipe = selector().select_fallback_recipe("Qwen/Qwen3-32B", "2xR9700")
     assert recipe is not None
     assert recipe.provenance == "fallback"
-    assert "fp8" in recipe.provenance_note
+    assert recipe.provenance_note.startswith("chosen in fp8, made on load, which changes answers")
+    assert "before that, 2 x R9700: no configuration; 1 x R9700: no configuration; bf16" in recipe.provenance_note
 
 
 def test_a_model_known_by_name_alone_gets_the_size_table() -> None:

@@ -62,21 +62,63 @@ class RecipeSelector:
         return chosen if chosen is not None else self.select_fallback_recipe(model_id, available_gpus)
 
     def select_fallback_recipe(self, model_id: str, available_gpus: int | str) -> Recipe | None:
-        """The first recipe that works: all GPUs, half, one; then other precisions; then the size in the name.
+        """The first recipe that works: all GPUs, half, one; other precisions; a recipe somebody ran; the size in the name.
 
-        A fallback says what it is in `provenance_note`.
+        `provenance_note` says which step it is from and what the steps before it came to: nothing is downgraded silently.
         """
         card, count = self._card(available_gpus)
+        tried: list[str] = []
         try:
             for fewer in dict.fromkeys((count, count // 2, 1)):
-                if fewer > 0 and (recipe := self._chosen(model_id, f"{fewer}x{card}", None)) is not None:
-                    return _marked(recipe, f"chosen for {fewer} of {count} GPUs")
+                if fewer < 1:
+                    continue
+                if (recipe := self._chosen(model_id, f"{fewer}x{card}", None)) is not None:
+                    return _marked(recipe, f"chosen for {fewer} of {count} GPUs", tried)
+                tried.append(f"{fewer} x {card}: no configuration")
             for precision in FALLBACK_PRECISIONS:
                 if (recipe := self._chosen(model_id, f"{count}x{card}", precision)) is not None:
-                    return _marked(recipe, f"chosen in {precision}")
+                    lossy = ", made on load, which changes answers" if recipe.online_quantization else ""
+                    return _marked(recipe, f"chosen in {precision}{lossy}", tried)
+                tried.append(f"{precision}: no configuration")
         except AimError as err:
-            return self._default_recipe(model_id, card, count, err)
+            known = self._known_recipe(model_id, card, count, err)
+            return known if known is not None else self._default_recipe(model_id, card, count, err)
         return None
+
+    def _known_recipe(self, model_id: str, card: str, count: int, cause: AimError) -> Recipe | None:
+        """A recipe that somebody ran on this card, for a model whose shapes are not known here; None without one."""
+        from aim_engine import backend
+        from aim_engine.hardware import catalog
+        from aim_engine.recipe.database import RecipeDatabase
+
+        overlay = workflow.overlay_dir(self._settings)
+        asked = {"model_id": model_id, "gpu": card, "gpu_count": count}
+        found = [match.known for match in RecipeDatabase(overlay).match(asked)]
+        known = next((each for each in found if each.parallelism is not None), None)
+        if known is None or known.parallelism is None:
+            return None
+        engine, gpu = backend.get("vllm", overlay), catalog.load(card, overlay)
+        version = workflow.engine_version(Request(model=model_id), self._settings, gpu)
+        defaults = engine.defaults(version, gpu)
+        gpus = known.gpu_count
+        recipe = Recipe(
+            model_id=model_id,
+            gpu=card,
+            gpu_count=gpus,
+            engine="vllm",
+            engine_version=version,
+            parallelism=known.parallelism,
+            precision=known.precision,
+            kv_cache_dtype=known.kv_cache_dtype,
+            attention_backend=known.attention_backend,
+            max_model_len=known.max_model_len or FALLBACK_CONTEXT_TOKENS,
+            max_num_seqs=known.max_num_seqs or min(256, defaults.max_num_seqs),
+            max_num_batched_tokens=known.max_num_batched_tokens or defaults.max_num_batched_tokens,
+            gpu_memory_utilization=known.gpu_memory_utilization or defaults.gpu_memory_utilization,
+            resources=_resources(gpus),
+        )
+        note = f"as run on {', '.join(known.gpus)} ({known.provenance.source}); memory is not proven"
+        return _marked(engine.adopt(recipe, known), note, [str(cause)])
 
     def _chosen(self, model_id: str, gpus: str, precision: str | None) -> Recipe | None:
         chosen = self.plan(model_id, gpus=gpus, precision=precision).chosen
@@ -125,7 +167,7 @@ class RecipeSelector:
             max_num_seqs=256,
             max_num_batched_tokens=FALLBACK_CONTEXT_TOKENS,
             gpu_memory_utilization=0.9,
-            resources=Resources(cpu_cores=8 * gpus, memory_bytes=(16 * gpus + 24) * GIB, shm_bytes=16 * GIB, gpus=gpus),
+            resources=_resources(gpus),
             provenance="fallback",
             provenance_note=f"from the size in the name alone ({size:g}B): {cause}",
         )
@@ -141,7 +183,12 @@ def select_fallback_recipe(model_id: str, available_gpus: int | str) -> Recipe |
     return RecipeSelector().select_fallback_recipe(model_id, available_gpus)
 
 
-def _marked(recipe: Recipe, note: str) -> Recipe:
+def _resources(gpus: int) -> Resources:
+    return Resources(cpu_cores=8 * gpus, memory_bytes=(16 * gpus + 24) * GIB, shm_bytes=16 * GIB, gpus=gpus)
+
+
+def _marked(recipe: Recipe, note: str, tried: list[str]) -> Recipe:
     import msgspec
 
-    return msgspec.structs.replace(recipe, provenance="fallback", provenance_note=note)
+    before = f"; before that, {'; '.join(tried)}" if tried else ""
+    return msgspec.structs.replace(recipe, provenance="fallback", provenance_note=note + before)
