@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 # One line about a finished step: what, seconds since $$start, size of a folder.
 done = echo "$(1): $$(($$(date +%s) - start)) s, $$(du -sm $(2) | cut -f1) MB"
 
-.PHONY: demo test check lint types imports docs golden bench corpus rig engine docker kill clean help
+.PHONY: demo test check lint types imports docs golden bench corpus rig engine docker consumers kill clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -66,7 +66,7 @@ docs: .venv/ready
 golden: .venv/ready
 	@$(RUN)python -m pytest -q tests/render --update-golden
 
-corpus rig engine docker kill: .venv/ready
+corpus rig engine docker kill consumers: .venv/ready
 	@$(RUN)python -m pytest -q -m $@
 
 bench: .venv/ready

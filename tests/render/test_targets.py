@@ -97,7 +97,7 @@ def test_a_relative_model_folder_is_refused() -> None:
 
 
 def test_a_cpu_plan_without_a_cpu_image_says_so() -> None:
-    for target in ("docker", "compose", "kubernetes"):
+    for target in ("docker", "compose", "podman", "kubernetes"):
         with pytest.raises(InvalidInput, match="no known image for a CPU"):
             render(plans.on_cpu(), target, Options(name="x"))
 

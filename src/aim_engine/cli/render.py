@@ -20,8 +20,10 @@ from aim_engine.render.targets import render as render_plan
 _START = {
     "env": "set -a; . ./{first}; set +a",
     "shell": "./{first}",
+    "systemd": "sudo cp {first} /etc/systemd/system/ && sudo systemctl enable --now $(basename {first})",
     "docker": "./{first}",
     "compose": "docker compose -f {first} up -d",
+    "podman": "cp {folder}/* ~/.config/containers/systemd/ && systemctl --user daemon-reload",
     "kubernetes": "kubectl apply -f {folder}",
 }
 

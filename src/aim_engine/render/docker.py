@@ -203,7 +203,7 @@ def _run(container: Container) -> list[str]:
         *(f"--mount {_bind(*mount)}" for mount in container.mounts),
         *(f"--mount type=volume,source={name},target={target}" for name, target in container.volumes),
         *(f"--env {shlex.quote(f'{name}={value}')}" for name, value in container.env.items()),
-        f"--health-cmd {shlex.quote(_health_line())}",
+        f"--health-cmd {shlex.quote(health_line())}",
         f"--health-start-period {container.startup_s}s",
         f"--health-interval {HEALTH_INTERVAL_S}s",
         "--health-timeout 6s",
@@ -221,7 +221,7 @@ def _run(container: Container) -> list[str]:
     return [call]
 
 
-def _health_line() -> str:
+def health_line() -> str:
     """The health check for the container's own shell; double quotes inside keep the line readable in single ones."""
     program, flag, code, url = HEALTH_COMMAND
     return f'{program} {flag} "{code}" {url}'

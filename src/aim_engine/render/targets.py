@@ -10,15 +10,35 @@ from aim_engine.render.compose import Compose
 from aim_engine.render.docker import Docker
 from aim_engine.render.env import Env
 from aim_engine.render.kubernetes import Kubernetes
+from aim_engine.render.podman import Podman
 from aim_engine.render.shell import Shell
+from aim_engine.render.systemd import Systemd
 
-TARGETS: dict[str, Target] = {target.name: target for target in (Env(), Shell(), Docker(), Compose(), Kubernetes())}
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (Env(), Shell(), Systemd(), Docker(), Compose(), Podman(), Kubernetes())
+}
+
+
+_WITHOUT = {
+    "env": ("labels", "annotations", "volumes"),
+    "shell": ("labels", "annotations", "volumes"),
+    "systemd": ("labels", "annotations"),
+    "docker": ("annotations",),
+    "compose": ("annotations",),
+    "podman": ("annotations",),
+}
+"""Additions that a target has no place for; saying so is better than leaving them out."""
 
 
 def render(plan: Plan, target: str, options: Options, backend: Backend | None = None) -> tuple[Artifact, ...]:
     """The files that serve `plan` on `target`. `backend` is the plan's own engine unless given. Raises: InvalidInput."""
     if target not in TARGETS:
         raise InvalidInput(f"there is no target '{target}'", hint=f"one of {', '.join(TARGETS)}")
+    for addition in _WITHOUT.get(target, ()):
+        if getattr(options, addition):
+            raise InvalidInput(
+                f"{addition} have no place in target {target}", hint=f"drop --{addition.removesuffix('s')}"
+            )
     if backend is None:
         from aim_engine import backend as backends
 
