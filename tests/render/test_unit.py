@@ -14,7 +14,7 @@ from aim_engine.render import unit
 from aim_engine.render.artifact import Options
 from aim_engine.render.targets import render
 
-TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=40)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
 _CODES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
