@@ -241,11 +241,16 @@ def open_card(gpus: str) -> str | None:
     return card.strip() or None if count else None
 
 
-def describe(model: str, settings: Settings, revision: str | None = None) -> ModelSpec:
-    """The model's description from a folder, a config.json, the catalogue, the cache or the hub, in that order."""
+def describe(model: str, settings: Settings, revision: str | None = None, *, headers: bool = False) -> ModelSpec:
+    """The model's description from a folder, a config.json, the catalogue, the cache or the hub, in that order.
+
+    With `headers`, the first bytes of its weight files on the hub are read too.
+    """
     from aim_engine.model import source
 
-    return source.describe(model, revision=revision, offline=settings.offline, overlay=overlay_dir(settings))
+    return source.describe(
+        model, revision=revision, offline=settings.offline, overlay=overlay_dir(settings), headers=headers
+    )
 
 
 def choose(request: Request, settings: Settings) -> Plan:

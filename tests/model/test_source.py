@@ -73,7 +73,7 @@ def test_a_damaged_safetensors_file_is_named(content: bytes, tmp_path: Path) -> 
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(Corrupt, match=r"model\.safetensors"):
-        weights.tensor_bytes(path)
+        weights.tensors(path)
 
 
 def test_a_file_cut_short_is_told_from_a_whole_one(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_file_cut_short_is_told_from_a_whole_one(tmp_path: Path) -> None:
     safetensors(path, 100)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(Corrupt, match="cut short"):
-        weights.tensor_bytes(path)
+        weights.tensors(path)
 
 
 def test_a_config_file_of_another_name_keeps_its_side_file(tmp_path: Path) -> None:

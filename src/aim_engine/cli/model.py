@@ -21,7 +21,10 @@ from aim_engine.units import format_bytes, format_count
 @click.option("--offline", is_flag=True, default=None, help="Never ask the hub.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def model(model_name: str | None, as_list: bool, revision: str | None, offline: bool | None, as_json: bool) -> None:
-    """Show what MODEL needs: layers, parameters, weights, KV cache per token."""
+    """Show what MODEL needs: layers, parameters, weights, KV cache per token.
+
+    A hub id, a folder, a config.json or a GGUF file. Of weights only the headers are read.
+    """
     settings = all_settings.load({"offline": offline})
     if as_list:
         found = catalog.names(workflow.overlay_dir(settings))
@@ -33,7 +36,7 @@ def model(model_name: str | None, as_list: bool, revision: str | None, offline: 
         return
     if model_name is None:
         raise InvalidInput("no model was named", hint="aim-engine model Qwen/Qwen3-32B, or --list")
-    spec = workflow.describe(model_name, settings, revision)
+    spec = workflow.describe(model_name, settings, revision, headers=True)
     if as_json:
         output.data(spec)
         return
@@ -72,6 +75,7 @@ def _show(spec: ModelSpec, variants: tuple[str, ...]) -> None:
         rows.append(("also as", ", ".join(variants)))
     for name, value in rows:
         output.text(f"  {name:<10} {value}")
+    _stored(spec)
     parts = [
         (n, c) for n in spec.parameters.__struct_fields__ if (c := getattr(spec.parameters, n)) and n != "kv_projection"
     ]
@@ -85,6 +89,34 @@ def _show(spec: ModelSpec, variants: tuple[str, ...]) -> None:
         output.text(f"warning: {warning}")
     if spec.needs_remote_code:
         output.text("warning: serving it needs code from its repository (trust_remote_code)")
+
+
+def _stored(spec: ModelSpec) -> None:
+    """What the headers say, where they were read."""
+    stored = spec.stored
+    if stored is None:
+        return
+    types = ", ".join(f"{name} {format_bytes(size)}" for name, size in stored.dtype_bytes.items())
+    output.text(f"  {'files':<10} {stored.files} with {stored.tensors:,} tensors: {types}")
+    if stored.index_bytes is not None:
+        agrees = "agrees" if stored.index_bytes == stored.total_bytes else f"says {format_bytes(stored.index_bytes)}"
+        output.text(f"  {'index':<10} {agrees}")
+    output.table(
+        "stored",
+        ("part", "size", "share"),
+        [(n, format_bytes(size), f"{size / stored.total_bytes:.1%}") for n, size in stored.part_bytes.items()],
+        right=("size", "share"),
+    )
+    sizes = stored.layer_bytes
+    if sizes:
+        alike: list[tuple[str, str, int]] = []
+        for number, size in sizes.items():
+            if alike and alike[-1][2] == size:
+                alike[-1] = (alike[-1][0], number, size)
+            else:
+                alike.append((number, number, size))
+        rows = [(first if first == last else f"{first} to {last}", format_bytes(size)) for first, last, size in alike]
+        output.table("by layer", ("layers", "each"), rows[:24], right=("each",))
 
 
 def _group(group: LayerGroup) -> str:

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aim_engine.errors import AimError, Corrupt, InvalidInput, Unreachable
+from aim_engine.errors import InvalidInput, Unreachable
 from aim_engine.model import catalog, config, weights
 from aim_engine.model.spec import ModelSpec
 
 if TYPE_CHECKING:
-    import urllib.request
+    from aim_engine.model.hub import Repository
 
-HUB_TIMEOUT_S = 10.0
-MAX_FILE_BYTES = 64 * 1024 * 1024
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SIZE = re.compile(r"(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)(b|m)(?![a-z0-9])", re.IGNORECASE)
 
@@ -32,17 +30,18 @@ def describe(
     endpoint: str | None = None,
     token: str | None = None,
     overlay: Path | None = None,
+    headers: bool = False,
 ) -> ModelSpec:
-    """The model that `ref` names: a folder, a config.json, or a hub id.
+    """The model that `ref` names: a folder, a config.json, a GGUF file, or a hub id.
 
-    A hub id is looked up in the catalogue (unless a revision is asked for), then in the local hub cache, then on the hub.
+    With `headers`, the first bytes of every weight file on the hub are read too, for exact bytes by type and layer. A hub id is looked up in the catalogue (unless a revision is asked for), then in the local hub cache, then on the hub.
     Raises: InvalidInput, Corrupt, Unreachable.
     """
     path = Path(ref).expanduser()
     if path.is_dir():
         return from_folder(path)
     if path.is_file():
-        return from_file(path)
+        return _from_gguf(path) if path.suffix == ".gguf" else from_file(path)
     if ref.startswith(("/", "./", "../", "~")) or ref.endswith(".json"):
         raise InvalidInput(
             f"{ref} does not exist", hint="give a model folder, a config.json or a hub id such as Qwen/Qwen3-32B"
@@ -64,7 +63,7 @@ def describe(
             why="it is neither in the catalogue nor in the local cache, and asking the hub is switched off",
             hint=_close(ref, overlay),
         )
-    return _from_hub(ref, revision, endpoint, token, overlay)
+    return _from_hub(ref, revision, endpoint, token, overlay, headers=headers)
 
 
 def from_file(path: Path) -> ModelSpec:
@@ -83,6 +82,9 @@ def from_folder(folder: Path) -> ModelSpec:
     """The model in a checkpoint folder, with exact bytes where its headers can be read. Raises: InvalidInput, Corrupt."""
     path = folder / "config.json"
     if not path.is_file():
+        files = sorted(folder.glob("*.gguf"))
+        if files:
+            return _from_gguf(files[0])
         raise InvalidInput(f"{folder} holds no config.json", hint="give the folder of a Hugging Face checkpoint")
     side = folder / "hf_quant_config.json"
     spec = config.parse(
@@ -92,6 +94,12 @@ def from_folder(folder: Path) -> ModelSpec:
         quant_config=_read_json(side) if side.is_file() else None,
     )
     return weights.with_weights(spec, folder)
+
+
+def _from_gguf(path: Path) -> ModelSpec:
+    from aim_engine.model import gguf
+
+    return gguf.describe(gguf.read(path), str(path))
 
 
 def cached_snapshot(model_id: str, revision: str | None = None, cache_dir: Path | None = None) -> Path | None:
@@ -120,111 +128,43 @@ def size_from_name(model_id: str) -> float | None:
 
 
 def _from_hub(
-    ref: str, revision: str | None, endpoint: str | None, token: str | None, overlay: Path | None
+    ref: str, revision: str | None, endpoint: str | None, token: str | None, overlay: Path | None, *, headers: bool
 ) -> ModelSpec:
-    """Fetch the small files that describe a model. Raises: InvalidInput, Unreachable, Corrupt."""
+    """Fetch the small files that describe a model, and with `headers` the first bytes of its weights.
+
+    Raises: InvalidInput, Unreachable, Corrupt.
+    """
+    from aim_engine.model import hub
+
     commit = revision or "main"
-    document = _hub_json(ref, commit, "config.json", endpoint, token, overlay)
+    repository = hub.Repository(ref, commit, endpoint=endpoint, token=token, hint=_close(ref, overlay))
+    document = repository.json("config.json")
     if document is None:
-        raise InvalidInput(
-            f"{ref} holds no config.json on the hub",
-            hint="it may be a GGUF or adapter repository; give a full checkpoint",
-        )
-    side = _hub_json(ref, commit, "hf_quant_config.json", endpoint, token, overlay)
+        return _gguf_from_hub(repository)
+    side = repository.json("hf_quant_config.json")
     spec = config.parse(document, model_id=ref, source=f"hub, {ref} at {commit}", quant_config=side)
-    index = _hub_file(ref, commit, "model.safetensors.index.json", endpoint, token, overlay)
+    index = repository.file("model.safetensors.index.json")
+    if headers:
+        names = weights.shards(index, f"the weight index of {ref}") if index is not None else ("model.safetensors",)
+        stored = weights.read_remote(repository, names)
+        if stored is not None:
+            return weights.with_stored(spec, stored, index, f"the weight index of {ref}")
     total = weights.index_total(index, f"the weight index of {ref}") if index is not None else None
     return weights.exact(spec, total) if total else spec
 
 
-def _hub_json(ref: str, commit: str, name: str, endpoint: str | None, token: str | None, overlay: Path | None) -> Any:
-    content = _hub_file(ref, commit, name, endpoint, token, overlay)
-    if content is None:
-        return None
-    try:
-        return json.loads(content)
-    except ValueError as err:
-        raise Corrupt(f"{name} of {ref} on the hub is not JSON", why=str(err)) from err
+def _gguf_from_hub(repository: Repository) -> ModelSpec:
+    """The model in the first GGUF file of a repository that holds nothing else. Raises: InvalidInput."""
+    from aim_engine.model import gguf
 
-
-def _hub_file(
-    ref: str, commit: str, name: str, endpoint: str | None, token: str | None, overlay: Path | None
-) -> bytes | None:
-    """One small file of a repository; None when the repository has no such file."""
-    import http.client
-    import urllib.error
-    import urllib.request
-
-    from huggingface_hub import get_token, hf_hub_url
-
-    url = hf_hub_url(ref, name, revision=commit, endpoint=endpoint or os.environ.get("HF_ENDPOINT"))
-    secret = token or get_token()
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {secret}"} if secret else {})  # noqa: S310
-    try:
-        with urllib.request.build_opener(_redirects()).open(request, timeout=HUB_TIMEOUT_S) as reply:
-            content: bytes = reply.read(MAX_FILE_BYTES + 1)
-            announced = int(reply.headers.get("Content-Length") or len(content))
-    except urllib.error.HTTPError as err:
-        err.close()
-        refusal = _refusal(ref, err.code, err.headers.get("x-error-code", ""), overlay)
-        if refusal is None:
-            return None
-        raise refusal from err
-    except (OSError, http.client.HTTPException, ValueError) as err:
-        reason = getattr(err, "reason", err)
-        raise Unreachable(
-            f"the hub cannot be asked about {ref}",
-            why=str(reason) or type(err).__name__,
-            hint=f"check the network, or name a bundled model: {_close(ref, overlay)}",
-        ) from err
-    if len(content) > MAX_FILE_BYTES:
-        raise Corrupt(f"{name} of {ref} on the hub is larger than any such file", why=f"over {MAX_FILE_BYTES} bytes")
-    if len(content) < announced:
-        raise Unreachable(
-            f"the hub cannot be asked about {ref}",
-            why=f"the transfer of {name} broke off after {len(content)} of {announced} bytes",
-            hint="try again",
+    names = [name for name in repository.names() if name.endswith(".gguf") and "mmproj" not in name]
+    if not names:
+        raise InvalidInput(
+            f"{repository.ref} holds no config.json on the hub",
+            hint="it may be an adapter repository; give a full checkpoint",
         )
-    return content
-
-
-def _redirects() -> urllib.request.HTTPRedirectHandler:
-    """Follows redirects, but takes the token to no other host."""
-    import urllib.parse
-    import urllib.request
-
-    class KeepTokenHome(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-            following = super().redirect_request(req, fp, code, msg, headers, newurl)
-            if (
-                following is not None
-                and urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc
-            ):
-                following.remove_header("Authorization")
-            return following
-
-    return KeepTokenHome()
-
-
-def _refusal(ref: str, status: int, code: str, overlay: Path | None) -> AimError | None:
-    """The error that a hub's answer means; None when only this one file is absent."""
-    if code == "EntryNotFound" or (status == 404 and code not in ("RepoNotFound", "RevisionNotFound")):
-        return None
-    if code == "GatedRepo" or status == 403:
-        return InvalidInput(
-            f"{ref} is gated",
-            why="its owner asks for agreement to terms before it may be read",
-            hint="accept them on the model's page, then set HF_TOKEN",
-        )
-    if code == "RevisionNotFound":
-        return InvalidInput(f"{ref} has no such revision", hint="drop --revision to use the newest")
-    if code == "RepoNotFound" or status in (401, 404):
-        return InvalidInput(
-            f"{ref} is not on the hub",
-            why="there is no such model, or it is private and HF_TOKEN is not set",
-            hint=_close(ref, overlay),
-        )
-    return Unreachable(f"the hub refused to answer about {ref}", why=f"HTTP status {status}", hint="try again later")
+    first = min(names, key=lambda name: (re.search(r"-0*[2-9]\d*-of-", name) is not None, name))
+    return gguf.describe(gguf.read_remote(repository, first), f"{repository.ref}, {first}")
 
 
 def _close(ref: str, overlay: Path | None) -> str:

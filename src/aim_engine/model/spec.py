@@ -130,6 +130,22 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     group_size: int | None = None
 
 
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """What the headers of a checkpoint's files say; bytes."""
+
+    files: int
+    tensors: int
+    total_bytes: int
+    dtype_bytes: dict[str, int]
+    """By type as the files name it, such as BF16 or F8_E4M3."""
+    part_bytes: dict[str, int]
+    """By part of the model, largest first."""
+    layer_bytes: dict[str, int]
+    """By number of the layer."""
+    index_bytes: int | None = None
+    """What the weight index says the total is; None without one."""
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="aim-engine/model/v1"):
     """A model's shape. Counts are whole numbers, sizes are bytes."""
 
@@ -159,6 +175,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", t
     modality: Literal["text", "vision", "audio", "omni"] = "text"
     weight_bytes: int | None = None
     """Exact checkpoint bytes when headers or an index were read."""
+    stored: Stored | None = None
+    """What the headers say in detail, where they were read."""
     needs_remote_code: bool = False
     gated: bool | None = None
     license: str | None = None
