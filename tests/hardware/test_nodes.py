@@ -296,9 +296,10 @@ def test_a_node_without_status_is_a_partial_answer() -> None:
     assert ids(node) == {"K8S112"}
 
 
-def test_an_amount_that_is_none_is_unknown_and_not_zero() -> None:
+@pytest.mark.parametrize("amount", ["eight", -1, "99999999999", "1500m", None, [8]])
+def test_an_amount_that_cannot_be_is_unknown_and_not_zero(amount: object) -> None:
     odd = kube_nodes.node()
-    odd["status"]["allocatable"]["amd.com/gpu"] = "eight"
+    odd["status"]["allocatable"]["amd.com/gpu"] = amount
     node = only(json.dumps(odd))
     assert state(node).resources[0].allocatable is None
     assert ids(node) == {"K8S120"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from aim_engine.doctor.host import Host
 from aim_engine.doctor.pci import CardState
-from aim_engine.doctor.report import Answer, NotHere, Symptom, Unknown, check
+from aim_engine.doctor.report import Answer, NotHere, Symptom, Unknown, check, kernel_parameters
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware import catalog, identity, kfd
 from aim_engine.hardware.cluster import Device
@@ -528,10 +528,7 @@ def mapped_memory(host: Host) -> Iterator[Answer]:
             yield Symptom(
                 message=f"the GPU may map {format_bytes(card.gtt_total_bytes)} of {format_bytes(total)}",
                 evidence=f"mem_info_gtt_total of {card.name}; carve-out {format_bytes(card.vram_total_bytes or 0)}",
-                fix=(
-                    f"sudo sed -i 's/^GRUB_CMDLINE_LINUX=\"/&ttm.pages_limit={pages} /' /etc/default/grub",
-                    f"sudo update-grub && sudo reboot  # gives {format_bytes(pages * _PAGE_BYTES)}",
-                ),
+                fix=(*kernel_parameters(f"ttm.pages_limit={pages}"), f"# gives {format_bytes(pages * _PAGE_BYTES)}"),
             )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from aim_engine.doctor.host import Host
-from aim_engine.doctor.report import Answer, NotHere, Severity, Symptom, Unknown, check
+from aim_engine.doctor.report import Answer, NotHere, Severity, Symptom, Unknown, check, kernel_parameters
 from aim_engine.hardware import kfd
 from aim_engine.units import format_bytes
 
@@ -129,10 +129,7 @@ def iommu(host: Host) -> Iterator[Answer]:
         yield Symptom(
             message="the IOMMU translates the GPUs' addresses",
             evidence=evidence,
-            fix=(
-                f"sudo sed -i 's/^GRUB_CMDLINE_LINUX=\"/&{options} /' /etc/default/grub",
-                "sudo update-grub && sudo reboot",
-            ),
+            fix=kernel_parameters(options),
         )
 
 

@@ -97,3 +97,12 @@ def check(id: str, asks: str, *, severity: Severity, effect: str, source: str) -
         return Check(id=id, asks=asks, severity=severity, effect=effect, source=source, run=run)
 
     return decorate
+
+
+def kernel_parameters(options: str) -> tuple[str, ...]:
+    """Commands that add options to the kernel's command line, for both families of distributions."""
+    return (
+        f"sudo sed -i 's/^GRUB_CMDLINE_LINUX=\"/&{options} /' /etc/default/grub && sudo update-grub",
+        f"# on Fedora, RHEL and their kin: sudo grubby --update-kernel=ALL --args='{options}'",
+        "sudo reboot",
+    )

@@ -203,12 +203,18 @@ def _resources(
         found.append(
             Resource(
                 name=name,
-                capacity=whole(capacity.get(name)),
-                allocatable=whole(allocatable.get(name, capacity.get(name))),
+                capacity=_number(capacity.get(name)),
+                allocatable=_number(allocatable.get(name, capacity.get(name))),
                 requested=asked,
             )
         )
     return tuple(found)
+
+
+def _number(value: object) -> int | None:
+    """How many GPUs a node says it has; None when that cannot be."""
+    number = whole(value)
+    return number if number is not None and number <= _MOST_DEVICES else None
 
 
 def _requested(pods: Iterable[Object]) -> dict[str, Counter[str]]:
@@ -247,7 +253,7 @@ def _devices(resources: Sequence[Resource], told: Told, counted: bool, findings:
     """One device for each that pods may ask for; where no counts were recorded, as many as the labels say, at least one."""
     found: list[Device] = []
     for resource in resources:
-        count = min(resource.allocatable or 0, _MOST_DEVICES)
+        count = resource.allocatable or 0
         mode, memory = nodes_labels.partition_of(resource.name.partition("/")[2])
         if mode is None:
             mode, memory = told.partition, told.memory_partition
