@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "estimate": ("aim_engine.cli.estimate:estimate", "Say what one given configuration needs and does."),
     "accuracy": ("aim_engine.cli.accuracy:accuracy", "Compare predictions with a table of measurements."),
     "calibrate": ("aim_engine.cli.calibrate:calibrate", "Correct predictions by measurements of your own."),
-    "recipes": ("aim_engine.cli.recipes:recipes", "List and show known recipes."),
+    "recipes": ("aim_engine.cli.recipes:recipes", "Find, check and exchange known recipes."),
     "render": ("aim_engine.cli.render:render", "Write a plan out for a target."),
     "validate": ("aim_engine.cli.validate:validate", "Check plans, command lines, manifests and Compose files."),
     "up": ("aim_engine.cli.up:up", "Plan, fetch, start and watch a model."),
