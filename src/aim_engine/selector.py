@@ -69,6 +69,7 @@ class RecipeSelector:
         card, count = self._card(available_gpus)
         tried: list[str] = []
         try:
+            self._require_shapes(model_id)
             for fewer in dict.fromkeys((count, count // 2, 1)):
                 if fewer < 1:
                     continue
@@ -121,8 +122,15 @@ class RecipeSelector:
         return _marked(engine.adopt(recipe, known), note, [str(cause)])
 
     def _chosen(self, model_id: str, gpus: str, precision: str | None) -> Recipe | None:
-        chosen = self.plan(model_id, gpus=gpus, precision=precision).chosen
-        return chosen.recipe if chosen is not None else None
+        plan = self.plan(model_id, gpus=gpus, precision=precision)
+        by_name = plan.inputs.model.basis == "name"
+        return plan.chosen.recipe if plan.chosen is not None and not by_name else None
+
+    def _require_shapes(self, model_id: str) -> None:
+        """A recipe that nobody reviews is not chosen for a likeness. Raises: InvalidInput when only the name is known."""
+        spec = workflow.describe(model_id, self._settings)
+        if spec.basis == "name":
+            raise InvalidInput(f"of {model_id} only the name is known")
 
     def _request(self, available_gpus: int | str) -> str:
         card, count = self._card(available_gpus)

@@ -224,3 +224,30 @@ def test_what_is_not_gguf_is_said_to_be_none(tmp_path: Path) -> None:
 def test_layers_of_a_summary_are_in_the_order_of_their_numbers() -> None:
     tensors = [weights.Tensor(f"model.layers.{n}.mlp.w", "BF16", n) for n in (10, 2, 1)]
     assert list(weights.summary(tensors, 1).layer_bytes) == ["1", "2", "10"]
+
+
+@pytest.mark.parametrize(
+    ("name", "like", "how"),
+    [
+        ("acme/Qwen3-32B-Finetune", "Qwen/Qwen3-32B", "the shapes of Qwen/Qwen3-32B"),
+        ("acme/Foo-70B", "meta-llama/Llama-3.1-70B-Instruct", "a dense model of 70 billion parameters"),
+    ],
+)
+def test_a_model_that_cannot_be_read_is_described_by_its_name_and_says_so(
+    name: str, like: str, how: str, hub: tuple[hub_server.Hub, str]
+) -> None:
+    behind, address = hub
+    known = source.describe(like)
+    behind.gated.add(name)
+    behind.models[name] = {"config.json": b"{}"}
+    for spec in (source.describe(name, offline=True), source.describe(name, endpoint=address)):
+        assert (spec.basis, spec.model_id) == ("name", name)
+        assert spec.parameters.total == pytest.approx(known.parameters.total, rel=0.05)
+        assert how in spec.source
+        assert any("described by its name" in warning for warning in spec.warnings)
+
+
+@pytest.mark.parametrize("name", ["acme/tiny", "acme/Foo-9000B"])
+def test_a_name_that_says_nothing_usable_stays_an_error(name: str) -> None:
+    with pytest.raises(InvalidInput, match="not known here"):
+        source.describe(name, offline=True)

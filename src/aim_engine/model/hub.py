@@ -18,6 +18,10 @@ TRIES = 3
 """How often a piece that breaks off is asked for."""
 
 
+class Gated(InvalidInput):
+    """The repository is there, and its owner lets nobody read it unasked."""
+
+
 class Repository:
     """One model at one commit."""
 
@@ -135,7 +139,7 @@ class Repository:
         if code == "EntryNotFound" or (status == 404 and code not in ("RepoNotFound", "RevisionNotFound")):
             return None
         if code == "GatedRepo" or status == 403:
-            return InvalidInput(
+            return Gated(
                 f"{self.ref} is gated",
                 why="its owner asks for agreement to terms before it may be read",
                 hint="accept them on the model's page, then set HF_TOKEN",

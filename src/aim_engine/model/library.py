@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from aim_engine.errors import AimError, InvalidInput
@@ -9,6 +10,8 @@ from aim_engine.model import catalog, naming, source
 from aim_engine.model.naming import Library
 from aim_engine.model.spec import ModelSpec
 
+_SAME_SIZE = 1.5
+"""Two models are alike in size up to this ratio."""
 _SIDE_FILES = (".hf_quant_config.json", ".safetensors_index.json")
 
 
@@ -38,3 +41,26 @@ def _configs(folder: Path) -> dict[str, Path]:
         for path in sorted(folder.glob("*.json"))
         if not path.name.endswith(_SIDE_FILES)
     }
+
+
+def likeness(ref: str, size_billions: float | None, overlay: Path | None = None) -> tuple[ModelSpec, str] | None:
+    """A bundled model like the one `ref` names, and in what: its family and size, else the size alone; None when neither is said.
+
+    By size alone the closest dense model in 16 bit stands in, for most models of a size have similar shapes.
+    """
+    named = build(None, overlay).find(ref)
+    if named is not None:
+        return named.spec, f"the shapes of {named.spec.model_id}"
+    if size_billions is None:
+        return None
+    closest: tuple[float, str, ModelSpec] | None = None
+    for model_id in catalog.names(overlay):
+        spec = catalog.load(model_id, overlay)
+        if spec is None or spec.is_moe or spec.is_hybrid or spec.quantization is not None or spec.modality != "text":
+            continue
+        apart = abs(math.log(spec.parameters.total / 1e9 / size_billions))
+        if closest is None or (apart, model_id) < closest[:2]:
+            closest = (apart, model_id, spec)
+    if closest is None or closest[0] > math.log(_SAME_SIZE):
+        return None
+    return closest[2], f"a dense model of {size_billions:g} billion parameters, shaped like {closest[1]}"

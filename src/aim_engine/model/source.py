@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aim_engine.errors import InvalidInput, Unreachable
+from aim_engine.errors import AimError, InvalidInput, Unreachable
 from aim_engine.model import catalog, config, weights
 from aim_engine.model.spec import ModelSpec
 
@@ -34,7 +34,9 @@ def describe(
 ) -> ModelSpec:
     """The model that `ref` names: a folder, a config.json, a GGUF file, or a hub id.
 
-    With `headers`, the first bytes of every weight file on the hub are read too, for exact bytes by type and layer. A hub id is looked up in the catalogue (unless a revision is asked for), then in the local hub cache, then on the hub.
+    A hub id is looked up in the catalogue (unless a revision is asked for), then in the local hub cache, then on the hub. With
+    `headers`, the first bytes of every weight file on the hub are read too, for exact bytes by type and layer. Where a model
+    cannot be read (offline, gated, no network) but its name says family or size, a likeness is given whose basis is the name.
     Raises: InvalidInput, Corrupt, Unreachable.
     """
     path = Path(ref).expanduser()
@@ -58,12 +60,18 @@ def describe(
     if cached is not None:
         return msgspec.structs.replace(from_folder(cached), model_id=ref, source=f"local cache, {cached.name}")
     if offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        raise InvalidInput(
+        unknown = InvalidInput(
             f"{ref} is not known here",
             why="it is neither in the catalogue nor in the local cache, and asking the hub is switched off",
             hint=_close(ref, overlay),
         )
-    return _from_hub(ref, revision, endpoint, token, overlay, headers=headers)
+        return _by_name(ref, revision, overlay, unknown)
+    from aim_engine.model.hub import Gated
+
+    try:
+        return _from_hub(ref, revision, endpoint, token, overlay, headers=headers)
+    except (Gated, Unreachable) as err:
+        return _by_name(ref, revision, overlay, err)
 
 
 def from_file(path: Path) -> ModelSpec:
@@ -125,6 +133,27 @@ def size_from_name(model_id: str) -> float | None:
     for experts, number, unit in _SIZE.findall(re.sub(r"[-_/]", " ", model_id)):
         sizes.append(float(number) * (int(experts) if experts else 1) / (1000 if unit.lower() == "m" else 1))
     return max(sizes, default=None)
+
+
+def _by_name(ref: str, revision: str | None, overlay: Path | None, reason: AimError) -> ModelSpec:
+    """A likeness of the model that `ref` names, or what kept it from being read. Raises: `reason`."""
+    from aim_engine.model import library
+
+    found = library.likeness(ref, size_from_name(ref), overlay) if revision is None else None
+    if found is None:
+        raise reason
+    like, how = found
+    return msgspec.structs.replace(
+        like,
+        model_id=ref,
+        basis="name",
+        weight_bytes=None,
+        stored=None,
+        gated=None,
+        license=None,
+        source=f"its name: {how}",
+        warnings=(*like.warnings, f"{reason.what}, so it is described by its name: {how}"),
+    )
 
 
 def _from_hub(

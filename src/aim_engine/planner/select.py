@@ -18,6 +18,7 @@ from aim_engine.perf.calibration import Calibration
 from aim_engine.planner import explain, fallback, rank, validate
 from aim_engine.planner.plan import Candidate, Inputs, Plan, Rejection, Step
 from aim_engine.planner.search import Found, search
+from aim_engine.recipe import heuristics
 from aim_engine.recipe.database import Known
 from aim_engine.units import format_bytes, format_count, format_ms
 
@@ -162,8 +163,16 @@ def _analysed(spec: ModelSpec) -> Step:
     return Step(
         name="analyse",
         summary=f"{kind}, {format_count(spec.parameters.total)} parameters{active}, {weights} of weights in {spec.format}",
-        details=(f"layers: {kinds}", f"described by: {spec.source} ({spec.basis})", *spec.warnings),
+        details=(f"layers: {kinds}", f"described by: {spec.source} ({spec.basis})", *_by_table(spec), *spec.warnings),
     )
+
+
+def _by_table(spec: ModelSpec) -> tuple[str, ...]:
+    """What the size table says of a model of which only the name is known."""
+    if spec.basis != "name":
+        return ()
+    count = heuristics.calculate_optimal_gpu_count({"size": spec.parameters.total / 1e9})
+    return (f"the size table takes {count} GPUs for {format_count(spec.parameters.total)} parameters",)
 
 
 def _matched(inputs: Inputs, known: tuple[Known, ...], matching: tuple[Known, ...], backend: Backend) -> Step:
