@@ -280,6 +280,7 @@ def _prepare(
         revision=request.revision or "main",
     )
     tell(f"weights in {folder}")
+    manager.hold(folder, settings, options.name, store.root)
     return runner, msgspec.structs.replace(options, model_path=str(folder))
 
 

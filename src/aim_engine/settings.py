@@ -36,6 +36,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cache_dir: str = ""
     """Folder of the model cache. Default: aim-engine in HF_HOME, so that weights lie on the disk that the user chose for the
     hub's own cache, whose models can then be taken over without a copy."""
+    cache_limit: str = ""
+    """Most that the model cache may take, such as 2TiB; models that were used least go when a download needs their room.
+    Default: no limit, and nothing goes by itself."""
     catalog_dir: str = ""
     """Folder laid out like the bundled `data/`, whose files win over the bundled ones. Default: none."""
     sysfs_root: str = "/"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import hub_server
 from aim_engine.cli import main
 
 Output = pytest.CaptureFixture[str]
@@ -79,3 +81,64 @@ def test_pulling_a_folder_answers_with_the_folder(tmp_path: Path, capsys: Output
 def test_what_is_no_model_is_wrong_input(capsys: Output) -> None:
     assert main.run(["cache", "pull", "a b"]) == 2
     assert "is not a model id" in capsys.readouterr().err
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
+    """A model that was pulled from a hub of our own."""
+    behind = hub_server.Hub()
+    behind.add("org/model", config__json=b"{}", model__safetensors=hub_server.safetensors(5000))
+    with hub_server.serving(behind) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        assert main.run(["cache", "pull", "org/model"]) == 0
+        yield behind
+
+
+def test_a_pull_shows_what_it_will_fetch_and_tells_its_progress(stored: hub_server.Hub, capsys: Output) -> None:
+    capsys.readouterr()
+    stored.add("org/other", config__json=b"{}", model__safetensors=hub_server.safetensors(9000, 1))
+    assert main.run(["cache", "pull", "org/other", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 2 files to fetch, 8.9 KiB; 2 B are here already" in shown
+    assert "licence apache-2.0" in shown
+    assert main.run(["cache", "pull", "org/other", "--json"]) == 0
+    shown_json = capsys.readouterr()
+    events = [json.loads(line) for line in shown_json.err.splitlines()]
+    assert {event["kind"] for event in events} == {"message", "progress"}
+    assert events[-1]["done_bytes"] == events[-1]["total_bytes"] > 9000
+    assert Path(json.loads(shown_json.out)["path"]).is_dir()
+
+
+def test_what_is_stored_is_listed_proved_pinned_and_removed(stored: hub_server.Hub, capsys: Output) -> None:
+    capsys.readouterr()
+    assert main.run(["cache", "verify"]) == 0
+    assert main.run(["cache", "doctor"]) == 0
+    assert main.run(["cache", "ls", "--files"]) == 0
+    digest = capsys.readouterr().out.splitlines()[-1].split()[0]
+    assert main.run(["cache", "pin", "org/model"]) == 0
+    assert main.run(["cache", "why", digest[:10]]) == 0
+    assert "pinned" in capsys.readouterr().out
+    assert main.run(["cache", "rm", "org/model", "--yes"]) == 2
+    assert "org/model must stay" in capsys.readouterr().err
+    assert main.run(["cache", "prune", "--older-than", "0", "--dry-run"]) == 0
+    assert "0 B in 0 files" in capsys.readouterr().out
+    assert main.run(["cache", "unpin", "org/model"]) == 0
+    assert main.run(["cache", "prune", "--free", "1B", "--dry-run", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out[out.index("{") :])["freed_bytes"] > 5000
+    assert main.run(["cache", "prune", "--free", "1B", "--yes"]) == 0
+    assert main.run(["cache", "prune", "--trash", "--yes"]) == 0
+    assert "leave the trash" in capsys.readouterr().out
+    assert main.run(["cache", "stats", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total_models"] == 0
+
+
+def test_damage_makes_verify_answer_no(stored: hub_server.Hub, capsys: Output, tmp_path: Path) -> None:
+    blob = max((tmp_path / "cache" / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
+    blob.chmod(0o644)
+    blob.write_bytes(b"x")
+    assert main.run(["cache", "doctor"]) == 1
+    assert main.run(["cache", "verify"]) == 1
+    shown = capsys.readouterr()
+    assert "org/model@0123456789ab model.safetensors: damaged or missing" in shown.out
+    assert "aim-engine cache pull org/model" in shown.err

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from aim_engine.cache import fetch, hub, layout, names, pieces, safety, space, views
+from aim_engine.cache import evict, fetch, holds, hub, layout, names, pieces, safety, space, views
 from aim_engine.cache.faults import NoSpace, Unavailable, Unsafe
 from aim_engine.cache.fetch import Progress, Remote, Tally
 from aim_engine.cache.index import Index
@@ -125,9 +125,30 @@ def apply(
     tell: Callable[[str], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     piece_bytes: int = pieces.PIECE_BYTES,
+    limit_bytes: int | None = None,
 ) -> Tally:
-    """Fetch what a plan misses and show the model. Raises: AimError; what arrived is kept."""
-    space.require(store, chosen.missing_bytes - chosen.resumed_bytes, f"{chosen.model_id}")
+    """Fetch what a plan misses and show the model. Raises: AimError; what arrived is kept.
+
+    Where the store's limit or the disk leave no room, idle models go first.
+    """
+    wanted = tuple(sorted({*chosen.present.values(), *(remote.sha256 for remote in chosen.missing if remote.sha256)}))
+    with holds.held(store, chosen.model_id, chosen.commit, f"download of {chosen.model_id}", wanted):
+        evict.make_room(
+            store, index, chosen.missing_bytes - chosen.resumed_bytes, chosen.model_id, limit_bytes=limit_bytes
+        )
+        return _apply(chosen, store, index, client, tell=tell, progress=progress, piece_bytes=piece_bytes)
+
+
+def _apply(
+    chosen: Plan,
+    store: Store,
+    index: Index,
+    client: Client,
+    *,
+    tell: Callable[[str], None],
+    progress: Callable[[Progress], None],
+    piece_bytes: int,
+) -> Tally:
     digests = dict(chosen.present)
     keys: dict[str, list[Remote]] = {}
     for remote in chosen.missing:
@@ -180,13 +201,19 @@ def apply(
 
 
 def show(store: Store, index: Index, revision: Revision, ref: str) -> None:
-    """Publish a revision of which all content is stored: manifest, views, and the branch last. Raises: Unreachable."""
-    for file in revision.files:
-        if not store.blob(file.sha256).exists():
-            space.restore(store, index, file.sha256)
-    index.publish(revision)
-    with layout.typed(store.path("views")):
-        views.make(store, revision)
+    """Publish a revision of which all content is stored: manifest, views, and the branch last.
+
+    Content that a clean-up took in the meantime comes back from the trash. Raises: FileNotFoundError when it is not there
+    either, Unreachable.
+    """
+    for _ in range(3):
+        for file in revision.files:
+            if not store.blob(file.sha256).exists():
+                space.restore(store, index, file.sha256)
+        index.publish(revision)
+        with contextlib.suppress(FileNotFoundError), layout.typed(store.path("views")):
+            views.make(store, revision)
+            break
     views.set_ref(store, revision.model_id, ref, revision.commit)
 
 

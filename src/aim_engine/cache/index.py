@@ -319,6 +319,21 @@ class Index:
                 ).fetchall()
             )
 
+    def manifest_digest(self, model_id: str, commit: str) -> str | None:
+        """The sha256 of a revision's manifest; None when the revision is not in the store."""
+        with self.transaction() as connection:
+            row = connection.execute(
+                "SELECT manifest_sha256 FROM revision WHERE model_id = ? AND commit_id = ?", (model_id, commit)
+            ).fetchone()
+        return None if row is None else str(row[0])
+
+    def used_digests(self) -> set[str]:
+        """All content that some revision has, manifests included."""
+        with self.transaction() as connection:
+            used = {row[0] for row in connection.execute("SELECT DISTINCT sha256 FROM file")}
+            used |= {row[0] for row in connection.execute("SELECT manifest_sha256 FROM revision")}
+        return used | {manifest.EMPTY_SHA256}
+
     def totals(self) -> tuple[int, int, int, int]:
         """Models, revisions, their distinct files and the bytes of those."""
         with self.transaction() as connection:

@@ -292,7 +292,7 @@ def typed(place: Path) -> Iterator[None]:
     """The operating system's refusals as ours: full, read-only, forbidden."""
     try:
         yield
-    except AimError:
+    except (AimError, FileNotFoundError):
         raise
     except OSError as err:
         raise refused(place, err) from err

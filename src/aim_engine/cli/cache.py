@@ -19,6 +19,7 @@ from aim_engine.settings import Settings
 from aim_engine.units import GIB, format_bytes
 
 if TYPE_CHECKING:
+    from aim_engine.cache import holds
     from aim_engine.cache.fetch import Progress
 
 _EVERY_S = 5.0
@@ -62,9 +63,13 @@ def pull(model: str, revision: str, force: bool, approved: tuple[str, ...], dry_
 
 
 @cache.command(epilog="Example: aim-engine cache ls")
+@click.option("--files", is_flag=True, help="Every stored file with its checksum.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def ls(as_json: bool) -> None:
+def ls(files: bool, as_json: bool) -> None:
     """List the models on this machine."""
+    if files:
+        _list_files(as_json=as_json)
+        return
     models = _models(all_settings.load())
     if as_json:
         output.data({"schema": "aim-engine/cache/v1", "models": models})
@@ -121,6 +126,116 @@ def stats(as_json: bool) -> None:
         output.text(f"{name:<{width}}  {value}")
 
 
+@cache.command(epilog="Example: aim-engine cache verify")
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def verify(model: str | None, as_json: bool) -> int:
+    """Read every stored file, or those of MODEL, against its checksum. Asks nobody; exits 1 when something is damaged."""
+    manager = _manager(all_settings.load())
+    damaged = manager.verify(model)
+    if as_json:
+        found = [{"model_id": each[0], "commit": each[1], "path": each[2]} for each in damaged]
+        output.data({"schema": "aim-engine/cache-verify/v1", "damaged": found})
+    else:
+        for model_id, commit, path in damaged:
+            output.text(f"{model_id}@{commit[:12]} {path}: damaged or missing")
+        if not damaged:
+            output.text("everything is as it was fetched")
+    if damaged:
+        output.note(f"damaged files were set aside; fetch them again: aim-engine cache pull {damaged[0][0]}")
+    return 1 if damaged else 0
+
+
+@cache.command(epilog="Example: aim-engine cache prune --dry-run")
+@click.option(
+    "--older-than", "older_than_days", type=float, metavar="DAYS", help="Models that nobody used for so long."
+)
+@click.option("--free", metavar="SIZE", help="Models used least, until so much is free, such as 500GiB.")
+@click.option("--trash", is_flag=True, help="Empty the trash now, not a day after something went there.")
+@click.option("--dry-run", is_flag=True, help="Show what would go.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def prune(
+    older_than_days: float | None, free: str | None, trash: bool, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Remove content that no model has and, when asked, models. Pinned and running ones stay."""
+    from aim_engine.cache import evict
+    from aim_engine.units import parse_bytes
+
+    manager = _manager(all_settings.load())
+    chosen = manager.plan_prune(target_bytes=parse_bytes(free) if free else 0, older_than_days=older_than_days)
+    binned = evict.trash(manager.store) if trash else ()
+    if as_json:
+        output.data(chosen)
+    else:
+        for each in chosen.revisions:
+            output.text(f"{each.model_id}@{each.commit[:12]}  idle {each.idle_s / 86_400:.1f} days")
+        output.text(f"{format_bytes(chosen.freed_bytes)} in {len(chosen.digests)} files go to the trash")
+        if binned:
+            output.text(f"{format_bytes(sum(path.stat().st_size for path in binned))} leave the trash")
+    if dry_run or not manager.store.exists:
+        return
+    if chosen.revisions and not yes and not as_json:
+        click.confirm("Remove these models?", abort=True, err=True)
+    evict.apply(chosen, manager.store, manager.index)
+    evict.empty_trash(manager.store, grace_s=0.0 if trash else evict.GRACE_S)
+
+
+@cache.command(epilog="Example: aim-engine cache rm Qwen/Qwen3-32B --yes")
+@click.argument("model")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rm(model: str, yes: bool) -> None:
+    """Remove MODEL. What no other model has goes to the trash for a day."""
+    manager = _manager(all_settings.load())
+    if not yes:
+        click.confirm(f"Remove {model}?", abort=True, err=True)
+    gone = manager.remove_model(model)
+    output.text(f"removed {model}: {format_bytes(gone.freed_bytes)} went to the trash")
+
+
+@cache.command(epilog="Example: aim-engine cache pin Qwen/Qwen3-32B --priority critical")
+@click.argument("model")
+@click.option(
+    "--priority", type=click.Choice(["critical", "normal", "opportunistic"]), help="Which go last or first otherwise."
+)
+def pin(model: str, priority: holds.Priority | None) -> None:
+    """Keep MODEL whatever needs room; with --priority, only set how late it goes."""
+    manager = _manager(all_settings.load())
+    said = manager.stand(model, pinned=True) if priority is None else manager.stand(model, priority=priority)
+    output.text(f"{model}: {'pinned, ' if said.pinned else ''}{said.priority}")
+
+
+@cache.command(epilog="Example: aim-engine cache unpin Qwen/Qwen3-32B")
+@click.argument("model")
+def unpin(model: str) -> None:
+    """Let MODEL go when room is needed."""
+    said = _manager(all_settings.load()).stand(model, pinned=False)
+    output.text(f"{model}: {said.priority}")
+
+
+@cache.command(epilog="Example: aim-engine cache why 9e26dfee")
+@click.argument("blob")
+def why(blob: str) -> None:
+    """Say why the content whose sha256 begins with BLOB is kept, or that it will go."""
+    for reason in _manager(all_settings.load()).why(blob):
+        output.text(reason)
+
+
+@cache.command(epilog="Example: aim-engine cache doctor")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def doctor(as_json: bool) -> int:
+    """Check the cache's folder, index, locks and leftovers; rebuild the index. Exits 1 when something is wrong."""
+    from aim_engine.cache import doctor as doctors
+
+    findings = doctors.examine(_manager(all_settings.load()))
+    if as_json:
+        output.data({"schema": "aim-engine/cache-doctor/v1", "findings": findings})
+    else:
+        for each in findings:
+            output.text(f"{'ok' if each.fine else 'wrong'}: {each.what}" + (f" - {each.remedy}" if each.remedy else ""))
+    return 0 if all(each.fine for each in findings) else 1
+
+
 def _amount(name: str, value: float) -> str:
     if name.endswith("_bytes"):
         return format_bytes(value)
@@ -142,6 +257,18 @@ def _converter(settings: Settings) -> Path:
 
     name = environment.for_device("vllm", "cpu", overlay_dir(settings))
     return environment.ensure(name, settings, output.note).python
+
+
+def _list_files(*, as_json: bool) -> None:
+    revisions = [known.revision for known in _manager(all_settings.load()).revisions()]
+    if as_json:
+        output.data({"schema": "aim-engine/cache-files/v1", "revisions": revisions})
+        return
+    for revision in revisions:
+        for file in revision.files:
+            output.text(
+                f"{file.sha256}  {format_bytes(file.size_bytes):>10}  {revision.model_id}@{revision.commit[:12]} {file.path}"
+            )
 
 
 def _show_plan(plan: object, *, as_json: bool) -> None:

@@ -1,0 +1,303 @@
+"""What goes when room is needed, and what never does."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import hub_server
+from aim_engine.cache import acquire, evict, holds, process, space
+from aim_engine.cache.evict import Candidate
+from aim_engine.cache.faults import NoSpace
+from aim_engine.cache.index import Index
+from aim_engine.cache.layout import Store
+from aim_engine.cache.manager import ModelCacheManager
+from aim_engine.cache.manifest import Revision, StoredFile
+from aim_engine.errors import InvalidInput
+from caches import MODEL, WEIGHTS, Make
+
+DAY_S = 86_400.0
+
+
+def candidate(name: str, size: int = 100, **changes: object) -> Candidate:
+    values: dict[str, object] = {
+        "model_id": name,
+        "commit": "a" * 40,
+        "content": {name: size},
+        "idle_s": 0.0,
+        "uses": 1.0,
+    }
+    return Candidate(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_the_least_used_goes_first_and_no_more_than_needed() -> None:
+    found = [candidate("often", uses=50.0), candidate("old", idle_s=40 * DAY_S, uses=5.0), candidate("once")]
+    chosen = evict.choose(found, target_bytes=150)
+    assert [each.model_id for each in chosen.revisions] == ["old", "once"]
+    assert chosen.freed_bytes == 200
+    assert evict.choose(found, target_bytes=0).revisions == ()
+
+
+def test_shared_content_goes_with_its_last_revision() -> None:
+    a, b = candidate("a", content={"base": 100, "a": 1}), candidate("b", content={"base": 100, "b": 1}, uses=9.0)
+    assert evict.choose([a, b], target_bytes=1).freed_bytes == 1
+    assert evict.choose([a, b], target_bytes=2).freed_bytes == 102
+
+
+@pytest.mark.parametrize("reason", ["pinned", "leased by up on node", "open in a process"])
+def test_what_is_held_stays_whatever_is_needed(reason: str) -> None:
+    assert evict.choose([candidate("a", held=(reason,))], target_bytes=10**12).revisions == ()
+
+
+def test_a_critical_model_survives_a_thousand_opportunistic_ones() -> None:
+    found = [candidate(f"o{number}", uses=20.0, priority="opportunistic") for number in range(1000)]
+    found.append(candidate("critical", idle_s=30 * DAY_S, priority="critical"))
+    chosen = evict.choose(found, target_bytes=1000 * 100)
+    assert "critical" not in {each.model_id for each in chosen.revisions}
+    assert len(chosen.revisions) == 1000
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(1, 1000), st.booleans(), st.floats(0, 1e7), st.floats(0, 1e3)),
+        max_size=12,
+    ),
+    st.integers(0, 20_000),
+)
+def test_enough_is_freed_unless_all_that_is_left_is_held(
+    drawn: list[tuple[int, int, bool, float, float]], target: int
+) -> None:
+    found = [
+        candidate(f"m{number}", content={f"s{shared}": 500, f"own{number}": size}, idle_s=idle, uses=uses,
+                  held=("pinned",) if held else ())
+        for number, (shared, size, held, idle, uses) in enumerate(drawn)
+    ]  # fmt: skip
+    chosen = evict.choose(found, target_bytes=target)
+    kept = {sha for each in found if each not in chosen.revisions for sha in each.content}
+    assert not kept & set(chosen.digests)
+    assert chosen.freed_bytes == sum(
+        {sha: s for each in found for sha, s in each.content.items() if sha not in kept}.values()
+    )
+    assert chosen.freed_bytes >= target or all(each.held for each in found if each not in chosen.revisions)
+
+
+def test_the_limit_holds_and_pins_and_leases_are_respected(make: Make, server: hub_server.Hub) -> None:
+    for number in range(6):
+        server.models[f"org/m{number}"] = {
+            "config.json": b"{}", "model.safetensors": hub_server.safetensors(100_000, number),
+        }  # fmt: skip
+    manager = make(limit_bytes=330_000)
+    manager.stand("org/m0", pinned=True)
+    leased = manager.download_model("org/m1")
+    manager.lease(leased, "serving")
+    for number in (0, 2, 3, 4):
+        manager.download_model(f"org/m{number}")
+        assert evict.used_bytes(manager.store) <= 330_000
+    assert [model.model_id for model in manager.models()] == ["org/m0", "org/m1", "org/m4"]
+    manager.stand("org/m4", pinned=True)
+    asked = len(server.requests)
+    with pytest.raises(NoSpace, match="not enough disk space for org/m5") as caught:
+        manager.download_model("org/m5")
+    assert not any("/resolve/" in each for each in server.requests[asked:])
+    assert "and 0 B may go" in str(caught.value.why)
+    with pytest.raises(InvalidInput, match="must stay: leased by serving"):
+        manager.remove_model("org/m1")
+    holds.release(manager.store, "serving")
+    manager.download_model("org/m5")
+    assert not manager.is_cached("org/m1")
+
+
+def test_a_lease_lasts_as_long_as_the_deployment_is_recorded(manager: ModelCacheManager, tmp_path: Path) -> None:
+    path = manager.download_model(MODEL)
+    record = tmp_path / "deployments" / "chat-2" / "deployment.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    gone = process.Process(node=process.me().node, boot="earlier", namespace="", pid=1, started="")
+    holds.lease(
+        manager.store,
+        holds.Lease(model_id=MODEL, commit=path.name, holder="chat", by=gone, records=str(tmp_path / "deployments")),
+    )
+    assert [each.held for each in manager.candidates()] == [(f"leased by chat on {gone.node}",)]
+    record.unlink()
+    assert [each.held for each in manager.candidates()] == [()]
+
+
+def test_clocks_that_differ_evict_nothing_early(manager: ModelCacheManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager.download_model(MODEL)
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    assert manager.cleanup_old_models(1) == ()
+
+
+def test_why_names_every_reason(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    server.models["org/fork"] = {**server.models[MODEL], "config.json": b'{"a": 1}'}
+    manager.download_model(MODEL)
+    manager.download_model("org/fork")
+    manager.stand(MODEL, pinned=True, priority="critical")
+    reasons = manager.why(hashlib.sha256(WEIGHTS).hexdigest()[:12])
+    assert len(reasons) == 2
+    assert "may go" in reasons[0]
+    assert "org/fork" in reasons[0]
+    assert "(critical): pinned" in reasons[1]
+    with pytest.raises(InvalidInput):
+        manager.why("zz")
+
+
+def test_a_prune_takes_what_no_model_has_and_the_trash_ages(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    manager.download_model(MODEL)
+    loose = manager.store.path("parts", "loose.part")
+    loose.write_bytes(b"loose" * 100)
+    digest = space.digest(loose)
+    manager.store.publish(loose, digest)
+    manager.index.reconcile()
+    chosen = manager.plan_prune()
+    assert (chosen.revisions, chosen.digests, chosen.freed_bytes) == ((), (digest,), 500)
+    evict.apply(chosen, manager.store, manager.index)
+    assert manager.is_cached(MODEL)
+    (binned,) = evict.trash(manager.store)
+    assert evict.empty_trash(manager.store) == 0
+    binned.rename(binned.with_name(f"{int(time.time() - 2 * DAY_S)}-{digest}"))
+    assert evict.empty_trash(manager.store) == 500
+
+
+def test_silent_decay_is_found_by_reading(manager: ModelCacheManager, make: Make) -> None:
+    path = manager.download_model(MODEL) / "model.safetensors"
+    assert manager.verify() == ()
+    about = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as handle:
+        handle.seek(1000)
+        handle.write(b"\xff")
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert manager.is_cached(MODEL)  # it looks as it did
+    assert manager.verify() == ((MODEL, hub_server.COMMIT, "model.safetensors"),)
+    assert not make().is_cached(MODEL)
+
+
+class Model:
+    """What a small store should hold, beside a real one; driven by random operations."""
+
+    def __init__(self, root: Path, limit: int, rng: random.Random) -> None:
+        self.rng, self.limit = rng, limit
+        self.store = Store(root / "store")
+        self.store.ensure()
+        self.index = Index(self.store, root / "index")
+        self.held: dict[str, list[Path]] = {}
+        self.refused = 0
+
+    def admit(self, number: int) -> None:
+        """As a download does: hold, make room, store, show."""
+        contents = [f"shared {number % 3} ".encode() * 40, f"own {number} ".encode() * (20 + number)]
+        files = tuple(
+            StoredFile(path=f"{place}.json", sha256=hashlib.sha256(each).hexdigest(), size_bytes=len(each))
+            for place, each in enumerate(contents)
+        )
+        revision = Revision(model_id=f"org/m{number}", commit=f"{number:040x}", files=files)
+        with holds.held(
+            self.store, revision.model_id, revision.commit, "download", tuple(file.sha256 for file in files)
+        ):
+            missing = [
+                each for each, file in zip(contents, files, strict=True) if not self.store.blob(file.sha256).exists()
+            ]
+            needed = sum(len(each) for each in missing) + 1500  # the manifest counts too
+            try:
+                evict.make_room(self.store, self.index, needed, revision.model_id, limit_bytes=self.limit)
+            except NoSpace:
+                self.refused += 1
+                return
+            for each in missing:
+                digest = hashlib.sha256(each).hexdigest()
+                partial = self.store.path("parts", f"{digest}.part")
+                partial.write_bytes(each)
+                if self.rng.random() < 0.05:
+                    return  # the process dies here
+                self.store.publish(partial, digest)
+                self.index.verified(digest, self.store.now_s())
+            if self.rng.random() < 0.05:
+                return
+            acquire.show(self.store, self.index, revision, "main")
+
+    def step(self) -> None:
+        """One random operation, and everything that must hold after it."""
+        number = self.rng.randrange(12)
+        model_id, commit = f"org/m{number}", f"{number:040x}"
+        here = self.index.revision(model_id, commit) is not None
+        action = self.rng.random()
+        if action < 0.5:
+            self.admit(number)
+        elif action < 0.6:
+            holds.stand(self.store, holds.Standing(model_id=model_id, pinned=self.rng.random() < 0.3))
+        elif action < 0.7 and here and len(self.held) < 3:
+            taken = holds.Lease(model_id=model_id, commit=commit, holder="test", by=process.me())
+            self.held.setdefault(model_id, []).append(holds.lease(self.store, taken))
+        elif action < 0.8 and self.held:
+            for path in self.held.pop(self.rng.choice(sorted(self.held))):
+                path.unlink(missing_ok=True)
+        elif action < 0.9:
+            kept = self.must_stay()
+            target = self.rng.randrange(3000)
+            found = evict.candidates(self.store, self.index)
+            chosen = evict.choose(found, target_bytes=target, orphans=evict.orphans(self.store, self.index))
+            evict.apply(chosen, self.store, self.index)
+            assert kept <= self.present()
+        elif action < 0.95:
+            self.index.close()  # another process goes on, perhaps without the index
+            if self.rng.random() < 0.3:
+                self.index.path.unlink(missing_ok=True)
+            self.index = Index(self.store, self.index.path.parent)
+            self.index.refresh()
+        else:
+            for path in self.store.path("parts").iterdir():
+                path.unlink()
+
+    def must_stay(self) -> set[str]:
+        held = {each.model_id for each in evict.candidates(self.store, self.index) if each.held}
+        return held & self.present()
+
+    def present(self) -> set[str]:
+        return {known.revision.model_id for known in self.index.revisions()}
+
+    def check(self) -> None:
+        """The limit holds, the index equals the disk, and what is shown is whole."""
+        assert evict.used_bytes(self.store) <= self.limit
+        on_disk = {path.name for path in self.store.path("blobs", "sha256").iterdir()}
+        self.index.reconcile()
+        assert set(self.index.blobs()) == on_disk
+        for known in self.index.revisions():
+            assert {file.sha256 for file in known.revision.files} <= on_disk
+
+
+def drive(operations: int, seed: int) -> Model:
+    memory = Path("/dev/shm")
+    root = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
+    try:
+        model = Model(root, 8_500, random.Random(seed))
+        for number in range(operations):
+            before = model.must_stay() if number % 10 == 0 else set()
+            model.step()
+            if number % 10 == 0:
+                assert before - model.present() == set()
+                model.check()
+        return model
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@settings(max_examples=3, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 2**32))
+def test_random_operations_never_break_the_store(seed: int) -> None:
+    drive(60, seed)
+
+
+@pytest.mark.kill
+def test_thousands_of_random_operations_never_break_the_store() -> None:
+    refused = sum(drive(1000, seed).refused for seed in range(5))
+    assert refused > 0
