@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -115,8 +116,10 @@ def test_a_killed_download_goes_on(tmp_path: Path) -> None:
 @pytest.mark.kill
 def test_a_hundred_downloads_survive_five_hundred_kills(tmp_path: Path) -> None:
     killed = wasted = downloads = 0
-    while downloads < 100 or killed < 500:
-        more, again = rounds(tmp_path, downloads=10, kills_each=4, seed=downloads)
-        killed, wasted, downloads = killed + more, wasted + again, downloads + 10
+    with ThreadPoolExecutor(4) as pool:
+        while downloads < 100 or killed < 500:
+            places = [tmp_path / f"{downloads + number}" for number in range(0, 100, 10)]
+            for more, again in pool.map(lambda place: rounds(place, 10, 4, int(place.name)), places):
+                killed, wasted, downloads = killed + more, wasted + again, downloads + 10
     sys.stderr.write(f"{downloads} downloads, {killed} kills, {wasted // killed:,} bytes wasted per kill\n")
     assert wasted <= 1.25 * IN_FLIGHT * PIECE * killed

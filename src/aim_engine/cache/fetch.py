@@ -425,7 +425,8 @@ class Fetcher:
                     )
                 job.etag = etag
             return
-        if job.direct is not None or len(job.remote.addresses) > 1 or answer.status == 416:
+        redirected = answer.url not in job.remote.addresses
+        if redirected or len(job.remote.addresses) > 1 or answer.status == 416:
             raise TryAgain(f"status {answer.status}")  # a signed address expired, or a mirror lacks the file
         headers = {key.lower(): value for key, value in answer.response.headers.items()}
         raise self._refusal(answer.status, headers, job.remote.path)

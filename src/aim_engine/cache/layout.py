@@ -44,7 +44,7 @@ FOLDERS = (
     "quarantine",
     "locks",
 )
-_OCI_LAYOUT = b'{"imageLayoutVersion": "1.0.0"}\n'
+OCI_LAYOUT = b'{"imageLayoutVersion": "1.0.0"}\n'
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.ENOSYS)
 
@@ -86,7 +86,7 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             for each in FOLDERS:
                 self.path(*each.split("/")).mkdir(parents=True, exist_ok=True, mode=0o700)
-            write(self.path("oci-layout"), _OCI_LAYOUT)
+            write(self.path("oci-layout"), OCI_LAYOUT)
             if not self.path("index.json").exists():
                 write(self.path("index.json"), index_document(()))
             mine = Mark(uuid=str(uuid.uuid4()), layout=LAYOUT)

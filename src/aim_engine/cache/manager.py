@@ -13,7 +13,7 @@ from typing import TypedDict
 
 import msgspec
 
-from aim_engine.cache import acquire, adopt, evict, holds, hub, mirror, names, process, space, views
+from aim_engine.cache import acquire, adopt, bundle, evict, holds, hub, mirror, names, process, space, views
 from aim_engine.cache.fetch import Progress as Transfer
 from aim_engine.cache.index import Index, Known
 from aim_engine.cache.layout import Store
@@ -280,6 +280,10 @@ class ModelCacheManager:
                 records=None if records is None else str(records),
             )
             holds.lease(self.store, taken)
+
+    def import_bundle(self, place: Path) -> bundle.Moved:
+        """Take the models of a bundle, proving every file. Raises: InvalidInput, Corrupt, Unreachable."""
+        return bundle.read(self.store, self.index, place, limit_bytes=self._limit_bytes)
 
     def why(self, sha256: str) -> tuple[str, ...]:
         """Every reason for which content is kept, or will go. `sha256` may be its first digits. Raises: InvalidInput."""

@@ -25,6 +25,8 @@ EMPTY_SHA256 = hashlib.sha256(EMPTY).hexdigest()
 _TITLE = "org.opencontainers.image.title"
 _PATH = "org.cncf.model.filepath"
 _MODEL, _COMMIT, _SOURCE = "dev.aim-engine.model", "dev.aim-engine.commit", "dev.aim-engine.source"
+REF = "dev.aim-engine.ref"
+"""Branch or tag that named the revision."""
 _LICENCE = "org.opencontainers.image.licenses"
 MAX_BYTES = 64 << 20
 
@@ -111,9 +113,13 @@ def decode(content: bytes, origin: str) -> Revision:
 
 def descriptor(content: bytes, revision: Revision, ref: str | None = None) -> dict[str, object]:
     """How an OCI index names a manifest."""
-    notes = {_MODEL: revision.model_id, _COMMIT: revision.commit}
+    notes = {
+        _MODEL: revision.model_id,
+        _COMMIT: revision.commit,
+        "org.opencontainers.image.ref.name": f"{revision.model_id}@{revision.commit}",
+    }
     if ref is not None:
-        notes["org.opencontainers.image.ref.name"] = ref
+        notes[REF] = ref
     return {
         "mediaType": _MANIFEST,
         "artifactType": _ARTIFACT,

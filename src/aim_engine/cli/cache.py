@@ -221,6 +221,36 @@ def why(blob: str) -> None:
         output.text(reason)
 
 
+@cache.command("export", epilog="Example: aim-engine cache export Qwen/Qwen3-32B -o qwen.tar")
+@click.argument("models", nargs=-1)
+@click.option("-o", "--output", "place", required=True, metavar="PATH", help="New folder, or a file named *.tar.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def export(models: tuple[str, ...], place: str, as_json: bool) -> None:
+    """Write MODELS, or everything, as an OCI image layout to carry to where no network is."""
+    from aim_engine.cache import bundle
+
+    manager = _manager(all_settings.load())
+    moved = bundle.write(manager.store, manager.index, models, Path(place).expanduser().absolute())
+    if as_json:
+        output.data(moved)
+    else:
+        output.text(f"{moved.place}: {len(moved.models)} models, {format_bytes(moved.size_bytes)}")
+    output.next_step(f"aim-engine cache import {place}")
+
+
+@cache.command("import", epilog="Example: aim-engine cache import qwen.tar")
+@click.argument("place", metavar="PATH")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def import_(place: str, as_json: bool) -> None:
+    """Take the models of an exported folder or .tar file, or of another cache's folder, proving every file."""
+    moved = _manager(all_settings.load()).import_bundle(Path(place).expanduser().absolute())
+    if as_json:
+        output.data(moved)
+        return
+    for model in moved.models:
+        output.text(model)
+
+
 @cache.command(epilog="Example: aim-engine cache doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def doctor(as_json: bool) -> int:
