@@ -18,12 +18,25 @@ from aim_engine.cli import main
 from aim_engine.render.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent.parent
-STARTS_SOMETHING = ("up", "engine install", "cache pull", "engine remove", "down", "logs")
+STARTS_SOMETHING = (
+    "cache rm",
+    "cache why",
+    "cache export",
+    "cache import",
+    "up",
+    "engine install",
+    "cache pull",
+    "engine remove",
+    "down",
+    "logs",
+)
 """Commands whose examples need an engine, a network or a deployment; the real-engine suite runs them."""
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
-    own = {name: str(tmp_path / name) for name in ("AIM_ENGINE_STATE_DIR", "AIM_ENGINE_DATA_DIR")}
+    own = {
+        name: str(tmp_path / name) for name in ("AIM_ENGINE_STATE_DIR", "AIM_ENGINE_DATA_DIR", "AIM_ENGINE_CACHE_DIR")
+    }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, **own, "PATH": path, "AIM_ENGINE_OFFLINE": "1"}
 
