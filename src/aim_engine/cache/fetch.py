@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 _READ_BYTES = 1 << 20
+_PROGRESS_BYTES = 1 << 20
+"""A connection that brought this much was of use."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _TICK_S = 0.05
 _FIRST_CONNECTIONS = 4
@@ -88,7 +90,6 @@ class _Job:
         self.waiting: deque[int] = deque(piece for piece in range(part.count) if piece not in part.done)
         self.flying: dict[int, int] = {}
         """Piece under way -> bytes of it received."""
-        self.failures = 0
         self.place = 0
         """Which of its addresses is tried."""
         self.direct: str | None = None
@@ -334,13 +335,12 @@ class Fetcher:
                     continue
                 if self._receive(job, flight, url):
                     job.part.claim(piece, flight.crc)
-                    job.failures = 0
                     continue
                 with self._guard:
                     job.waiting.append(piece)
                 return  # stopped; or the server sends files as a whole only, and one worker takes it all
             except TryAgain as err:
-                self._stumble(job, url, err)
+                self._stumble(job, flight, url, err)
 
     def _receive(self, job: _Job, flight: _Flight, url: str) -> bool:
         """Go on with a piece; True when it is all here. Raises: TryAgain, AimError, OSError."""
@@ -445,13 +445,13 @@ class Fetcher:
         if total is not None and total != job.part.size_bytes:
             raise TryAgain(f"the server has {total:,} bytes where the listing says {job.part.size_bytes:,}")
 
-    def _stumble(self, job: _Job, url: str, err: TryAgain) -> None:
+    def _stumble(self, job: _Job, flight: _Flight, url: str, err: TryAgain) -> None:
+        """Prepare another try of a piece. Raises: Unavailable or RateLimited after too many without progress."""
+        failures = flight.failed()
         with job.guard:
-            job.failures += 1
-            failures = job.failures
-            if job.direct is not None:
+            if url == job.direct:
                 job.direct = None
-            elif len(job.remote.addresses) > 1:
+            elif url == job.remote.addresses[job.place] and len(job.remote.addresses) > 1:
                 job.place = (job.place + 1) % len(job.remote.addresses)
                 self._tell(f"{job.remote.path}: {err.why}; trying {job.remote.addresses[job.place].split('/')[2]}")
         self._client.after_failure(url, err, failures, self._stop)
@@ -512,3 +512,13 @@ class _Flight:
 
     def __init__(self, piece: int, start: int, end: int) -> None:
         self.piece, self.start, self.offset, self.end, self.crc = piece, start, start, end, 0
+        self._failures = 0
+        self._failed_at = start
+
+    def failed(self) -> int:
+        """Count a failure; how many there were in a row without much progress."""
+        if self.offset - self._failed_at >= _PROGRESS_BYTES:
+            self._failures = 0
+        self._failures += 1
+        self._failed_at = self.offset
+        return self._failures
