@@ -5,11 +5,16 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
+import yaml
 
 import plans
+from aim_engine.planner.plan import Plan
 from aim_engine.render.artifact import Artifact, Options
+from aim_engine.render.monitoring import panels, rules
 from aim_engine.render.targets import render
+from aim_engine.workload import Slo
 
 pytestmark = pytest.mark.consumers
 
@@ -38,3 +43,62 @@ def test_systemd_finds_nothing_to_say_about_our_units(case: str, tmp_path: Path)
 def test_shellcheck_finds_nothing_to_say_about_our_scripts(target: str, case: str, tmp_path: Path) -> None:
     # SC2030, SC2031: replicas' variables are meant to stay in their subshells.
     assert accepted("shellcheck", "--exclude=SC2030,SC2031", *written(tmp_path, target, case)) == ""
+
+
+def limited() -> Plan:
+    """A plan that was asked to keep all three limits."""
+    made = plans.replicas()
+    slo = Slo(ttft_ms=500, tpot_ms=50, e2e_ms=9000)
+    return msgspec.structs.replace(made, inputs=msgspec.structs.replace(made.inputs, slo=slo))
+
+
+def test_prometheus_accepts_the_rules_and_every_query_of_the_dashboard(tmp_path: Path) -> None:
+    found = rules(limited(), Options(name="demo"))
+    queries = [query for _, _, entries in panels(limited(), Options(name="demo")) for _, query in entries]
+    recorded = [{"record": f"panel:{index}", "expr": query} for index, query in enumerate(queries)]
+    found["groups"].append({"name": "dashboard", "rules": recorded})
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(found))
+    assert f"{len(recorded) + 8} rules found" in accepted("promtool", "check", "rules", tmp_path / "rules.yaml")
+
+
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules(limited(), Options(name="demo"))))
+    own = 'namespace="default",app_kubernetes_io_instance="demo"'
+    healthy = [{"series": f'up{{{own},pod="demo-{index}"}}', "values": "1x120"} for index in range(2)] + [
+        {"series": f"vllm:num_requests_waiting{{{own}}}", "values": "0x120"},
+        {"series": f"vllm:kv_cache_usage_perc{{{own}}}", "values": "0.99x120"},
+        {"series": f"vllm:num_preemptions_total{{{own}}}", "values": "7x120"},
+        {"series": f"vllm:time_to_first_token_seconds_sum{{{own}}}", "values": "0+3x120"},
+        {"series": f"vllm:time_to_first_token_seconds_count{{{own}}}", "values": "0+10x120"},
+        {"series": f'vllm:request_success_total{{{own},finished_reason="stop"}}', "values": "0+100x120"},
+        {"series": f'vllm:request_success_total{{{own},finished_reason="error"}}', "values": "0x120"},
+    ]
+    ill = [
+        {"series": f'up{{{own},pod="demo-0"}}', "values": "1x120"},
+        {"series": f"vllm:num_requests_waiting{{{own}}}", "values": "900x120"},
+        {"series": f"vllm:kv_cache_usage_perc{{{own}}}", "values": "0.99x120"},
+        {"series": f"vllm:num_preemptions_total{{{own}}}", "values": "0+7x120"},
+        {"series": f"vllm:time_to_first_token_seconds_sum{{{own}}}", "values": "0+9x120"},
+        {"series": f"vllm:time_to_first_token_seconds_count{{{own}}}", "values": "0+10x120"},
+        {"series": f'vllm:request_success_total{{{own},finished_reason="stop"}}', "values": "0+100x120"},
+        {"series": f'vllm:request_success_total{{{own},finished_reason="error"}}', "values": "0+5x120"},
+        {"series": 'gpu_ecc_uncorrect_total{namespace="default",pod="demo-1",gpu_id="3"}', "values": "0x100 1x20"},
+    ]
+    fires = {"ReplicaMissing", "QueueGrows", "KvCacheFull", "RequestsFail", "TimeToFirstTokenMissed", "GpuMemoryErrors"}
+    expressions = [
+        (series, 'count(ALERTS{alertstate="firing"}) or vector(0)', count)
+        for series, count in ((healthy, 0), (ill, len(fires)))
+    ]
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": series,
+            "promql_expr_test": [
+                {"expr": expression, "eval_time": "110m", "exp_samples": [{"labels": "{}", "value": count}]}
+            ],
+        }
+        for series, expression, count in expressions
+    ]
+    document = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(document))
+    assert "SUCCESS" in accepted("promtool", "test", "rules", tmp_path / "test.yaml")

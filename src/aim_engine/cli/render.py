@@ -25,6 +25,8 @@ _START = {
     "compose": "docker compose -f {first} up -d",
     "podman": "cp {folder}/* ~/.config/containers/systemd/ && systemctl --user daemon-reload",
     "kubernetes": "kubectl apply -f {folder}",
+    "monitoring": "kubectl apply -f {folder}",
+    "keda": "kubectl apply -f {folder}",
 }
 
 
@@ -52,6 +54,11 @@ _START = {
     type=int,
     metavar="GID",
     help="Group of /dev/kfd on the nodes: pods then run without root, restricted.",
+)
+@click.option(
+    "--prometheus-url",
+    metavar="URL",
+    help="The Prometheus that autoscaling asks. Default: the operator's, in namespace monitoring.",
 )
 @click.option("--priority-class", help="Kubernetes PriorityClass of the pods.")
 @click.option("--cache-per-replica", is_flag=True, help="A StatefulSet whose replicas have a volume each.")
@@ -99,6 +106,7 @@ def render(
     offline: bool,
     dra: bool,
     render_gid: int | None,
+    prometheus_url: str | None,
     priority_class: str | None,
     cache_per_replica: bool,
     labels: tuple[str, ...],
@@ -137,6 +145,7 @@ def render(
         offline=offline,
         dra=dra,
         render_gid=render_gid,
+        **({"prometheus_url": prometheus_url} if prometheus_url else {}),
         priority_class=priority_class,
         cache_per_replica=cache_per_replica,
         labels=_pairs(labels, "label"),

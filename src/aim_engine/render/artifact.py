@@ -48,6 +48,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Claim GPUs through dynamic resource allocation instead of AMD's device plugin."""
     render_gid: int | None = None
     """Group that owns /dev/kfd on the nodes: the engine then runs as an ordinary user. None runs it as the image's user."""
+    prometheus_url: str = "http://prometheus-operated.monitoring.svc:9090"
+    """Where autoscaling asks; the default is the Service that the Prometheus operator makes, in namespace monitoring."""
     priority_class: str | None = None
     """Name of an existing Kubernetes PriorityClass."""
     cache_per_replica: bool = False

@@ -5,17 +5,21 @@ from __future__ import annotations
 from aim_engine.backend.base import Backend
 from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
+from aim_engine.render import text
 from aim_engine.render.artifact import Artifact, Options, Target
 from aim_engine.render.compose import Compose
 from aim_engine.render.docker import Docker
 from aim_engine.render.env import Env
+from aim_engine.render.keda import Keda
 from aim_engine.render.kubernetes import Kubernetes
+from aim_engine.render.monitoring import Monitoring
 from aim_engine.render.podman import Podman
 from aim_engine.render.shell import Shell
 from aim_engine.render.systemd import Systemd
 
 TARGETS: dict[str, Target] = {
-    target.name: target for target in (Env(), Shell(), Systemd(), Docker(), Compose(), Podman(), Kubernetes())
+    target.name: target
+    for target in (Env(), Shell(), Systemd(), Docker(), Compose(), Podman(), Kubernetes(), Monitoring(), Keda())
 }
 
 
@@ -34,6 +38,9 @@ def render(plan: Plan, target: str, options: Options, backend: Backend | None = 
     """The files that serve `plan` on `target`. `backend` is the plan's own engine unless given. Raises: InvalidInput."""
     if target not in TARGETS:
         raise InvalidInput(f"there is no target '{target}'", hint=f"one of {', '.join(TARGETS)}")
+    text.port_number(options.port)
+    if options.model_path:
+        text.host_path(options.model_path, "model folder")
     for addition in _WITHOUT.get(target, ()):
         if getattr(options, addition):
             raise InvalidInput(

@@ -1,0 +1,49 @@
+"""What a deployment's metrics are watched for: the series and their limits, as the plan has them.
+
+Series names are those vLLM exports from release 0.9 on (docs/usage/metrics.md) and AMD's device metrics exporter
+(docs/configuration/metricslist.md); limits come from the plan's own predictions and the limits it was asked to keep.
+"""
+
+from __future__ import annotations
+
+import math
+
+from aim_engine.planner.plan import Plan
+from aim_engine.render import serving, text
+from aim_engine.render.artifact import Options
+
+INSTANCE_LABEL = "app_kubernetes_io_instance"
+"""The deployment's name on each series, put there by the PodMonitor."""
+KV_FULL_FRACTION = 0.95
+"""Above it new requests wait for blocks of others. Source: vLLM docs/configuration/optimization.md, preemption."""
+DEFAULT_QUEUE = 5
+"""Waiting requests per replica without a time limit. Source: vllm-project/production-stack, KEDA example."""
+
+
+def selector(options: Options) -> str:
+    """Label matchers of the deployment's series."""
+    return f'namespace="{text.dns_label(options.namespace, "namespace")}",{INSTANCE_LABEL}="{text.dns_label(options.name)}"'
+
+
+def queue_per_replica(plan: Plan) -> int:
+    """Requests that may wait at a replica while new ones still keep the time-to-first-token limit.
+
+    What the limit leaves beyond the predicted time, times the rate at which a replica finishes requests; at least 1.
+    """
+    candidate, limit = serving.chosen(plan), plan.inputs.slo.ttft_ms
+    if limit is None:
+        return DEFAULT_QUEUE
+    spare_s = max(0.0, limit - candidate.estimate.ttft_ms.value) / 1000
+    return max(1, math.floor(spare_s * candidate.estimate.requests_s.value / candidate.recipe.replicas))
+
+
+def running_per_replica(plan: Plan) -> int:
+    """Requests in flight at a replica at the load that was planned for."""
+    candidate = serving.chosen(plan)
+    return max(1, candidate.estimate.concurrency // candidate.recipe.replicas)
+
+
+def mean_s(series: str, options: Options) -> str:
+    """PromQL: mean of a histogram over five minutes, in seconds."""
+    own = selector(options)
+    return f"sum(rate({series}_sum{{{own}}}[5m])) / sum(rate({series}_count{{{own}}}[5m]))"

