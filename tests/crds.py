@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 
@@ -56,6 +55,7 @@ def _strict(schema: Any, *, top: bool = False) -> Any:
 
 def problems(document: dict[str, Any]) -> list[str]:
     """What the definition of `document`'s kind says against it."""
+    jsonschema = pytest.importorskip("jsonschema")
     schema = _schemas()[document["apiVersion"], document["kind"]]
     return [
         f"{error.json_path}: {error.message[:200]}"
