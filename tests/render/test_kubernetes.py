@@ -181,3 +181,24 @@ def test_additions_reach_every_object_and_the_engine() -> None:
 def test_an_addition_that_cannot_work_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         objects(plans.dense_on_all(), Options(name="demo", **options))
+
+
+@pytest.mark.parametrize("gid", [None, 992])
+def test_the_job_fills_the_volume_that_an_offline_engine_reads(gid: int | None) -> None:
+    options = Options(name="demo", offline=True, render_gid=gid)
+    engine = objects(plans.gated(), options)
+    fetched = {
+        document["kind"]: document
+        for file in render(plans.gated(), "job", options)
+        for document in yaml.safe_load_all(file.content)
+    }
+    assert fetched["PersistentVolumeClaim"] == engine["PersistentVolumeClaim"]
+    spec = fetched["Job"]["spec"]["template"]["spec"]
+    (fetcher,), (server,) = spec["containers"], pod(engine)["containers"]
+    env, served = ({entry["name"]: entry.get("value") for entry in each["env"]} for each in (fetcher, server))
+    assert env["HF_HOME"] == served["HF_HOME"]
+    assert [mount for mount in server["volumeMounts"] if mount["name"] == "cache"] == fetcher["volumeMounts"]
+    selector = engine["Service"]["spec"]["selector"]
+    assert not selector.items() <= fetched["Job"]["spec"]["template"]["metadata"]["labels"].items()
+    found = check_kubernetes.check(list(fetched.values()), ENGINE)
+    assert [finding for finding in found if finding.severity != "info"] == []

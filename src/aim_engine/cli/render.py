@@ -25,6 +25,7 @@ _START = {
     "compose": "docker compose -f {first} up -d",
     "podman": "cp {folder}/* ~/.config/containers/systemd/ && systemctl --user daemon-reload",
     "kubernetes": "kubectl apply -f {folder}",
+    "job": "kubectl apply -f {folder}",
     "monitoring": "kubectl apply -f {folder}",
     "keda": "kubectl apply -f {folder}",
 }

@@ -63,7 +63,7 @@ def objects(plan: Plan, options: Options, backend: Backend) -> dict[str, dict[st
         found["00-namespace"] = _namespace(options)
     found["serviceaccount"] = {**account, "automountServiceAccountToken": False}
     if claimed:
-        found["cache"] = _claim(plan, options)
+        found["cache"] = claim(plan, options)
     if pod.claims_devices(plan, options):
         found["resourceclaimtemplate"] = {
             "apiVersion": "resource.k8s.io/v1",
@@ -143,7 +143,8 @@ def _claim_spec(plan: Plan, options: Options, *, many: bool) -> dict[str, Any]:
     return spec | {"resources": {"requests": {"storage": f"{size}Gi"}}}
 
 
-def _claim(plan: Plan, options: Options) -> dict[str, Any]:
+def claim(plan: Plan, options: Options) -> dict[str, Any]:
+    """The volume that all replicas share."""
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -222,7 +223,7 @@ def _deployment(plan: Plan, options: Options, backend: Backend) -> dict[str, Any
 
 
 def _stateful_set(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
-    claim = {"metadata": {"name": "cache"}, "spec": _claim_spec(plan, options, many=False)}
+    template = {"metadata": {"name": "cache"}, "spec": _claim_spec(plan, options, many=False)}
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
@@ -234,6 +235,6 @@ def _stateful_set(plan: Plan, options: Options, backend: Backend) -> dict[str, A
             "updateStrategy": {"type": "RollingUpdate"},
             "selector": {"matchLabels": pod.selector(options)},
             "template": pod.template(plan, options, backend),
-            "volumeClaimTemplates": [claim],
+            "volumeClaimTemplates": [template],
         },
     }

@@ -10,6 +10,7 @@ from aim_engine.render.artifact import Artifact, Options, Target
 from aim_engine.render.compose import Compose
 from aim_engine.render.docker import Docker
 from aim_engine.render.env import Env
+from aim_engine.render.job import Job
 from aim_engine.render.keda import Keda
 from aim_engine.render.kubernetes import Kubernetes
 from aim_engine.render.monitoring import Monitoring
@@ -19,7 +20,7 @@ from aim_engine.render.systemd import Systemd
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for target in (Env(), Shell(), Systemd(), Docker(), Compose(), Podman(), Kubernetes(), Monitoring(), Keda())
+    for target in (Env(), Shell(), Systemd(), Docker(), Compose(), Podman(), Kubernetes(), Job(), Monitoring(), Keda())
 }
 
 
