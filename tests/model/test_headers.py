@@ -87,6 +87,7 @@ def test_sixty_headers_over_http_give_exact_bytes_and_fetch_no_weights(hub: tupl
     assert spec.weight_bytes == stored.total_bytes == stored.index_bytes
     assert not any("index" in warning for warning in spec.warnings)
     assert behind.sent_bytes < 2_000_000
+    assert behind.connections < SHARDS, "connections are kept"
 
 
 def test_an_index_that_disagrees_is_reported_and_the_headers_count(hub: tuple[hub_server.Hub, str]) -> None:
@@ -223,7 +224,42 @@ def test_what_is_not_gguf_is_said_to_be_none(tmp_path: Path) -> None:
 
 def test_layers_of_a_summary_are_in_the_order_of_their_numbers() -> None:
     tensors = [weights.Tensor(f"model.layers.{n}.mlp.w", "BF16", n) for n in (10, 2, 1)]
-    assert list(weights.summary(tensors, 1).layer_bytes) == ["1", "2", "10"]
+    assert list(weights.summary(tensors, 1, 11).layer_bytes) == ["1", "2", "10"]
+
+
+def test_layers_beyond_the_decoders_are_draft_layers() -> None:
+    tensors = [weights.Tensor(f"model.layers.{n}.mlp.w", "BF16", 8) for n in (59, 60, 61)]
+    assert weights.summary(tensors, 1, 61).part_bytes == {"feed-forward": 16, "mtp": 8}
+
+
+def test_the_index_tells_how_much_of_each_file_to_ask_for(hub: tuple[hub_server.Hub, str]) -> None:
+    behind, address = hub
+    names = {f"model.layers.0.mlp.experts.{number}.up_proj.weight": ("U8", 10) for number in range(2000)}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-1.safetensors")}
+    behind.models["acme/many"] = {
+        "config.json": json.dumps(CONFIG).encode(),
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "model-1.safetensors": file_of(names),
+    }
+    assert source.describe("acme/many", endpoint=address, headers=True).weight_bytes == 20_000
+    assert sum("/content/" in request for request in behind.requests) == 1
+
+
+def test_a_header_of_unknown_length_costs_a_second_request_at_most(hub: tuple[hub_server.Hub, str]) -> None:
+    behind, address = hub
+    names = {f"model.layers.0.mlp.experts.{number}.up_proj.weight": ("U8", 10) for number in range(2000)}
+    behind.models["acme/one"] = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": file_of(names)}
+    assert source.describe("acme/one", endpoint=address, headers=True).weight_bytes == 20_000
+    assert sum("/content/" in request for request in behind.requests) == 2
+
+
+def test_a_passing_fault_is_tried_again_and_the_token_stays_with_the_hub(hub: tuple[hub_server.Hub, str]) -> None:
+    behind, address = hub
+    behind.token = "secret"
+    behind.cut_once[min(n for n in behind.models["acme/large"] if n.endswith("safetensors"))] = 5
+    assert source.describe("acme/large", endpoint=address, token="secret", headers=True).stored is not None
+    assert behind.authorised
+    assert not [each for each in behind.authorised if "/content/" in each]
 
 
 @pytest.mark.parametrize(

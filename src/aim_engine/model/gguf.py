@@ -154,7 +154,7 @@ def describe(file: File, source: str) -> ModelSpec:
         values["n_shared_experts"] = shared
     name = str(about.get("general.name") or Path(source).stem)
     spec = config.parse({k: v for k, v in values.items() if v is not None}, model_id=name, source=source)
-    stored = weights.summary(file.tensors, 1)
+    stored = weights.summary(file.tensors, 1, spec.layers)
     size = stored.total_bytes / max(1, spec.served_parameters)
     packed = Quantization(
         method="gguf",

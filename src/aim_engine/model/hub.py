@@ -8,12 +8,18 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from aim_engine.errors import AimError, Corrupt, InvalidInput, Unreachable
 
+if TYPE_CHECKING:
+    import urllib3
+
 TIMEOUT_S = 10.0
 MAX_FILE_BYTES = 64 * 1024 * 1024
+CONNECTIONS = 8
+"""Kept open to each host while pieces are read."""
 TRIES = 3
 """How often a piece that breaks off is asked for."""
 
@@ -48,7 +54,7 @@ class Repository:
 
     def file(self, name: str) -> bytes | None:
         """One small file; None when the repository has none of that name. Raises: InvalidInput, Unreachable, Corrupt."""
-        answer = self._get(self._address(name), name, None, MAX_FILE_BYTES + 1)
+        answer = self._get(self._address(name), MAX_FILE_BYTES + 1)
         if answer is None:
             return None
         content, announced = answer
@@ -68,7 +74,7 @@ class Repository:
         failure: Unreachable | None = None
         for _ in range(TRIES):
             try:
-                answer = self._get(self._address(name), name, (start, stop), stop)
+                answer = self._get_piece(self._address(name), start, stop)
             except Unreachable as err:
                 failure = err
                 continue
@@ -84,7 +90,7 @@ class Repository:
         """All files of the repository. Raises: InvalidInput, Unreachable, Corrupt."""
         base = (self._endpoint or "https://huggingface.co").rstrip("/")
         url = f"{base}/api/models/{self.ref}/revision/{urllib.parse.quote(self.commit, safe='')}"
-        answer = self._get(url, "the file list", None, MAX_FILE_BYTES)
+        answer = self._get(url, MAX_FILE_BYTES)
         try:
             listed = json.loads(answer[0])["siblings"] if answer is not None else []
             return sorted(str(entry["rfilename"]) for entry in listed)
@@ -96,36 +102,72 @@ class Repository:
 
         return str(hf_hub_url(self.ref, name, revision=self.commit, endpoint=self._endpoint))
 
-    def _get(self, url: str, name: str, span: tuple[int, int] | None, most: int) -> tuple[bytes, int] | None:
+    def _get(self, url: str, most: int) -> tuple[bytes, int] | None:
         """Content and how long it was announced to be; None for a file that is not there."""
         request = urllib.request.Request(url, headers={})  # noqa: S310
         if self._secret:
             request.add_unredirected_header("Authorization", f"Bearer {self._secret}")
-        if span is not None:
-            request.add_header("Range", f"bytes={span[0]}-{span[1] - 1}")
         try:
             with urllib.request.build_opener(_Redirects(self._secret)).open(request, timeout=TIMEOUT_S) as reply:
-                ranged = span is not None and reply.status == http.client.PARTIAL_CONTENT
-                content: bytes = reply.read(span[1] - span[0] if ranged and span else most)
-                announced = int(reply.headers.get("Content-Length") or len(content))
-                if span is not None and not ranged:
-                    content, announced = content[span[0] : span[1]], max(0, announced - span[0])
-                return content, announced
+                content: bytes = reply.read(most)
+                return content, int(reply.headers.get("Content-Length") or len(content))
         except urllib.error.HTTPError as err:
             err.close()
-            if err.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                return b"", 0
             refusal = self._refusal(err.code, err.headers.get("x-error-code", ""))
             if refusal is None:
                 return None
             raise refusal from err
         except (OSError, http.client.HTTPException, ValueError) as err:
-            reason = getattr(err, "reason", err)
-            raise Unreachable(
-                f"the hub cannot be asked about {self.ref}",
-                why=str(reason) or type(err).__name__,
-                hint=f"check the network, or name a bundled model: {self._hint}",
-            ) from err
+            raise self._unreachable(getattr(err, "reason", err)) from err
+
+    @cached_property
+    def _pool(self) -> urllib3.PoolManager:
+        """Keeps connections, and like `_Redirects` takes the token to no other host."""
+        import urllib3
+
+        retries = urllib3.Retry(None, connect=0, read=0, status=0, other=0, redirect=5)
+        host = urllib.parse.urlsplit(self._address("config.json"))
+        proxy = (
+            None if urllib.request.proxy_bypass(host.hostname or "") else urllib.request.getproxies().get(host.scheme)
+        )
+        if proxy:
+            return urllib3.ProxyManager(proxy, maxsize=CONNECTIONS, timeout=TIMEOUT_S, retries=retries)
+        return urllib3.PoolManager(maxsize=CONNECTIONS, timeout=TIMEOUT_S, retries=retries)
+
+    def _get_piece(self, url: str, start: int, stop: int) -> tuple[bytes, int] | None:
+        """Content and how long it was announced to be; None for a file that is not there."""
+        from urllib3.exceptions import HTTPError
+
+        asked = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        if self._secret:
+            asked["Authorization"] = f"Bearer {self._secret}"
+        try:
+            reply = self._pool.request("GET", url, headers=asked, preload_content=False)
+            try:
+                if reply.status in (http.client.OK, http.client.PARTIAL_CONTENT):
+                    skipped = start if reply.status == http.client.OK else 0
+                    announced = int(reply.headers.get("Content-Length") or stop) - skipped
+                    content = reply.read(skipped + stop - start)[skipped:]
+                    return content, max(0, announced)
+            finally:
+                if reply.length_remaining:
+                    reply.close()
+                reply.release_conn()
+        except (HTTPError, OSError, ValueError) as err:
+            raise self._unreachable(err) from err
+        if reply.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return b"", 0
+        refusal = self._refusal(reply.status, reply.headers.get("x-error-code", ""))
+        if refusal is None:
+            return None
+        raise refusal
+
+    def _unreachable(self, reason: object) -> Unreachable:
+        return Unreachable(
+            f"the hub cannot be asked about {self.ref}",
+            why=str(reason) or type(reason).__name__,
+            hint=f"check the network, or name a bundled model: {self._hint}",
+        )
 
     def _cut(self, name: str, got: int, announced: int) -> Unreachable:
         return Unreachable(

@@ -174,8 +174,8 @@ def _from_hub(
     spec = config.parse(document, model_id=ref, source=f"hub, {ref} at {commit}", quant_config=side)
     index = repository.file("model.safetensors.index.json")
     if headers:
-        names = weights.shards(index, f"the weight index of {ref}") if index is not None else ("model.safetensors",)
-        stored = weights.read_remote(repository, names)
+        files = weights.shards(index, f"the weight index of {ref}") if index is not None else {"model.safetensors": []}
+        stored = weights.read_remote(repository, files, spec.layers)
         if stored is not None:
             return weights.with_stored(spec, stored, index, f"the weight index of {ref}")
     total = weights.index_total(index, f"the weight index of {ref}") if index is not None else None

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100_000_000
 """What the format's own library accepts at most."""
 FIRST_BYTES = 16 * 1024
-"""Asked of each file at first: most headers of large checkpoints are 10 to 60 KB, and the rest of a longer one is asked for."""
-PARALLEL = 16
+"""Asked first of a file whose tensors no index lists; the rest of a longer header is asked for."""
+ENTRY_BYTES = 92
+"""About what a header says of one tensor beside its name: a type, two or three dimensions and two offsets."""
+PARALLEL = 8
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 _PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("vision", re.compile(r"visual|vision|image|mm_projector|multi_modal|audio")),
@@ -63,7 +65,7 @@ def with_weights(spec: ModelSpec, folder: Path) -> ModelSpec:
     chosen = [file for file in files if not listed or file.name in listed]
     if not chosen:
         return spec
-    stored = summary([tensor for file in chosen for tensor in tensors(file)], len(chosen))
+    stored = summary([tensor for file in chosen for tensor in tensors(file)], len(chosen), spec.layers)
     return with_stored(spec, stored, index, str(path))
 
 
@@ -84,8 +86,8 @@ def exact(spec: ModelSpec, weight_bytes: int) -> ModelSpec:
     return msgspec.structs.replace(spec, weight_bytes=weight_bytes, basis="headers")
 
 
-def summary(found: Iterable[Tensor], files: int) -> Stored:
-    """Bytes by type, part and layer of all tensors of a checkpoint."""
+def summary(found: Iterable[Tensor], files: int, decoder_layers: int) -> Stored:
+    """Bytes by type, part and layer of all tensors of a checkpoint; layers beyond the decoder's are draft layers."""
     dtypes: dict[str, int] = {}
     parts: dict[str, int] = {}
     layers: dict[int, int] = {}
@@ -94,8 +96,10 @@ def summary(found: Iterable[Tensor], files: int) -> Stored:
         count += 1
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.size_bytes
         part = next((name for name, pattern in _PARTS if pattern.search(tensor.name)), "other")
-        parts[part] = parts.get(part, 0) + tensor.size_bytes
         layer = _LAYER.search(tensor.name)
+        if layer is not None and part != "vision" and int(layer[1]) >= decoder_layers:
+            part = "mtp"
+        parts[part] = parts.get(part, 0) + tensor.size_bytes
         if layer is not None and part != "vision":
             layers[int(layer[1])] = layers.get(int(layer[1]), 0) + tensor.size_bytes
     return Stored(
@@ -131,16 +135,18 @@ def tensors(path: Path) -> list[Tensor]:
     return found
 
 
-def read_remote(repository: Repository, names: Sequence[str]) -> Stored | None:
+def read_remote(repository: Repository, files: Mapping[str, Sequence[str]], layers: int) -> Stored | None:
     """The headers of all files of a checkpoint on the hub, side by side; None when there is no such file.
 
+    `files`: each with the tensors that the index lists for it, which tell how long its header will be.
     Raises: Corrupt, InvalidInput, Unreachable.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     def read(name: str) -> list[Tensor] | None:
         where = f"{name} of {repository.ref} on the hub"
-        first = repository.piece(name, 0, FIRST_BYTES)
+        expected = 512 + sum(len(tensor) + ENTRY_BYTES for tensor in files[name])
+        first = repository.piece(name, 0, expected if files[name] else FIRST_BYTES)
         if first is None:
             return None
         length = int.from_bytes(first[:8], "little")
@@ -154,11 +160,11 @@ def read_remote(repository: Repository, names: Sequence[str]) -> Stored | None:
         return _parsed(content, where)[0]
 
     with ThreadPoolExecutor(PARALLEL) as pool:
-        read_files = list(pool.map(read, names))
+        read_files = list(pool.map(read, files))
     found = [file for file in read_files if file is not None]
-    if len(found) < len(names):
+    if len(found) < len(files):
         return None
-    return summary([tensor for file in found for tensor in file], len(found))
+    return summary([tensor for file in found for tensor in file], len(found), layers)
 
 
 def index_total(content: bytes, name: str) -> int | None:
@@ -167,10 +173,13 @@ def index_total(content: bytes, name: str) -> int | None:
     return int(total) if isinstance(total, int | float) and total > 0 else None
 
 
-def shards(content: bytes, name: str) -> tuple[str, ...]:
-    """The files that an index lists, sorted; none when it lists none. Raises: Corrupt."""
-    listed = _mapping(_index(content, name).get("weight_map")).values()
-    return tuple(sorted({file for file in listed if isinstance(file, str) and "/" not in file}))
+def shards(content: bytes, name: str) -> dict[str, list[str]]:
+    """The files that an index lists with their tensors; none when it lists none. Raises: Corrupt."""
+    found: dict[str, list[str]] = {}
+    for tensor, file in _mapping(_index(content, name).get("weight_map")).items():
+        if isinstance(file, str) and "/" not in file:
+            found.setdefault(file, []).append(tensor)
+    return dict(sorted(found.items()))
 
 
 def _index(content: bytes, name: str) -> Mapping[str, Any]:
