@@ -26,6 +26,7 @@ import aim_engine
 BEST_OF = 9
 PYTHON = sys.executable
 AIM = [PYTHON, "-m", "aim_engine"]
+ESTIMATE = ["estimate", "Qwen/Qwen3-32B", "--gpus", "2xMI300X"]
 PLAN = ["plan", "Qwen/Qwen3-32B", "--gpus", "8xMI300X"]
 BARE = "python -c pass"
 ARGPARSE_PROGRAM = "import argparse; argparse.ArgumentParser().parse_args()"
@@ -66,7 +67,8 @@ def promises(plan: Path) -> list[Promise]:
         Promise("a click program of one command", [PYTHON, "-c", CLICK_PROGRAM], None),
         Promise("aim-engine --version", [*AIM, "--version"], 3.0),
         Promise("aim-engine --help", [*AIM, "--help"], 7.0),
-        Promise("aim-engine plan Qwen/Qwen3-32B --gpus 8xMI300X", [*AIM, *PLAN], 22.0),
+        Promise("aim-engine plan Qwen/Qwen3-32B --gpus 8xMI300X", [*AIM, *PLAN], 28.0),
+        Promise("aim-engine estimate Qwen/Qwen3-32B --gpus 2xMI300X", [*AIM, *ESTIMATE], 26.0),
         Promise("aim-engine model Qwen/Qwen3-32B", [*AIM, "model", "Qwen/Qwen3-32B"], 16.0),
         Promise("aim-engine gpus", [*AIM, "gpus"], 14.0),
         Promise(
@@ -87,10 +89,14 @@ def main() -> int:
         promised = promises(plan)
         best = best_of_rounds(promised)
     models, catalogue = whole_catalogue()
-    promised.append(Promise("one of all bundled models on 8xMI300X, in process", [], 5.0))
+    promised.append(Promise("one of all bundled models on 8xMI300X, in process", [], 8.0))
     best[promised[-1].name] = Best(catalogue.processor_s / models, catalogue.clock_s / models)
     promised.append(Promise("all rules on a recipe, in process", [], 5.0))
     best[promised[-1].name] = all_rules()
+    promised.append(Promise("10,000 rows of a table, in process", [], 750.0))
+    best[promised[-1].name] = table_rows(10_000)
+    promised.append(Promise("headers of 60 files over HTTP, in process", [], 200.0))
+    best[promised[-1].name] = headers(60)
     bare = best[BARE].processor_s
     rows: list[Row] = [
         {
@@ -153,6 +159,47 @@ def whole_catalogue() -> tuple[int, Best]:
     for name in names:
         workflow.choose(Request(model=name, gpus="8xMI300X"), chosen)
     return len(names), Best(time.process_time() - worked, time.perf_counter() - started)
+
+
+def table_rows(count: int) -> Best:
+    """The time to answer so many rows of a table of measurements: models, cards, splits and loads in turn."""
+    from aim_engine import settings, workflow
+
+    models = ("Qwen/Qwen3-32B", "deepseek-ai/DeepSeek-R1", "openai/gpt-oss-120b", "meta-llama/Llama-3.1-70B-Instruct")
+    rows = [
+        f"r{n},{models[n % 4]},{('MI300X', 'MI355X')[n % 2]},{2 ** (n % 4)},{128 * (1 + n % 32)},{64 * (1 + n % 16)},{1 + n % 256}"
+        for n in range(count)
+    ]
+    content = "row_id,model,gpu,tp,input_len,output_len,concurrency_or_batch\n" + "\n".join(rows)
+    started, worked = time.perf_counter(), time.process_time()
+    answers = workflow.answer_table(content, "bench", None, settings.load({"offline": True}))
+    if len(answers) != count or any("reason" in answer for answer in answers[:4]):
+        raise SystemExit(f"the table was not answered: {answers[:4]}")
+    return Best(time.process_time() - worked, time.perf_counter() - started)
+
+
+def headers(files: int) -> Best:
+    """The time to read the headers of a checkpoint of so many files from a hub on this machine, the hub's own work included."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import hub_server
+    from aim_engine.model import source
+
+    names = [f"model-{n:05d}.safetensors" for n in range(files)]
+    index = {"metadata": {"total_size": 1}, "weight_map": {f"layers.{n}.w": name for n, name in enumerate(names)}}
+    hub = hub_server.Hub()
+    hub.models["acme/large"] = {name: hub_server.safetensors(100_000, n) for n, name in enumerate(names)} | {
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "config.json": b'{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 60, '
+        b'"num_attention_heads": 4, "vocab_size": 256}',
+    }
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    with tempfile.TemporaryDirectory() as cache, hub_server.serving(hub) as address:
+        started, worked = time.perf_counter(), time.process_time()
+        spec = source.describe("acme/large", endpoint=address, cache_dir=Path(cache), headers=True)
+        best = Best(time.process_time() - worked, time.perf_counter() - started)
+    if spec.stored is None or spec.stored.files != files:
+        raise SystemExit("the headers were not read")
+    return best
 
 
 def all_rules() -> Best:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -103,6 +104,16 @@ def test_the_model_is_whole(weights: Path) -> None:
     if mirror.describe(weights) is not None:
         mirror.verify(weights)
     assert (weights / "config.json").is_file()
+
+
+def test_the_cache_it_logs_is_the_one_that_was_planned(running: Deployment, runner: LocalRunner, plan: Plan) -> None:
+    assert plan.chosen is not None
+    logged = [
+        found for line in runner.logs(running, lines=5000) if (found := re.search(r"KV cache size: ([\d,]+)", line))
+    ]
+    assert logged
+    tokens = int(logged[-1][1].replace(",", ""))
+    assert plan.chosen.estimate.memory.kv_cache_tokens == pytest.approx(tokens, rel=0.01)
 
 
 def test_it_answers_and_its_figures_are_those_of_the_answer(running: Deployment, runner: LocalRunner) -> None:

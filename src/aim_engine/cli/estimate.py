@@ -126,6 +126,10 @@ def show(sized: Sized) -> None:
         output.text(sized.reason)
     if sized.longest_tokens:
         output.text(f"longest context that fits: {sized.longest_tokens:,} tokens")
+    if sized.fewest_gpus is not None:
+        output.text(f"fewest of this card: {sized.fewest_gpus}")
+    if sized.cheapest is not None:
+        output.text(f"cheapest to rent: {sized.cheapest}")
     if sized.estimate is not None:
         speed = sized.estimate
         output.text(
