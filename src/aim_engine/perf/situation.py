@@ -132,11 +132,12 @@ def of(
 
 
 def family(spec: ModelSpec) -> str:
-    """Layers, width and experts: what models of one family share and others do not."""
+    """Layers, width, experts and whether attention is sparse: what models of one family share and others do not."""
     experts = (
         f"-{spec.moe.experts}x{spec.moe.intermediate_size}" if spec.moe is not None else f"-{spec.intermediate_size}"
     )
-    return f"{spec.layers}x{spec.hidden_size}{experts}"
+    sparse = "-sparse" if any(group.indexer_dim for group in spec.groups) else ""
+    return f"{spec.layers}x{spec.hidden_size}{experts}{sparse}"
 
 
 def _form(recipe: Recipe) -> str:

@@ -50,7 +50,7 @@ def situation(case: Case) -> Situation:
         checkpoint=case.checkpoint,
         drafts=drafts(case.speculation),
         separate_prefill=case.disaggregated,
-        kind=case.kind,
+        kind=case.kind if case.kind != "serving" or case.workload.concurrency is not None else "open loop",
     )
 
 

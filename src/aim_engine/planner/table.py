@@ -224,6 +224,8 @@ def _workload(row: Row) -> tuple[Workload, int | None]:
     lengths = []
     for nominal, average, default in (("input_len", "avg_in_tok", 1024.0), ("output_len", "avg_out_tok", 512.0)):
         exact, stated = _number(row, average), _number(row, nominal)
+        if exact is not None and 0 < exact < 1:
+            raise InvalidInput(f"{average} {row[average]} is not a number of tokens")
         lengths.append(max(1, round(exact or (stated * mean if stated else default if stated is None else 1))))
     depth = _DEPTH.search(row.get("notes", "")) if row.get("metric_kind", "").startswith("llama_bench") else None
     cached = int(depth[1]) if depth is not None else 0
