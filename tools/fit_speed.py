@@ -488,7 +488,7 @@ def summary(scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
 def bands(data: Data, scored: Sequence[Scored]) -> dict[str, dict[str, dict[str, float]]]:
     """Between these multiples of a prediction lay 90 % of what was measured, by how much of the situation was seen.
 
-    A family counts as the square root of its rows, so that the largest does not speak for all.
+    For what was not seen, a family counts as the square root of its rows, so that the largest does not speak for all.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for level in ("configuration", "family", "unseen family", "unseen card"):
@@ -501,7 +501,7 @@ def bands(data: Data, scored: Sequence[Scored]) -> dict[str, dict[str, dict[str,
                 found.setdefault(level, {})[metric] = before | {"count": len(chosen)}
                 continue
             ratios = np.array([one.measured / one.predicted for one in chosen])
-            weights = np.array([sizes[name] ** -0.5 for name in names])
+            weights = np.array([sizes[name] ** (-0.5 if level.startswith("unseen") else 0.0) for name in names])
             order = np.argsort(ratios)
             share = np.cumsum(weights[order]) / weights.sum()
             low, high = (ratios[order][min(len(order) - 1, int(np.searchsorted(share, end)))] for end in (0.05, 0.95))
