@@ -21,8 +21,8 @@ from aim_engine.cache import pieces
 from aim_engine.cache.manager import ModelCacheManager
 from caches import MODEL
 
-PIECE = 128 * 1024
-SIZE = 4 << 20
+PIECE = 64 * 1024
+SIZE = 2 << 20
 _PROGRAM = """
 import os, sys
 import filelock, sqlite3, urllib3
@@ -76,7 +76,7 @@ def rounds(tmp_path: Path, downloads: int, kills_each: int, seed: int) -> tuple[
     """Kills that met a download, and bytes that came more than once."""
     rng = random.Random(seed)
     behind = hub_server.Hub()
-    behind.rate_bytes_s = 2_000_000
+    behind.rate_bytes_s = 1_000_000
     killed = wasted = 0
     with hub_server.serving(behind) as address, Downloads() as process:
         for number in range(downloads):
