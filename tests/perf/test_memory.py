@@ -123,3 +123,19 @@ def test_what_fits_still_fits_with_more_memory(memory_gib: int, more_gib: int) -
     )
     assert more.fits or not less.fits
     assert more.kv_cache_tokens >= less.kv_cache_tokens
+
+
+@given(
+    spec=st.sampled_from([specs.dense(), specs.small(), specs.mixture(), specs.latent()]),
+    tp=TP,
+    length=st.integers(16, 40_000),
+)
+@settings(deadline=None)
+def test_more_precision_never_takes_less_memory(spec: ModelSpec, tp: int, length: int) -> None:
+    split = Parallelism(tp=tp)
+    wide = specs.recipe(spec, parallelism=split, max_model_len=length)
+    narrow_cache = specs.recipe(spec, parallelism=split, max_model_len=length, kv_cache_dtype="fp8")
+    assert memory.sequence_bytes(spec, narrow_cache, length) <= memory.sequence_bytes(spec, wide, length)
+    if spec.quantization is None:
+        narrow = specs.recipe(spec, parallelism=split, precision="fp8", online_quantization="fp8")
+        assert memory.weights_bytes_per_device(spec, narrow) <= memory.weights_bytes_per_device(spec, wide)
