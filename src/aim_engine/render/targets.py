@@ -5,7 +5,7 @@ from __future__ import annotations
 from aim_engine.backend.base import Backend
 from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
-from aim_engine.render import text
+from aim_engine.render import serving, text
 from aim_engine.render.artifact import Artifact, Options, Target
 from aim_engine.render.compose import Compose
 from aim_engine.render.docker import Docker
@@ -51,4 +51,7 @@ def render(plan: Plan, target: str, options: Options, backend: Backend | None = 
         from aim_engine import backend as backends
 
         backend = backends.get(plan.inputs.engine)
+    # A plan whose engine could not be started is written nowhere, not even where only its figures are needed.
+    model_ref = options.model_path or plan.inputs.model.model_id
+    serving.command(plan, options, backend, model_ref=model_ref, host="127.0.0.1", port=options.port, drain=False)
     return TARGETS[target].render(plan, options, backend)
