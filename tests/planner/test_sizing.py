@@ -67,6 +67,7 @@ def test_the_cheapest_card_holds_the_model() -> None:
     ("asked", "said"),
     [
         ({"gpus": "2xMI300X", "tp": 4}, "takes 4 devices, 2 are there"),
+        ({"gpus": "2xMI300X", "max_model_len": 1_000_000}, "cannot serve a context of 1,000,000 tokens"),
         ({"gpus": "4xMI300X", "tp": 3}, "cannot be split over tp=3"),
         ({"gpus": "4xMI210", "precision": "fp8"}, "MI210"),
         ({"gpus": "4xMI300X", "precision": "mxfp4"}, "is stored in bf16, not in mxfp4"),

@@ -142,6 +142,12 @@ def draft(given: Given, backend: Backend) -> Recipe:
             why="the engine makes only fp8 of a 16-bit checkpoint on load",
             hint="name a checkpoint in that format",
         )
+    if given.max_model_len is not None and given.max_model_len > spec.max_position_embeddings:
+        raise InvalidInput(
+            f"{spec.model_id} cannot serve a context of {given.max_model_len:,} tokens",
+            why=f"its own limit is {spec.max_position_embeddings:,}",
+            hint="lower --max-model-len, or name a model with a longer context",
+        )
     tp = given.tp or (1 if cpu else max(1, given.devices // (given.pp * given.dp)))
     parallelism = Parallelism(tp=tp, pp=given.pp, dp=given.dp, ep=given.ep)
     if not cpu and parallelism.world_size > given.devices:

@@ -71,7 +71,7 @@ class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(content: str, name: str) -> list[dict[str, str]]:
-    """The rows of a CSV table with a header, cells stripped. Raises: Corrupt."""
+    """The rows of a CSV table with a header, cells stripped. Raises: Corrupt, InvalidInput."""
     text = content.lstrip("﻿").replace("\x00", "")
     first = text.split("\n", 1)[0]
     delimiter = max((",", ";", "\t"), key=first.count)
@@ -84,7 +84,7 @@ def parse(content: str, name: str) -> list[dict[str, str]]:
         raise Corrupt(f"{name} is not readable as a table", why=str(err)) from err
     missing = [column for column in _NEEDED if column not in columns]
     if missing:
-        raise Corrupt(
+        raise InvalidInput(
             f"{name} is not a table of measurements",
             why=f"it has no column {' and '.join(missing)}",
             hint="its first line must name the columns: model, gpu, tp, ...",
