@@ -363,3 +363,43 @@ def compare_node(expected: Mapping[str, Any], node: Node) -> None:
             "memory_partition": lambda _: first.memory_partition if first else None,
         },
     )
+
+
+@pytest.mark.parametrize("folder", recordings("rocm_smi"))
+def test_rocm_smi_recordings_match(folder: Path) -> None:
+    expected = json.loads((folder / "expected.json").read_text())
+    outputs = [path.read_text(errors="replace") for path in sorted(folder.glob("rocm-smi*"))]
+    node = detect.from_tool(*outputs, readings=True).nodes[0]
+    assert len(node.devices) == expected["gpu_count"]
+    entries = expected.get("gpus") or [{**expected, **expected.get("gpu0", {})}]
+    for device, entry in zip(node.devices, entries, strict=False):
+        readings = device.readings
+        assert readings is not None
+        total = entry.get("vram_total_bytes", entry.get("vram_total_bytes_each"))
+        if total is not None:
+            assert device.memory_total_bytes == total
+        used = entry.get("vram_used_bytes", entry.get("vram_used"))
+        if used is not None:
+            assert device.memory_used_bytes == used
+        if "bdf" in entry:
+            assert device.bdf == entry["bdf"].lower()
+        identity = entry.get("device_id", entry.get("device_id_from_card_model"))
+        if identity:
+            assert device.pci_id == identity.removeprefix("0x")
+        arch = entry.get("gfx", entry.get("gfx_by_device_id"))
+        if arch:
+            assert device.arch == arch
+        for key, value in (("power_w", readings.power_w), ("power_cap_w", readings.power_cap_w)):
+            if key in entry:
+                assert value == entry[key]
+        for place, value in entry.get("temp_c", {}).items():
+            assert readings.temperature_c["mem" if place == "memory" else place] == value
+        if "busy" in entry:
+            assert readings.gpu_busy_percent == round(entry["busy"])
+        for key, partition in (
+            ("compute_partition", device.partition),
+            ("memory_partition", device.memory_partition),
+            ("driver_version", node.driver_version),
+        ):
+            if key in entry:
+                assert partition == entry[key]

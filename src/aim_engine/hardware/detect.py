@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from aim_engine.errors import InvalidInput
-from aim_engine.hardware import amdsmi, catalog, cpu, drm, identity, kfd, recording, sysfs
+from aim_engine.hardware import amdsmi, catalog, cpu, drm, identity, kfd, recording, rocmsmi, sysfs
 from aim_engine.hardware.cluster import Cluster, Cpu, Device, Finding, Node
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.units import format_bytes
@@ -71,11 +71,19 @@ def detect(
 
 
 def from_tool(*outputs: str, name: str = "amd-smi", overlay: Path | None = None, readings: bool = False) -> Cluster:
-    """The machine that recorded outputs of amd-smi describe. Raises: Corrupt when they describe none."""
-    devices = name_all(amdsmi.parse(*outputs), overlay)
+    """The machine that recorded outputs of amd-smi or rocm-smi describe. Raises: Corrupt when they describe none."""
+    older = [output for output in outputs if rocmsmi.is_one(output)]
+    newer = [output for output in outputs if not rocmsmi.is_one(output)]
+    found = amdsmi.parse(*newer) if newer else rocmsmi.parse(*older)
+    devices = name_all(found, overlay)
     if not readings:
         devices = tuple(msgspec.structs.replace(device, readings=None) for device in devices)
-    node = Node(name=name, devices=devices, findings=tuple(_remarks(devices, overlay)))
+    node = Node(
+        name=name,
+        devices=devices,
+        driver_version=rocmsmi.driver_version(*older),
+        findings=tuple(_remarks(devices, overlay)),
+    )
     return Cluster(origin="detected", nodes=(node,))
 
 
