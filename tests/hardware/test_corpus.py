@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from aim_engine.errors import AimError, Corrupt
-from aim_engine.hardware import amdsmi, catalog, detect, drm, identity, kfd, nodes, recording, sensors
+from aim_engine.hardware import amdsmi, catalog, detect, drm, identity, kfd, nodes, recording, sensors, topology
 from aim_engine.hardware.cluster import Device, Node
 
 pytestmark = pytest.mark.corpus
@@ -403,3 +403,31 @@ def test_rocm_smi_recordings_match(folder: Path) -> None:
         ):
             if key in entry:
                 assert partition == entry[key]
+
+
+@pytest.mark.parametrize("folder", recordings("topology_xml"))
+def test_topology_files_match(folder: Path) -> None:
+    expected = json.loads((folder / "expected.json").read_text())
+    source = next(path for path in sorted(folder.iterdir()) if ".xml" in path.name)
+    node = detect.from_tool(topology.unpacked(source.read_bytes(), source.name), name=source.name).nodes[0]
+    by_numa: dict[str, list[str | None]] = {}
+    for device in node.devices:
+        by_numa.setdefault(str(device.numa_node), []).append(device.bdf)
+    compare(
+        expected,
+        {
+            "gpu_count": lambda _: len(node.devices),
+            "gpu_count_logical": lambda _: len(node.devices),
+            "pci_device_id": lambda _: "0x" + str(node.devices[0].pci_id),
+            "gfx": lambda _: node.devices[0].arch,
+            "cu_each": lambda _: node.devices[0].compute_units,
+            "gpus_by_numa": lambda _: by_numa,
+            "gpu_by_numa": lambda said: {
+                numa: [f"rsmi{d.index} {d.bdf}" for d in node.devices if str(d.numa_node) == numa] for numa in said
+            },
+            "vram_bytes_each": lambda _: node.devices[0].memory_total_bytes,
+            "hive": lambda _: node.devices[0].hive,
+            "hives": lambda _: len({d.hive for d in node.devices}),
+            "numa_nodes": lambda _: len(by_numa),
+        },
+    )

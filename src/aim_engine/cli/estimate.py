@@ -136,6 +136,8 @@ def show(sized: Sized) -> None:
             f"at {speed.concurrency} requests: {speed.output_tok_s.value:,.0f} tok/s ({speed.output_tok_s.low:,.0f} to "
             f"{speed.output_tok_s.high:,.0f}), first token {format_ms(speed.ttft_ms.value)}, per token {format_ms(speed.tpot_ms.value)}"
         )
+    for warning in sized.warnings:
+        output.text(f"warning: {warning}")
     if sized.ways:
         output.table(
             "what would change it",

@@ -23,7 +23,7 @@ from aim_engine.units import format_bytes
     "sources",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Recorded output of amd-smi (JSON, CSV or text), rocm-smi (JSON or text) or kubectl get nodes (JSON, YAML, labels); - for stdin. "
+    help="Recorded output of amd-smi (JSON, CSV or text), rocm-smi (JSON or text) or kubectl get nodes (JSON, YAML, labels), or a topology file of RCCL or hwloc; - for stdin. "
     "May be given for each command.",
 )
 @hardware_source.LIVE

@@ -25,7 +25,9 @@ def read(path: Path) -> str:
     if str(path) == "-":
         return sys.stdin.read()
     try:
-        return path.read_text("utf-8", "replace")
+        from aim_engine.hardware import topology
+
+        return topology.unpacked(path.read_bytes(), str(path))
     except (OSError, ValueError) as err:
         raise InvalidInput(f"{path} cannot be read", why=getattr(err, "strerror", None) or str(err)) from err
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from aim_engine.errors import InvalidInput
-from aim_engine.hardware import amdsmi, catalog, cpu, drm, identity, kfd, recording, rocmsmi, sysfs
+from aim_engine.hardware import amdsmi, catalog, cpu, drm, identity, kfd, recording, rocmsmi, sysfs, topology
 from aim_engine.hardware.cluster import Cluster, Cpu, Device, Finding, Node
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.units import format_bytes
@@ -71,7 +71,16 @@ def detect(
 
 
 def from_tool(*outputs: str, name: str = "amd-smi", overlay: Path | None = None, readings: bool = False) -> Cluster:
-    """The machine that recorded outputs of amd-smi or rocm-smi describe. Raises: Corrupt when they describe none."""
+    """The machine that recorded outputs of amd-smi or rocm-smi, or a topology file, describe.
+
+    Raises: Corrupt when they describe none.
+    """
+    shown = next((output for output in outputs if topology.is_one(output)), None)
+    if shown is not None:
+        machine = topology.read(shown, name)
+        named = name_all(machine.devices, overlay)
+        findings = (*machine.findings, *_remarks(named, overlay))
+        return Cluster(origin="detected", nodes=(msgspec.structs.replace(machine, devices=named, findings=findings),))
     older = [output for output in outputs if rocmsmi.is_one(output)]
     newer = [output for output in outputs if not rocmsmi.is_one(output)]
     found = amdsmi.parse(*newer) if newer else rocmsmi.parse(*older)

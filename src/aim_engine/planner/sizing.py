@@ -84,7 +84,7 @@ class Sized(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="
     """Smallest rent among cards with a price, as a request such as 1xMI300X."""
     ways: tuple[Way, ...] = ()
     estimate: Estimate | None = None
-    model_warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 GIVEN = tuple(name for name in Given.__struct_fields__ if name not in ("spec", "gpu", "devices", "engine_version"))
@@ -125,7 +125,7 @@ def size(
         cheapest=cheapest(spec, cards(), recipe, workload, prices, backend),
         ways=ways(spec, gpu, recipe, workload, backend, now),
         estimate=speed,
-        model_warnings=spec.warnings,
+        warnings=spec.warnings,
     )
 
 

@@ -26,7 +26,6 @@ from aim_engine.recipe.recipe import Parallelism, Recipe, Resources
 from aim_engine.workload import Workload
 
 Row = Mapping[str, str]
-CALIBRATED_KINDS = ("serving", "offline_throughput", "latency", "llama_bench_prefill", "llama_bench_decode")
 _DECODING = re.compile(r"decode tp(\d+) ep(\d+) x\d+ \((\d+) GPUs\)")
 """The half of a disaggregated deployment that decodes, as notes of collections state it."""
 _DEPTH = re.compile(r"\bdepth (\d+)")
@@ -59,8 +58,6 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     disaggregated: bool = False
     """Prefill and decode on devices of their own."""
     length_ratio_min: float = 1.0
-    limits_stated: bool = False
-    """The row says the scheduler's limits; otherwise they are the engine's defaults on this card."""
 
 
 class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +156,6 @@ class Reader:
             speculation=row.get("spec_decoding", "").lower(),
             disaggregated=row.get("disagg", "") == "1",
             length_ratio_min=_number(row, "length_ratio_min") or 1.0,
-            limits_stated=stated_seqs is not None,
         )
 
     def _gpu(self, cell: str) -> Gpu:
