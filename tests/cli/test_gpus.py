@@ -104,3 +104,18 @@ def test_the_installed_tool_is_asked_with_a_limit(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(amdsmi, "FIRST_TIMEOUT_S", 0.2)
     install("exec sleep 20\n")
     assert amdsmi.run(timeout_s=0.1) is None
+
+
+def test_links_are_shown_as_a_matrix(tmp_path: Path) -> None:
+    dump = tmp_path / "topo.xml"
+    pair = "".join(
+        f'<pci busid="0000:{own}:00.0" vendor="0x1002" device="0x740c"><gpu dev="{n}" sm="104" gcn="gfx90a">'
+        f'<xgmi target="0000:{other}:00.0" count="{count}"/></gpu></pci>'
+        for n, (own, other, count) in enumerate((("11", "12", 4), ("12", "13", 1), ("13", "12", 1)))
+    )
+    dump.write_text(f'<system version="2"><cpu numaid="0">{pair}</cpu></system>')
+    done = run("--from", str(dump))
+    assert done.returncode == 0
+    shown = done.stdout
+    rows = [line.split() for line in shown[shown.index("links") :].splitlines() if line.strip()[:1].isdigit()]
+    assert rows[1:] == [["0", "-", "die", "?"], ["1", "die", "-", "xGMI"], ["2", "?", "xGMI", "-"]]

@@ -13,6 +13,11 @@ from aim_engine.hardware import detect, nodes, recording
 from aim_engine.hardware.cluster import Cluster, Cpu, Device, Finding, Node
 from aim_engine.units import format_bytes
 
+MATRIX_DEVICES = 16
+"""More devices than these do not make a table that a person reads."""
+_LINKS = ((13, "die"), (15, "xGMI"), (39, "xGMI+"))
+"""KFD's link weights up to: dies of one package, one xGMI step, several steps; PCIe counts from 40."""
+
 
 @click.command(epilog="Example: aim-engine gpus --json")
 @click.option(
@@ -95,6 +100,16 @@ def _show(node: Node, cluster: Cluster) -> None:
         )
     else:
         output.text(f"no AMD GPU that can serve models on {node.name}")
+    if node.link_weights and len(node.devices) <= MATRIX_DEVICES:
+        numbers = [str(device.index) for device in node.devices]
+        output.table(
+            "links",
+            ("", *numbers),
+            [
+                (one, *("-" if one == other else _link(node, int(one), int(other)) for other in numbers))
+                for one in numbers
+            ],
+        )
     if node.cpu is not None:
         for line in _cpu_lines(node.cpu):
             output.text(line)
@@ -105,6 +120,14 @@ def _show(node: Node, cluster: Cluster) -> None:
         output.text()
     for finding in node.findings:
         output.text(_finding(finding))
+
+
+def _link(node: Node, one: int, other: int) -> str:
+    """How two devices are joined: dies of one package, one or more xGMI steps, or over PCIe; `?` where nothing says."""
+    weight = node.link_weights.get(f"{min(one, other)}-{max(one, other)}")
+    if weight is None:
+        return "?"
+    return next((word for limit, word in _LINKS if weight <= limit), "PCIe")
 
 
 def _row(device: Device, node: Node) -> tuple[str, ...]:
