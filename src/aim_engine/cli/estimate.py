@@ -109,9 +109,9 @@ def show(sized: Sized) -> None:
         ("activations", memory.activation_bytes),
         ("graphs", memory.graphs_bytes),
         ("runtime and collectives", memory.overhead_bytes),
-        ("KV cache", memory.kv_cache_bytes),
-        ("left to others", memory.device_bytes - memory.total_bytes),
     ]
+    room = ("KV cache", memory.kv_cache_bytes) if memory.kv_cache_bytes >= 0 else ("missing", -memory.kv_cache_bytes)
+    rows += [room, ("left to others", memory.device_bytes - memory.budget_bytes)]
     output.table(
         "memory of one device", ("part", "size"), [(name, format_gib(size)) for name, size in rows], right=("size",)
     )

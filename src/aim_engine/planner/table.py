@@ -31,6 +31,11 @@ _DECODING = re.compile(r"decode tp(\d+) ep(\d+) x\d+ \((\d+) GPUs\)")
 _DEPTH = re.compile(r"\bdepth (\d+)")
 """Tokens already in the cache when llama-bench starts to time."""
 _NEEDED = ("model", "gpu")
+_DEVICES = ("gpu_count", "tp", "pp", "dp", "ep")
+MOST_DEVICES = 100_000
+"""More devices than any machine has are a damaged cell."""
+MOST_TOKENS = 1_000_000_000
+"""Of a context, a step or a request; more are a damaged cell."""
 _FULL = 0.9
 """Share of a device that weights may take where a row does not say how they are split; beyond it they are split over all devices."""
 _KV_DTYPES = {"fp8": "fp8", "fp8_e4m3": "fp8", "q8_0": "int8", "int8": "int8"}
@@ -222,6 +227,8 @@ def _workload(row: Row) -> tuple[Workload, int | None]:
         exact, stated = _number(row, average), _number(row, nominal)
         if exact is not None and 0 < exact < 1:
             raise InvalidInput(f"{average} {row[average]} is not a number of tokens")
+        if max(exact or 0, stated or 0) > MOST_TOKENS or min(exact or 0, stated or 0) < 0:
+            raise InvalidInput(f"{nominal} {row.get(nominal) or row[average]} is not a count up to {MOST_TOKENS:,}")
         lengths.append(max(1, round(exact or (stated * mean if stated else default if stated is None else 1))))
     depth = _DEPTH.search(row.get("notes", "")) if row.get("metric_kind", "").startswith("llama_bench") else None
     cached = int(depth[1]) if depth is not None else 0
@@ -236,6 +243,8 @@ def _workload(row: Row) -> tuple[Workload, int | None]:
         _number(row, "request_rate"),
     )
     offered = rate if rate is not None and 0 < rate < 1e6 else None
+    if concurrency is not None and not 0 <= concurrency <= MOST_TOKENS:
+        raise InvalidInput(f"concurrency {concurrency:g} is not a count up to {MOST_TOKENS:,}")
     running = max(1, round(concurrency)) if concurrency else None
     workload = Workload(
         input_tokens=lengths[0],
@@ -260,10 +269,18 @@ def _number(row: Row, name: str) -> float | None:
 
 
 def _whole(row: Row, name: str) -> int | None:
+    """A count; None where the cell is empty or 0, as tables write what was not set. Raises: InvalidInput."""
     value = _number(row, name)
-    return round(value) if value is not None and value >= 1 else None
+    if value is None or value == 0:
+        return None
+    most = MOST_DEVICES if name in _DEVICES else MOST_TOKENS
+    if not 1 <= value <= most:
+        raise InvalidInput(f"{name} {row[name]} is not a count from 1 to {most:,}")
+    return round(value)
 
 
 def _share(row: Row, name: str) -> float | None:
     value = _number(row, name)
-    return value if value is not None and 0 < value <= 1 else None
+    if value is not None and not 0 <= value <= 1:
+        raise InvalidInput(f"{name} {row[name]} is not a share from 0 to 1")
+    return value or None
