@@ -109,7 +109,11 @@ def _places(document: Plan) -> list[str]:
 def _show_choice(chosen: Candidate) -> None:
     recipe, estimate = chosen.recipe, chosen.estimate
     split = f"{recipe.replicas} replica{'s' * (recipe.replicas > 1)} of {recipe.parallelism.describe()}"
-    devices = f"{recipe.gpu_count} GPU{'s' * (recipe.gpu_count > 1)}" if recipe.gpu_count else f"{recipe.resources.cpu_cores} CPU cores"
+    devices = (
+        f"{recipe.gpu_count} GPU{'s' * (recipe.gpu_count > 1)}"
+        if recipe.gpu_count
+        else f"{recipe.resources.cpu_cores} CPU cores"
+    )
     kv = "" if recipe.kv_cache_dtype == "auto" else f", KV cache {recipe.kv_cache_dtype}"
     online = " (made on load)" if recipe.online_quantization else ""
     backend = f", {recipe.attention_backend}" if recipe.attention_backend else ""
