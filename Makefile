@@ -12,14 +12,14 @@ export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 # One line about a finished step: what, seconds since $$start, size of a folder.
 done = echo "$(1): $$(($$(date +%s) - start)) s, $$(du -sm $(2) | cut -f1) MB"
 
-.PHONY: demo test check lint types imports docs golden bench corpus rig engine docker consumers kill clean help
+.PHONY: demo test check lint types imports docs golden bench corpus rig engine docker consumers kill mutation clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    plan, start and question a real model on this machine"
 	@echo "make test    the tests that need nothing but Python"
 	@echo "make check   lint, types, import order"
-	@echo "make rig | engine | docker | kill | corpus    heavier suites, see CONTRIBUTING.md"
+	@echo "make rig | engine | docker | kill | mutation | corpus    heavier suites, see CONTRIBUTING.md"
 	@echo "make docs | bench | golden | clean"
 
 .tools/ready:
@@ -66,7 +66,7 @@ docs: .venv/ready
 golden: .venv/ready
 	@$(RUN)python -m pytest -q tests/render --update-golden
 
-corpus rig engine docker kill consumers: .venv/ready
+corpus rig engine docker kill consumers mutation: .venv/ready
 	@$(RUN)python -m pytest -q -m $@
 
 bench: .venv/ready

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-import stat
+import signal
 import subprocess
 import sys
 import tarfile
@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import machines
-from aim_engine.hardware import amdsmi
 
 
 def run(*arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -88,24 +87,6 @@ def test_bad_input_is_answered_without_a_traceback(
     assert "Traceback" not in done.stderr
 
 
-def test_the_installed_tool_is_asked_with_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def install(script: str) -> None:
-        program = tmp_path / "amd-smi"
-        program.write_text("#!/bin/sh\n" + script)
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
-
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    install('echo "WARNING first"; [ "$1" = static ] && echo \'[{"gpu": 0, "asic": {"market_name": "X1"}}]\'; exit 0\n')
-    devices = amdsmi.run()
-    assert devices is not None
-    assert devices[0].product == "X1"
-    install("exit 5\n")
-    assert amdsmi.run() is None
-    monkeypatch.setattr(amdsmi, "FIRST_TIMEOUT_S", 0.2)
-    install("exec sleep 20\n")
-    assert amdsmi.run(timeout_s=0.1) is None
-
-
 def test_links_are_shown_as_a_matrix(tmp_path: Path) -> None:
     dump = tmp_path / "topo.xml"
     pair = "".join(
@@ -119,3 +100,16 @@ def test_links_are_shown_as_a_matrix(tmp_path: Path) -> None:
     shown = done.stdout
     rows = [line.split() for line in shown[shown.index("links") :].splitlines() if line.strip()[:1].isdigit()]
     assert rows[1:] == [["0", "-", "die", "?"], ["1", "die", "-", "xGMI"], ["2", "?", "xGMI", "-"]]
+
+
+def test_a_watch_repeats_until_it_is_interrupted(tmp_path: Path) -> None:
+    root = machines.mi300x(tmp_path, count=1)
+    command = [sys.executable, "-c", "import sys; from aim_engine.cli.main import main; sys.exit(main())", "gpus"]
+    with subprocess.Popen(
+        [*command, "--root", str(root), "--watch", "0.1", "--json"], stdout=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout is not None
+        seen = [json.loads(watching.stdout.readline()) for _ in range(3)]
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(timeout=20) == 0
+    assert {one["nodes"][0]["devices"][0]["gpu"] for one in seen} == {"MI300X"}

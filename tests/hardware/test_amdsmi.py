@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -9,24 +8,9 @@ from hypothesis import strategies as st
 
 from aim_engine.errors import AimError, Corrupt
 from aim_engine.hardware import amdsmi, detect
+from recordings import AMD_SMI_BOX, AMD_SMI_ENTRY
 
 MIB = 1024**2
-
-ENTRY: dict[str, Any] = {
-    "gpu": 0,
-    "asic": {
-        "market_name": "AMD Instinct MI300X",
-        "device_id": "0x74a1",
-        "rev_id": "0x00",
-        "num_compute_units": 304,
-        "target_graphics_version": "gfx942",
-    },
-    "bus": {"bdf": "0000:0C:00.0"},
-    "limit": {"max_power": {"value": 750, "unit": "W"}, "socket_power": {"value": 700, "unit": "W"}},
-    "numa": {"node": 1, "affinity": -1},
-    "vram": {"type": "HBM", "size": {"value": 196592, "unit": "MB"}},
-    "partition": {"compute_partition": "SPX", "memory_partition": "NPS1"},
-}
 
 TEXT = """
 GPU: 0
@@ -59,30 +43,18 @@ GPU: 1
         MARKET_NAME: AMD Instinct MI300X
 """
 
-BOX = """\
-+------------------------------------------------------------------------------+
-| AMD-SMI 26.0.2+39589fda  amdgpu version: 6.14.14  ROCm version: 7.0.2        |
-|-------------------------------------+----------------------------------------|
-| BDF                        GPU-Name | Mem-Uti   Temp   UEC       Power-Usage |
-| GPU  HIP-ID  OAM-ID  Partition-Mode | GFX-Uti    Fan               Mem-Usage |
-|=====================================+========================================|
-| 0000:05:00.0    AMD Instinct MI300X | 0 %      41 \u00b0C   0           131/750 W |
-|   0       0       2        CPX/NPS4 | 7 %        N/A             91/24574 MB |
-| 0000:05:00.1    AMD Instinct MI300X | N/A        N/A   N/A               N/A |
-|   1       1     N/A        CPX/NPS4 | N/A        N/A             90/24574 MB |
-+-------------------------------------+----------------------------------------+
-"""
-
 
 @pytest.mark.parametrize(
     "output",
     [
-        json.dumps([ENTRY]),
-        json.dumps({"gpu_data": [ENTRY]}),
-        json.dumps({"gpu_0": {key: value for key, value in ENTRY.items() if key != "gpu"}}),
-        json.dumps([ENTRY]).upper().replace("X74A1", "x74a1"),
-        "WARNING: user is not in the render group\n[warn] x\n" + json.dumps([ENTRY], indent=4) + "\ntrailing text }",
-        "\0\0" + json.dumps([ENTRY]) + "\0" * 100,
+        json.dumps([AMD_SMI_ENTRY]),
+        json.dumps({"gpu_data": [AMD_SMI_ENTRY]}),
+        json.dumps({"gpu_0": {key: value for key, value in AMD_SMI_ENTRY.items() if key != "gpu"}}),
+        json.dumps([AMD_SMI_ENTRY]).upper().replace("X74A1", "x74a1"),
+        "WARNING: user is not in the render group\n[warn] x\n"
+        + json.dumps([AMD_SMI_ENTRY], indent=4)
+        + "\ntrailing text }",
+        "\0\0" + json.dumps([AMD_SMI_ENTRY]) + "\0" * 100,
         TEXT,
         TEXT.replace("\n", "\r\n"),
     ],
@@ -138,7 +110,7 @@ def test_outputs_of_several_commands_are_joined_by_gpu() -> None:
         "usage": {"gfx_activity": {"value": 7, "unit": "%"}},
     }
     listed = {"gpu": 0, "bdf": "0000:0c:00.0", "uuid": "c0ff74a1-0000-1000-80b1-06985c515c91"}
-    (device,) = amdsmi.parse(json.dumps([ENTRY]), json.dumps([metric]), json.dumps([listed]))
+    (device,) = amdsmi.parse(json.dumps([AMD_SMI_ENTRY]), json.dumps([metric]), json.dumps([listed]))
     assert device.memory_used_bytes == 0
     assert device.uuid == "c0ff74a1-0000-1000-80b1-06985c515c91"
     assert device.power_cap_w == 700
@@ -190,7 +162,7 @@ def test_the_monitor_table_is_read_by_its_columns() -> None:
 
 
 def test_the_default_box_is_read() -> None:
-    first, second = amdsmi.parse(BOX)
+    first, second = amdsmi.parse(AMD_SMI_BOX)
     assert (first.product, first.bdf) == ("AMD Instinct MI300X", "0000:05:00.0")
     assert (first.partition, first.memory_partition) == ("CPX", "NPS4")
     assert first.memory_total_bytes == 24574 * MIB
@@ -222,7 +194,7 @@ def test_both_shapes_of_the_topology_are_the_same_links() -> None:
 
 
 def test_a_recorded_output_becomes_a_cluster_with_its_cards() -> None:
-    cluster = detect.from_tool(json.dumps([ENTRY]), readings=True)
+    cluster = detect.from_recorded(json.dumps([AMD_SMI_ENTRY]), readings=True)
     assert cluster.describe() == "1 x MI300X"
     assert cluster.devices[0].readings is not None
 
@@ -232,7 +204,7 @@ def test_a_name_that_the_tool_cut_does_not_hide_the_card() -> None:
         "gpu": 0,
         "asic": {"market_name": "Navi 23 [Radeon RX 6600/6600 XT", "device_id": "0x73ff", "rev_id": "0xc7"},
     }
-    assert detect.from_tool(json.dumps([entry])).devices[0].gpu == "RX6600"
+    assert detect.from_recorded(json.dumps([entry])).devices[0].gpu == "RX6600"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +224,7 @@ JSON = st.recursive(
 @settings(deadline=None, max_examples=80)
 @given(st.data())
 def test_any_value_in_any_place_is_read_or_refused(data: st.DataObject) -> None:
-    entry = json.loads(json.dumps(ENTRY))
+    entry = json.loads(json.dumps(AMD_SMI_ENTRY))
     for _ in range(data.draw(st.integers(1, 4))):
         section = data.draw(st.sampled_from(sorted(entry)))
         if isinstance(entry[section], dict) and data.draw(st.booleans()):
@@ -270,7 +242,7 @@ def test_any_value_in_any_place_is_read_or_refused(data: st.DataObject) -> None:
 
 
 @settings(deadline=None, max_examples=80)
-@given(st.sampled_from([TEXT, BOX, "gpu,market_name,size\n0,X,1\n1,Y,2\n"]), st.data())
+@given(st.sampled_from([TEXT, AMD_SMI_BOX, "gpu,market_name,size\n0,X,1\n1,Y,2\n"]), st.data())
 def test_cut_or_changed_text_is_read_or_refused(text: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(text)))
     changed = text[:start] + data.draw(st.text(max_size=20)) + text[start + data.draw(st.integers(0, 30)) :]

@@ -19,6 +19,7 @@ import pytest
 from aim_engine.errors import AimError, Corrupt
 from aim_engine.hardware import amdsmi, catalog, detect, drm, identity, kfd, nodes, recording, sensors, topology
 from aim_engine.hardware.cluster import Device, Node
+from aim_engine.hardware.readings import Readings
 
 pytestmark = pytest.mark.corpus
 CORPUS = os.environ.get("AIM_ENGINE_CORPUS", "")
@@ -257,7 +258,7 @@ def test_outputs_of_amd_smi_are_read_as_expected(folder: Path) -> None:
         *outputs.get(".json", []), *outputs.get(".txt", []), *([] if ".json" in outputs else outputs.get(".csv", []))
     )
     first = devices[0]
-    readings = first.readings or sensors.Readings()
+    readings = first.readings or Readings()
     names = {"hotspot": "junction", "vram": "mem"}
 
     def places(found: Mapping[str, float]) -> Callable[[Any], Any]:
@@ -369,7 +370,7 @@ def compare_node(expected: Mapping[str, Any], node: Node) -> None:
 def test_rocm_smi_recordings_match(folder: Path) -> None:
     expected = json.loads((folder / "expected.json").read_text())
     outputs = [path.read_text(errors="replace") for path in sorted(folder.glob("rocm-smi*"))]
-    node = detect.from_tool(*outputs, readings=True).nodes[0]
+    node = detect.from_recorded(*outputs, readings=True).nodes[0]
     assert len(node.devices) == expected["gpu_count"]
     entries = expected.get("gpus") or [{**expected, **expected.get("gpu0", {})}]
     for device, entry in zip(node.devices, entries, strict=False):
@@ -409,7 +410,7 @@ def test_rocm_smi_recordings_match(folder: Path) -> None:
 def test_topology_files_match(folder: Path) -> None:
     expected = json.loads((folder / "expected.json").read_text())
     source = next(path for path in sorted(folder.iterdir()) if ".xml" in path.name)
-    node = detect.from_tool(topology.unpacked(source.read_bytes(), source.name), name=source.name).nodes[0]
+    node = detect.from_recorded(topology.unpacked(source.read_bytes(), source.name), name=source.name).nodes[0]
     by_numa: dict[str, list[str | None]] = {}
     for device in node.devices:
         by_numa.setdefault(str(device.numa_node), []).append(device.bdf)
@@ -429,5 +430,29 @@ def test_topology_files_match(folder: Path) -> None:
             "hive": lambda _: node.devices[0].hive,
             "hives": lambda _: len({d.hive for d in node.devices}),
             "numa_nodes": lambda _: len(by_numa),
+        },
+    )
+
+
+@pytest.mark.parametrize("folder", recordings("rocprof_sysinfo"))
+def test_profiles_match(folder: Path) -> None:
+    expected = json.loads((folder / "expected.json").read_text())
+    node = detect.from_recorded((folder / "sysinfo.csv").read_text("utf-8", "replace"), readings=True).nodes[0]
+    (device,) = node.devices
+    readings, memory = device.readings, device.memory
+    compare(
+        expected,
+        {
+            "model": lambda wanted: wanted if says_same_product(wanted, device.product) else device.product,
+            "gfx": lambda _: device.arch,
+            "cu": lambda _: device.compute_units,
+            "num_xcd": lambda _: device.compute_dies,
+            "compute_partition": lambda _: device.partition,
+            "memory_partition": lambda _: device.memory_partition,
+            "hbm_bw_gbps": lambda _: memory.bandwidth_bytes_s / 1e9 if memory and memory.bandwidth_bytes_s else None,
+            "max_sclk_mhz": lambda _: readings.sclk_max_mhz if readings else None,
+            "max_mclk_mhz": lambda _: readings.mclk_max_mhz if readings else None,
+            "vbios": lambda _: device.vbios,
+            "rocm": lambda _: node.rocm_version,
         },
     )

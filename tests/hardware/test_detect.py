@@ -8,7 +8,7 @@ import pytest
 
 import machines
 from aim_engine.errors import Corrupt, InvalidInput
-from aim_engine.hardware import detect, kfd, recording
+from aim_engine.hardware import detect, joining, kfd, recording
 from aim_engine.hardware.cluster import Cluster, Device, Finding
 
 
@@ -149,7 +149,7 @@ def test_the_tool_fills_gaps_and_disagreements_are_reported() -> None:
         compute_units=38,
         memory_total_bytes=machines.MI300X_VRAM,
     )
-    (device,), found = detect.join((kernel,), (tool,))
+    (device,), found = joining.join((kernel,), (tool,))
     assert device.index == 0
     assert device.memory_total_bytes == machines.MI300X_VRAM
     assert device.sources["memory_total_bytes"] == "amd-smi"
@@ -162,7 +162,7 @@ def test_partitions_that_a_tool_lists_under_one_address_are_matched_in_order() -
     tool = tuple(
         Device(index=i, gpu=None, product="AMD GPU", arch="gfx942", bdf="0000:05:00.0", uuid=f"u{i}") for i in range(3)
     )
-    joined, _ = detect.join(kernel, tool)
+    joined, _ = joining.join(kernel, tool)
     assert [device.uuid for device in joined] == ["u0", "u1", "u2"]
 
 

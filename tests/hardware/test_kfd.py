@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import machines
 from aim_engine.errors import AimError
-from aim_engine.hardware import detect, drm, kfd, sensors
+from aim_engine.hardware import detect, drm, gpu_metrics, kfd, sensors
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_the_size_of_the_metrics_table_is_in_its_header(tmp_path: Path) -> None:
     device = machines.card(tmp_path, 0, address="0000:04:00.0", device_id="73bf", files={})
     (device / "gpu_metrics").write_bytes(bytes([120, 0, 1, 3]) + bytes(4092))
     header = sensors.read(device).metrics
-    assert header == sensors.MetricsHeader(structure_size=120, format_revision=1, content_revision=3)
+    assert header == gpu_metrics.Header(structure_size=120, format_revision=1, content_revision=3)
 
 
 def test_nothing_at_all_is_no_device(tmp_path: Path) -> None:

@@ -10,45 +10,11 @@ from hypothesis import strategies as st
 
 from aim_engine.errors import Corrupt
 from aim_engine.hardware import detect, rocmsmi
-
-OLD = {
-    "card0": {
-        "GPU ID": "0x738c",
-        "Unique ID": "0x1234",
-        "Temperature (Sensor edge) (C)": "31.0",
-        "Temperature (Sensor HBM 0) (C)": "N/A",
-        "Average Graphics Package Power (W)": "39.0",
-        "Max Graphics Package Power (W)": "290.0",
-        "sclk clock level:": "0 (300Mhz)",
-        "Card series": "0x1002",
-        "Card model": "0x1002",
-        "PCI Bus": "0000:1E:00.0",
-        "GPU use (%)": "0",
-        "VRAM Total Memory (B)": "34342961152",
-        "VRAM Total Used Memory (B)": "6782976",
-        "(Topology) Numa Node": "0",
-    },
-    "system": {"Driver version": "6.2.4", "PID1": "x, 1"},
-}
-TEXT = """\
-============================ ROCm System Management Interface ============================
-WARNING: AMD GPU device(s) is/are in a low-power state. Check power control/runtime_status
-Driver version: 6.16.13
-GPU[0]          : Device Name:          AMD Instinct MI300X VF
-GPU[0]          : Device ID:            0x74b5
-GPU[0]          : Temperature (Sensor junction) (C): 89.0
-GPU[0]          : sclk clock level: 1: (1259Mhz)
-GPU[0]          : Max Graphics Package Power (W): 750.0
-GPU[0]          : Current Socket Graphics Package Power (W): 749.0
-GPU[0]          : Supported fclk frequencies on GPU0
-GPU[0]          : 0: 1300Mhz *
-GPU[0]          : VRAM Total Memory (B): 205822885888
-GPU[0]          : Compute Partition: SPX
-"""
+from recordings import ROCM_SMI_OLD, ROCM_SMI_TEXT
 
 
 def test_an_old_release_is_read_and_its_empty_names_are_not_believed() -> None:
-    (device,) = detect.from_tool(json.dumps(OLD), readings=True).nodes[0].devices
+    (device,) = detect.from_recorded(json.dumps(ROCM_SMI_OLD), readings=True).nodes[0].devices
     assert (device.gpu, device.pci_id, device.bdf) == ("MI100", "738c", "0000:1e:00.0")
     assert (device.memory_total_bytes, device.memory_used_bytes) == (34342961152, 6782976)
     assert device.readings is not None
@@ -58,7 +24,7 @@ def test_an_old_release_is_read_and_its_empty_names_are_not_believed() -> None:
 
 
 def test_text_lines_say_the_same_as_json() -> None:
-    node = detect.from_tool(TEXT, readings=True).nodes[0]
+    node = detect.from_recorded(ROCM_SMI_TEXT, readings=True).nodes[0]
     (device,) = node.devices
     assert (device.gpu, device.partition, node.driver_version) == ("MI300X", "SPX", "6.16.13")
     assert device.readings is not None
@@ -90,7 +56,7 @@ def test_an_output_without_a_card_is_an_error(output: str) -> None:
 
 @given(st.data())
 def test_a_damaged_output_never_trips(data: st.DataObject) -> None:
-    content = data.draw(st.sampled_from([json.dumps(OLD), TEXT]))
+    content = data.draw(st.sampled_from([json.dumps(ROCM_SMI_OLD), ROCM_SMI_TEXT]))
     start, end = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, len(content)))
     mixed = content[:start] + data.draw(st.text(max_size=10)) + content[end:]
     try:

@@ -9,56 +9,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_engine.errors import Corrupt
-from aim_engine.hardware import detect, topology
-
-
-def rccl(count: int = 8, device: str = "0x74a1", gcn: str = "gfx942", units: int = 304) -> str:
-    """A full mesh over two CPUs, one link between any two."""
-    addresses = [f"0000:{16 * (n + 1):02x}:00.0" for n in range(count)]
-    cpus = []
-    for cpu in (0, 1):
-        gpus = "".join(
-            f'<pci busid="{own}" class="0x120000" vendor="0x1002" device="{device}"><gpu dev="{n}" sm="{units}" gcn="{gcn}">'
-            + "".join(f'<xgmi target="{other}" count="1" tclass="0x120000"/>' for other in addresses if other != own)
-            + "</gpu></pci>"
-            for n, own in enumerate(addresses)
-            if n * 2 // count == cpu
-        )
-        cpus.append(f'<cpu numaid="{cpu}"><pci busid="0000:05:0{cpu}.0" vendor="0x15b3">{gpus}</pci></cpu>')
-    return f'<system version="2">{"".join(cpus)}</system>'
-
-
-HWLOC = """<?xml version="1.0"?>
-<!DOCTYPE topology SYSTEM "hwloc2.dtd">
-<topology version="2.0"><object type="Machine"><object type="Package">
- <object type="Group"><object type="NUMANode" os_index="3"/>
-  <object type="Bridge"><object type="PCIDev" pci_busid="0000:c1:00.0" pci_type="0380 [1002:7408] [1002:0b0c] 00">
-   <object type="OSDev" name="rsmi0" subtype="RSMI"><info name="GPUModel" value="AMD INSTINCT MI200 (MCM)"/>
-    <info name="RSMIVRAMSize" value="67092480"/><info name="XGMIHiveID" value="dc41"/></object></object></object></object>
- <object type="Group"><object type="NUMANode" os_index="0"/>
-  <object type="PCIDev" pci_busid="0000:05:00.0" pci_type="0200 [15b3:1019] [0:0] 00"/>
-  <object type="PCIDev" pci_busid="0000:d1:00.0" pci_type="0380 [1002:7408] [1002:0b0c] 00"/></object>
-</object></object></topology>"""
+from aim_engine.hardware import detect, links, topology
+from recordings import HWLOC, rccl
 
 
 def test_a_mesh_is_one_hive_with_a_link_between_any_two() -> None:
-    node = detect.from_tool(rccl(), name="dump.xml").nodes[0]
+    node = detect.from_recorded(rccl(), name="dump.xml").nodes[0]
     assert [device.gpu for device in node.devices] == ["MI300X"] * 8
     assert {device.hive for device in node.devices} == {"0"}
     assert [device.numa_node for device in node.devices] == [0] * 4 + [1] * 4
     assert len(node.link_weights) == 28
-    assert set(node.link_weights.values()) == {topology.ONE_STEP}
+    assert set(node.link_weights.values()) == {links.ONE_STEP}
     assert node.devices[0].sources["bdf"] == "rccl"
     assert node.devices[0].memory_used_bytes is None
 
 
 def test_an_old_number_of_an_architecture_is_understood() -> None:
-    node = topology.read(rccl(2, device="0x740c", gcn="910", units=104))
+    node = topology.parse(rccl(2, device="0x740c", gcn="910", units=104))
     assert {device.arch for device in node.devices} == {"gfx90a"}
 
 
 def test_hwloc_gives_memory_hive_and_numa_node_and_keeps_the_tools_order() -> None:
-    first, second = topology.read(HWLOC).devices
+    first, second = topology.parse(HWLOC).devices
     assert (first.bdf, first.numa_node, first.memory_total_bytes, first.hive) == (
         "0000:c1:00.0",
         3,
@@ -91,11 +63,11 @@ def test_a_compressed_file_is_unpacked_and_a_bomb_is_not() -> None:
 )
 def test_a_damaged_file_is_told(text: str, said: str) -> None:
     with pytest.raises(Corrupt, match=said):
-        topology.read(text)
+        topology.parse(text)
 
 
 def test_a_machine_without_gpu_says_so() -> None:
-    node = topology.read('<system version="1"><cpu numaid="0"/></system>')
+    node = topology.parse('<system version="1"><cpu numaid="0"/></system>')
     assert node.devices == ()
     assert "shows no AMD GPU" in node.findings[0].message
 
@@ -106,7 +78,7 @@ def test_a_mutated_file_never_trips(data: st.DataObject) -> None:
     start, end = sorted((data.draw(st.integers(0, len(content))), data.draw(st.integers(0, len(content)))))
     mixed = content[:start] + data.draw(st.text(max_size=12)) + content[end:]
     try:
-        node = topology.read(mixed)
+        node = topology.parse(mixed)
     except Corrupt:
         return
     assert len(node.devices) <= 8

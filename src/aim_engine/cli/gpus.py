@@ -9,14 +9,14 @@ import click
 from aim_engine import settings as all_settings
 from aim_engine import workflow
 from aim_engine.cli import hardware_source, output
-from aim_engine.hardware import detect, nodes, recording
+from aim_engine.errors import InvalidInput
+from aim_engine.hardware import detect, links, nodes, recording
 from aim_engine.hardware.cluster import Cluster, Cpu, Device, Finding, Node
 from aim_engine.units import format_bytes
 
 MATRIX_DEVICES = 16
 """More devices than these do not make a table that a person reads."""
-_LINKS = ((13, "die"), (15, "xGMI"), (39, "xGMI+"))
-"""KFD's link weights up to: dies of one package, one xGMI step, several steps; PCIe counts from 40."""
+WATCH_S = 2.0
 
 
 @click.command(epilog="Example: aim-engine gpus --json")
@@ -28,39 +28,80 @@ _LINKS = ((13, "die"), (15, "xGMI"), (39, "xGMI+"))
     "sources",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Recorded output of amd-smi (JSON, CSV or text), rocm-smi (JSON or text) or kubectl get nodes (JSON, YAML, labels), or a topology file of RCCL or hwloc; - for stdin. "
-    "May be given for each command.",
+    help="Recorded output of amd-smi (JSON, CSV or text), rocm-smi (JSON or text), kubectl get nodes (JSON, YAML, labels) or lspci, a topology file of "
+    "RCCL or hwloc, or a sysinfo.csv of rocprof; - for stdin. May be given several times for one machine.",
 )
 @hardware_source.LIVE
+@click.option(
+    "--watch",
+    "every_s",
+    type=click.FloatRange(min=0.1),
+    is_flag=False,
+    flag_value=WATCH_S,
+    metavar="[SECONDS]",
+    help="Look again and again, every 2 seconds or as given, until Ctrl-C; with load, power and temperatures. With --json one document a line.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def gpus(root: Path | None, sources: tuple[Path, ...], live: bool, as_json: bool) -> None:
+def gpus(root: Path | None, sources: tuple[Path, ...], live: bool, every_s: float | None, as_json: bool) -> None:
     """Show the GPUs and the CPU of this machine, and where each figure comes from.
 
     Or those of a recording, or of a Kubernetes cluster: its nodes, their GPUs and how many are free.
     """
     hardware_source.one_of(root=root, **{"from": sources}, kubernetes=live)
+    if every_s is not None:
+        if any(str(source) == "-" for source in sources):
+            raise InvalidInput("stdin can be read once, not watched", hint="give a file, or leave out --watch")
+        _watch(root, sources, live, every_s, as_json)
+        return
+    cluster = _read(root, sources, live)
+    if as_json:
+        output.data(cluster)
+        return
+    _show_all(cluster, live)
+    if cluster.origin == "detected" and not sources and root is None:
+        output.next_step("aim-engine plan Qwen/Qwen3-32B")
+
+
+def _watch(root: Path | None, sources: tuple[Path, ...], live: bool, every_s: float, as_json: bool) -> None:
+    """Look until Ctrl-C, which is how a watch ends."""
+    import time
+
+    import msgspec
+
+    try:
+        while True:
+            cluster = _read(root, sources, live)
+            if as_json:
+                output.text(msgspec.json.encode(cluster, order="deterministic").decode())
+            else:
+                output.fresh_page()
+                _show_all(cluster, live)
+                _show_readings(cluster)
+            output.flush()
+            time.sleep(every_s)
+    except KeyboardInterrupt:
+        return
+
+
+def _read(root: Path | None, sources: tuple[Path, ...], live: bool) -> Cluster:
     settings = all_settings.load()
     overlay = workflow.overlay_dir(settings)
     if live:
         from aim_engine.deploy import inventory
 
-        cluster = inventory.read(overlay)
-    elif sources:
+        return inventory.read(overlay)
+    if sources:
         name = sources[0].name if str(sources[0]) != "-" else "stdin"
         texts = [hardware_source.read(source) for source in sources]
         if any(map(nodes.is_one, texts)):
-            cluster = nodes.read(*texts, name=name, overlay=overlay)
-        else:
-            cluster = detect.from_tool(*texts, name=name, overlay=overlay, readings=True)
-    else:
-        with recording.opened(root or Path(settings.sysfs_root)) as folder:
-            recorded = None if root is None else root.name.removesuffix(".gz").removesuffix(".tar")
-            cluster = detect.detect(
-                folder, run_tools=folder == detect.LIVE, overlay=overlay, readings=True, name=recorded
-            )
-    if as_json:
-        output.data(cluster)
-        return
+            return nodes.read(*texts, name=name, overlay=overlay)
+        return detect.from_recorded(*texts, name=name, overlay=overlay, readings=True)
+    with recording.opened(root or Path(settings.sysfs_root)) as folder:
+        recorded = None if root is None else root.name.removesuffix(".gz").removesuffix(".tar")
+        return detect.detect(folder, run_tools=folder == detect.LIVE, overlay=overlay, readings=True, name=recorded)
+
+
+def _show_all(cluster: Cluster, live: bool) -> None:
     if any(node.scheduling is not None for node in cluster.nodes):
         _show_cluster(cluster)
         if live:
@@ -68,8 +109,38 @@ def gpus(root: Path | None, sources: tuple[Path, ...], live: bool, as_json: bool
         return
     for node in cluster.nodes:
         _show(node, cluster)
-    if cluster.origin == "detected" and not sources and root is None:
-        output.next_step("aim-engine plan Qwen/Qwen3-32B")
+
+
+def _show_readings(cluster: Cluster) -> None:
+    rows = []
+    for device in cluster.devices:
+        now = device.readings
+        if now is None:
+            continue
+        hottest = max(now.temperature_c.items(), key=lambda item: item[1], default=None)
+        rows.append(
+            (
+                str(device.index),
+                _or_unknown(now.gpu_busy_percent, "%"),
+                _or_unknown(now.mem_busy_percent, "%"),
+                format_bytes(device.memory_used_bytes) if device.memory_used_bytes is not None else "?",
+                _or_unknown(now.power_w, " W") + (f" of {now.power_cap_w:.0f}" if now.power_cap_w else ""),
+                f"{hottest[1]:.0f} \u00b0C {hottest[0]}" if hottest is not None else "?",
+                _or_unknown(now.sclk_mhz, " MHz"),
+                ", ".join(now.throttle_reasons) or "-",
+            )
+        )
+    if rows:
+        output.table(
+            "now",
+            ("#", "busy", "memory busy", "used", "power", "hottest", "clock", "held down by"),
+            rows,
+            right=("#", "busy", "memory busy", "used"),
+        )
+
+
+def _or_unknown(value: float | None, unit: str) -> str:
+    return "?" if value is None else f"{value:.0f}{unit}"
 
 
 def _show_cluster(cluster: Cluster) -> None:
@@ -101,15 +172,7 @@ def _show(node: Node, cluster: Cluster) -> None:
     else:
         output.text(f"no AMD GPU that can serve models on {node.name}")
     if node.link_weights and len(node.devices) <= MATRIX_DEVICES:
-        numbers = [str(device.index) for device in node.devices]
-        output.table(
-            "links",
-            ("", *numbers),
-            [
-                (one, *("-" if one == other else _link(node, int(one), int(other)) for other in numbers))
-                for one in numbers
-            ],
-        )
+        output.table("links", ("", *(str(device.index) for device in node.devices)), list(links.matrix(node)))
     if node.cpu is not None:
         for line in _cpu_lines(node.cpu):
             output.text(line)
@@ -120,14 +183,6 @@ def _show(node: Node, cluster: Cluster) -> None:
         output.text()
     for finding in node.findings:
         output.text(_finding(finding))
-
-
-def _link(node: Node, one: int, other: int) -> str:
-    """How two devices are joined: dies of one package, one or more xGMI steps, or over PCIe; `?` where nothing says."""
-    weight = node.link_weights.get(f"{min(one, other)}-{max(one, other)}")
-    if weight is None:
-        return "?"
-    return next((word for limit, word in _LINKS if weight <= limit), "PCIe")
 
 
 def _row(device: Device, node: Node) -> tuple[str, ...]:
@@ -145,7 +200,12 @@ def _row(device: Device, node: Node) -> tuple[str, ...]:
         device.bdf or "?",
         str(device.numa_node) if device.numa_node is not None else "?",
         str(hives.index(device.hive)) if device.hive is not None else "-",
-        ", ".join(dict.fromkeys(each for each in (device.sources.get("bdf", ""), memory) if each)) or "?",
+        ", ".join(
+            dict.fromkeys(
+                each for each in (device.sources.get("bdf") or device.sources.get("arch", ""), memory) if each
+            )
+        )
+        or "?",
     )
 
 

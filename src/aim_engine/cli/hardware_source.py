@@ -50,7 +50,7 @@ def cluster(live: bool, recorded: Path | None, overlay: Path | None) -> Cluster 
             raise InvalidInput(f"{name} is no cluster as gpus --json writes it", why=str(err)) from err
     if nodes.is_one(text):
         return nodes.read(text, name=name, overlay=overlay)
-    return detect.from_tool(text, name=name, overlay=overlay)
+    return detect.from_recorded(text, name=name, overlay=overlay)
 
 
 def one_of(**given: object) -> None:

@@ -30,6 +30,16 @@ def text(line: str = "") -> None:
     sys.stdout.write(line + "\n")
 
 
+def fresh_page() -> None:
+    """Begin a page that replaces the last one: a cleared terminal, an empty line elsewhere."""
+    sys.stdout.write("\x1b[2J\x1b[H" if sys.stdout.isatty() else "\n")
+
+
+def flush() -> None:
+    """Hand on what was written so far, to readers that follow along."""
+    sys.stdout.flush()
+
+
 def note(line: str) -> None:
     """Progress or advice on stderr."""
     sys.stderr.write(line + "\n")

@@ -90,8 +90,12 @@ def _no_environment(host: Host) -> Answer | None:
 
 
 def _not_asked(host: Host) -> Answer | None:
-    asked = any("amd-smi" in device.sources.values() for device in host.node.devices)
-    return None if asked else Unknown(why="amd-smi was not asked, or is not installed")
+    asked = any({"amd-smi", "amdsmi", "rocm-smi"} & {*device.sources.values()} for device in host.node.devices)
+    return None if asked else Unknown(why="no tool was asked, or none is installed")
+
+
+def _not_live(host: Host) -> Answer | None:
+    return None if host.live else NotHere(why="a recording has no tools to ask")
 
 
 def _alone(host: Host) -> Answer | None:
@@ -187,7 +191,7 @@ CHECKS = (
     ),
     _remark(
         "HW010",
-        "Do the kernel and amd-smi agree?",
+        "Do the kernel and the installed tools agree?",
         severity="warning",
         effect="one of them is wrong about the card; the kernel's word is used",
         source=_KFD,
@@ -200,5 +204,29 @@ CHECKS = (
         effect="ranks in different groups talk over PCIe",
         source=_KFD,
         otherwise=_ungrouped,
+    ),
+    _remark(
+        "HW031",
+        "Can the tool's devices be matched with the kernel's?",
+        severity="warning",
+        effect="what only the tool knows of them is left out",
+        source=_KFD,
+        otherwise=_not_asked,
+    ),
+    _remark(
+        "HW032",
+        "Does the kernel show every device that the tool lists?",
+        severity="warning",
+        effect="a device that is left out serves nothing",
+        source=_KFD,
+        otherwise=_not_asked,
+    ),
+    _remark(
+        "HW033",
+        "Do the installed tools answer?",
+        severity="warning",
+        effect="what the kernel's files do not say stays unknown; a tool that hangs points to a driver in trouble",
+        source="ROCm/amdsmi README",
+        otherwise=_not_live,
     ),
 )

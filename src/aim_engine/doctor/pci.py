@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from aim_engine.hardware import drm, sensors, sysfs
+from aim_engine.hardware.readings import Readings
 
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")
 _CLASSES = ("0x03", "0x12")
@@ -63,7 +64,7 @@ class CardState(msgspec.Struct, frozen=True, kw_only=True):
     pci_id: str | None
     instinct: bool
     """True for an accelerator without display, whose link never sleeps."""
-    readings: sensors.Readings
+    readings: Readings
     power_cap_file: str | None
     links: tuple[PcieLink, ...]
     bridges: tuple[Bridge, ...] | None

@@ -9,40 +9,53 @@ Source: ROCm/amdsmi CHANGELOG (shapes by release).
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from aim_engine.errors import Corrupt
-from aim_engine.hardware import amdsmi_text
-from aim_engine.hardware.cluster import Device
-from aim_engine.hardware.sensors import Readings
+from aim_engine.hardware import amdsmi_text, links
+from aim_engine.hardware.cluster import UNNAMED, Device, Memory, Node
+from aim_engine.hardware.readings import Readings
 from aim_engine.units import KIB, MIB
 
-COMMANDS = (("static",), ("metric",), ("list",), ("partition", "--current"))
-TIMEOUT_S = 5.0
-FIRST_TIMEOUT_S = 15.0
-"""The first call may wait for the driver. A tool that does not answer it is not asked again."""
 _ATTEMPTS = 200
 """Places in a text where JSON may begin that are tried."""
-logger = logging.getLogger(__name__)
+NAME = "amd-smi"
+LIBRARY = "amdsmi"
+"""The Python library below it."""
+_STATED = {
+    "rocm_version": re.compile(r"\"?rocm[_ ]version\"?\s*:\s*\"?(\d[\w.+-]{0,30})", re.IGNORECASE),
+    "driver_version": re.compile(r"amdgpu[_ ]version\"?\s*:\s*\"?(\d[\w.+-]{0,30})", re.IGNORECASE),
+}
+_STATED_WITHIN = 20_000
 _UNKNOWN_NUMBERS = frozenset({0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF})
 _MEMORY_UNITS = {"b": 1, "kb": KIB, "kib": KIB, "mb": MIB, "mib": MIB, "gb": 1024 * MIB, "gib": 1024 * MIB}
 
 
-class Link(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of `amd-smi topology`."""
+def is_one(output: str) -> bool:
+    """Is this output of amd-smi that describes GPUs?"""
+    try:
+        next(_gpus(output))
+    except Corrupt:
+        return False
+    return True
 
-    source: int
-    target: int
-    kind: str
-    """SELF, PCIE, XGMI or what the tool says."""
-    accessible: bool | None = None
-    weight: int | None = None
+
+def read(outputs: Sequence[str], name: str) -> Node:
+    """The machine that outputs of static, metric, list, partition, topology, version or monitor describe. Raises: Corrupt."""
+    devices = parse(*outputs)
+    pairs = [link for output in outputs for link in parse_topology(output)]
+    hives = links.groups(pairs)
+    return Node(
+        name=name,
+        devices=tuple(_in_hive(device, hives.get(device.index)) for device in devices),
+        link_weights=links.weights(pairs),
+        **_versions(outputs),
+    )
 
 
 def parse(*outputs: str) -> tuple[Device, ...]:
@@ -57,13 +70,13 @@ def parse(*outputs: str) -> tuple[Device, ...]:
     return tuple(_device(number, entry) for number, entry in sorted(joined.items()))
 
 
-def parse_topology(output: str) -> tuple[Link, ...]:
-    """The links of `amd-smi topology --json`: a list of links per GPU (6.1.1 and later) or a mapping per property (before)."""
-    found = []
+def parse_topology(output: str) -> tuple[links.Link, ...]:
+    """The links of `amd-smi topology`: a list of links per GPU (6.1.1 and later), a mapping per property (before), or tables."""
+    found = list(links.tables(output)[1])
     for number, entry in _gpus(output):
-        links = entry.get("links")
-        if isinstance(links, list):
-            for link in links:
+        listed = entry.get("links")
+        if isinstance(listed, list):
+            for link in listed:
                 fields = _lower(link)
                 target = _number(fields.get("gpu"))
                 if target is not None:
@@ -73,43 +86,11 @@ def parse_topology(output: str) -> tuple[Link, ...]:
             continue
         kinds = _lower(entry.get("link_type"))
         for key, kind in kinds.items():
-            match = re.fullmatch(r"gpu_?(\d+)", key)
+            match = re.fullmatch(r"gpu_?(\d{1,6})", key)
             if match:
                 status = _lower(entry.get("link_accessibility")).get(key)
                 found.append(_link(number, int(match[1]), kind, status, _lower(entry.get("weight")).get(key)))
     return tuple(found)
-
-
-def run(timeout_s: float = TIMEOUT_S) -> tuple[Device, ...] | None:
-    """Ask the tool of this machine; None when it is not installed or does not answer usefully in time."""
-    import shutil
-    import subprocess
-
-    program = shutil.which("amd-smi") or shutil.which("/opt/rocm/bin/amd-smi")
-    if program is None:
-        return None
-    usable: list[str] = []
-    for command in COMMANDS:
-        try:
-            done = subprocess.run(
-                [program, *command, "--json"],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout_s if usable else max(timeout_s, FIRST_TIMEOUT_S),
-                check=False,
-            )
-            parse(done.stdout)
-        except (subprocess.TimeoutExpired, OSError) as err:
-            logger.debug("amd-smi %s: %s", command[0], err)
-            if not usable:
-                return None
-            continue
-        except Corrupt as err:
-            logger.debug("amd-smi %s: %s", command[0], err)
-            continue
-        usable.append(done.stdout)
-    return parse(*usable) if usable else None
 
 
 def _device(number: int, entry: Mapping[str, Any]) -> Device:
@@ -149,20 +130,68 @@ def _device(number: int, entry: Mapping[str, Any]) -> Device:
         "memory_used_bytes": _bytes(memory.get("used_vram"), "mib", zero=True),
         "power_cap_w": round(cap_w) if cap_w else None,
         "driver": _text(driver.get("name")),
+        "oam_id": _number(asic.get("oam_id")),
+        "vbios": _text(_section(entry, "vbios").get("part_number"))
+        or _text(_section(entry, "ifwi").get("part_number")),
     }
     return Device(
         index=number,
         gpu=None,
-        product=found.pop("product") or "AMD GPU",
+        product=found.pop("product") or UNNAMED,
+        memory=_memory(entry, vram, memory, total),
         readings=_readings(entry, caps, limit),
-        sources={name: "amd-smi" for name, value in found.items() if value is not None},
+        sources={name: NAME for name, value in found.items() if value is not None},
         **found,
     )
+
+
+def _memory(
+    entry: Mapping[str, Any], vram: Mapping[str, Any], usage: Mapping[str, Any], total: int | None
+) -> Memory | None:
+    rate = _float(vram.get("max_bandwidth"))
+    blocks = _lower(_section(entry, "ras").get("ecc_block_state"))
+    memory = Memory(
+        vram_bytes=total,
+        visible_bytes=_bytes(usage.get("total_visible_vram"), "mib"),
+        gtt_bytes=_bytes(usage.get("total_gtt"), "mib"),
+        gtt_used_bytes=_bytes(usage.get("used_gtt"), "mib", zero=True),
+        kind=_text(vram.get("type")),
+        bus_bits=_number(vram.get("bit_width")) or None,
+        bandwidth_bytes_s=round(rate * 1e9) if rate else None,
+        ecc={"ENABLED": True, "DISABLED": False}.get(str(blocks.get("umc")).upper()),
+    )
+    return memory if memory != Memory() else None
+
+
+def _in_hive(device: Device, hive: str | None) -> Device:
+    if hive is None:
+        return device
+    return msgspec.structs.replace(device, hive=hive, sources={**device.sources, "hive": NAME})
+
+
+def _versions(outputs: Sequence[str]) -> dict[str, Any]:
+    """Versions of ROCm and the driver, and whether it is a guest, where an output states them shortly. The driver's may be a banner."""
+    found: dict[str, Any] = {}
+    for output in outputs:
+        for key, pattern in _STATED.items():
+            match = pattern.search(output[:_STATED_WITHIN])
+            if match is not None and _text(match[1]) is not None:
+                found.setdefault(key, match[1])
+        if re.search(r"Platform:\s*Linux Guest|\"platform\"\s*:\s*\"[^\"]*Guest", output[:_STATED_WITHIN]):
+            found["guest"] = True
+        elif re.search(r"Platform:\s*Linux Baremetal", output[:_STATED_WITHIN]):
+            found.setdefault("guest", False)
+    return found
 
 
 def _readings(entry: Mapping[str, Any], caps: Mapping[str, Any], limit: Mapping[str, Any]) -> Readings | None:
     """Temperatures, power and load, where the output has any. `hotspot` is what hwmon calls junction, `vram` its mem."""
     power, heat, load = _section(entry, "power"), _section(entry, "temperature"), _section(entry, "usage")
+    clock = _section(entry, "clock")
+    (sclk_mhz, sclk_max_mhz), (mclk_mhz, mclk_max_mhz) = (
+        _clock(clock, "gfx_0", "gfx", "sys"),
+        _clock(clock, "mem_0", "mem"),
+    )
     readings = Readings(
         temperature_c=_by_place({place: heat.get(place) for place in heat}),
         temperature_critical_c=_by_place(_limits(limit, "slowdown")),
@@ -171,12 +200,31 @@ def _readings(entry: Mapping[str, Any], caps: Mapping[str, Any], limit: Mapping[
         power_cap_w=_first(caps, ("socket_power_limit", "socket_power")),
         power_cap_min_w=_first(caps, ("min_power_limit", "min_power")),
         power_cap_max_w=_first(caps, ("max_power_limit", "max_power")),
-        gpu_busy_percent=_number(load.get("gfx_activity")),
-        mem_busy_percent=_number(load.get("umc_activity")),
+        gpu_busy_percent=_percent(load.get("gfx_activity")),
+        mem_busy_percent=_percent(load.get("umc_activity")),
+        sclk_mhz=sclk_mhz,
+        sclk_max_mhz=sclk_max_mhz,
+        mclk_mhz=mclk_mhz,
+        mclk_max_mhz=mclk_max_mhz,
+        fan_percent=_percent(_section(entry, "fan").get("usage")),
         pcie_replay_count=_number(_section(entry, "pcie").get("replay_count")),
         vram_vendor=_text(_section(entry, "vram").get("vendor")),
     )
     return readings if readings != Readings() else None
+
+
+def _clock(clock: Mapping[str, Any], *names: str) -> tuple[int | None, int | None]:
+    """The first of these clocks: now and at most. Unit: MHz."""
+    section = next((_lower(clock.get(name)) for name in names if isinstance(clock.get(name), dict)), {})
+    levels = [_number(level) for level in _lower(section.get("frequency_levels")).values()]
+    return _number(section.get("clk")), _number(section.get("max_clk")) or max(
+        (level for level in levels if level), default=None
+    )
+
+
+def _percent(value: Any) -> int | None:
+    number = _number(value)
+    return number if number is not None and 0 <= number <= 100 else None
 
 
 def _limits(limit: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -232,7 +280,7 @@ def _entries(value: Any) -> Iterator[tuple[int, dict[str, Any]]]:
             yield from _entries(fields["gpu_data"])
             return
         for key, entry in fields.items():
-            match = re.fullmatch(r"gpu_?(\d+)", key)
+            match = re.fullmatch(r"gpu_?(\d{1,6})", key)
             if match and isinstance(entry, dict):
                 yield int(match[1]), _lower(entry)
     elif isinstance(value, list):
@@ -251,10 +299,14 @@ def _merge(into: dict[str, Any], entry: Mapping[str, Any]) -> None:
             into.setdefault(key, value)
 
 
-def _link(source: int, target: int, kind: Any, status: Any, weight: Any) -> Link:
+def _link(source: int, target: int, kind: Any, status: Any, weight: Any) -> links.Link:
     accessible = {"ENABLED": True, "DISABLED": False}.get(str(status).upper())
-    return Link(
-        source=source, target=target, kind=str(kind or "").upper(), accessible=accessible, weight=_number(weight)
+    return links.Link(
+        source=source,
+        target=target,
+        kind=str(kind or "").upper(),
+        accessible=accessible,
+        weight=_number(weight) or None,
     )
 
 

@@ -9,12 +9,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from aim_engine.hardware import links
+
 _BLOCK = re.compile(r"^GPU:\s*(\d{1,6})\s*$", re.IGNORECASE)
 _LINE = re.compile(r"^(?P<indent>\s*)(?P<key>[A-Za-z][\w ()%/-]*):(?:\s+(?P<value>.*?))?\s*$")
 _ADDRESS = r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F]"
 _BOX_CARD = re.compile(rf"^\|\s*(?P<bdf>{_ADDRESS})\s+(?P<name>[^|]*?)\s*\|(?P<rest>[^|]*)\|\s*$")
 _BOX_STATE = re.compile(
-    r"^\|\s*(?P<gpu>\d+)\s+\S+\s+\S+\s+(?P<mode>[A-Za-z/0-9-]+)\s*\|\s*(?:(?P<busy>\d+)\s*%)?.*?(?P<used>\d+)\s*/\s*(?P<total>\d+)\s*(?P<unit>[KMGT]i?B)\s*\|\s*$"
+    r"^\|\s*(?P<gpu>\d{1,6})\s+\S+\s+\S+\s+(?P<mode>[A-Za-z/0-9-]+)\s*\|\s*(?:(?P<busy>\d{1,6})\s*%)?.*?(?P<used>\d{1,15})\s*/\s*(?P<total>\d{1,15})\s*(?P<unit>[KMGT]i?B)\s*\|\s*$"
 )
 _PLACES: dict[str, tuple[str, str]] = {
     "market_name": ("asic", "market_name"),
@@ -63,7 +65,7 @@ _PLACES: dict[str, tuple[str, str]] = {
 def entries(output: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """GPU number and its sections, from any form but JSON; nothing when the text is none of them."""
     lines = output.replace("\0", "").replace("\r", "").splitlines()
-    for reader in (_blocks, _box, _comma_separated, _columns):
+    for reader in (_blocks, _box, _comma_separated, _topology, _columns):
         found = list(reader(lines))
         if found:
             yield from found
@@ -162,17 +164,25 @@ def _box(lines: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
                 "used_vram": f"{state['used']} {state['unit']}",
             },
         }
-        power = re.search(r"(\d+)\s*/\s*(\d+)\s*W\b", card["rest"])
+        power = re.search(r"(\d{1,6})\s*/\s*(\d{1,6})\s*W\b", card["rest"])
         if power:
             entry["power"] = {"socket_power": f"{power[1]} W"}
             entry["limit"] = {"socket_power": f"{power[2]} W"}
-        heat = re.search(r"(\d+)\s*°\s*C\b", card["rest"])
+        heat = re.search(r"(\d{1,6})\s*°\s*C\b", card["rest"])
         if heat:
             entry["temperature"] = {"hotspot": f"{heat[1]} C"}
         if state["busy"]:
             entry["usage"] = {"gfx_activity": f"{state['busy']} %"}
         yield int(state["gpu"]), entry
         card = None
+
+
+def _topology(lines: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The tables of `amd-smi topology`: what they call a GPU is its PCI address."""
+    labels, _ = links.tables("\n".join(lines))
+    for number, label in enumerate(labels):
+        if re.fullmatch(_ADDRESS, label):
+            yield number, {"bdf": label}
 
 
 def _nested(flat: Mapping[str, str]) -> dict[str, Any]:

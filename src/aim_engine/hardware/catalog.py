@@ -137,6 +137,30 @@ def by_pci_id(
     return found[0] if len(found) == 1 else None
 
 
+def by_product(
+    product: str, memory_bytes: int | None = None, *, compute_units: int | None = None, overlay: Path | None = None
+) -> Gpu | None:
+    """The one card that a tool or list of names calls `product`; None when no card, or more than one, may be meant.
+
+    Names are those of pci.ids ("Navi 31 [Radeon RX 7900 XT/7900 XTX]", of which some tools keep 31 characters), of profilers
+    ("MI300X_A1") and of drivers ("AMD Instinct MI300X VF"). Memory and compute units decide between cards of one name, and may
+    show that another of the same family is meant: an "RX 7900 XT" with 24 GiB is an XTX.
+    """
+    exact = _find(product, overlay)
+    if exact is not None and _fits(exact, memory_bytes, compute_units):
+        return exact
+    wanted = _spoken_names(product)
+    cards = [_read(path) for _, path in sorted(_paths(overlay).items())]
+    spoken = {card.name: {_normal(name) for name in (card.name, card.product, *card.aliases)} for card in cards}
+    named = [card for card in cards if wanted & spoken[card.name]]
+    family = [card for card in cards if any(own.startswith(name) for name in wanted for own in spoken[card.name])]
+    for offered in (named, family):
+        fitting = [card for card in offered if _fits(card, memory_bytes, compute_units)]
+        if fitting:
+            return fitting[0] if len(fitting) == 1 else None
+    return None
+
+
 def sharing(pci_id: str | None, revision: str | None = None, overlay: Path | None = None) -> tuple[Gpu, ...]:
     """All cards with this PCI device id, or only those of the revision where one has it. Sorted by name."""
     if not pci_id:
@@ -202,6 +226,31 @@ def _parsed(path: Path, modified_ns: int) -> Gpu:  # noqa: ARG001 - a changed fi
 
 def _names(gpu: Gpu, product: str) -> bool:
     return bool(product) and _normal(product) in (_normal(gpu.name), _normal(gpu.product), *map(_normal, gpu.aliases))
+
+
+def _fits(gpu: Gpu, memory_bytes: int | None, compute_units: int | None) -> bool:
+    """Could a whole device that shows this memory and so many units be this card?"""
+    if compute_units is not None and gpu.compute_units not in (None, compute_units):
+        return False
+    if memory_bytes is None or gpu.shared_memory:
+        return True
+    return 0 <= gpu.memory_bytes - memory_bytes < _SAME_MEMORY_FRACTION * gpu.memory_bytes
+
+
+def _spoken_names(product: str) -> set[str]:
+    """The names in a product line, without blanks and makers: alternatives apart, steppings and `VF` dropped."""
+    inner = re.search(r"\[([^\]]*)", product)
+    text = inner[1] if inner is not None else product
+    text = re.sub(r"_[A-Z]\d$|\s+(?:VF|HF)$", "", text.strip())
+    found, before = set(), ""
+    for part in (each.strip() for each in text.split("/")):
+        # "Radeon RX 6700/6700 XT": what follows a slash goes on after the words before the first number.
+        first = re.match(r"(?P<words>[A-Za-z ]*?)\s*\d", part)
+        if not before and first is not None:
+            before = first["words"]
+        has_words = first is None or bool(first["words"])
+        found.add(_normal(part if has_words or not before else f"{before} {part}"))
+    return {name for name in found if len(name) > 3}
 
 
 def _checked(gpu: Gpu) -> str:

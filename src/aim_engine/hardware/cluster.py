@@ -9,7 +9,10 @@ import msgspec
 
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.gpu import Gpu
-from aim_engine.hardware.sensors import Readings
+from aim_engine.hardware.readings import Readings
+
+UNNAMED = "AMD GPU"
+"""Product of a device until somebody names it."""
 
 
 class Cpu(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +40,45 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True):
     model_number: int | None = None
 
 
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers that are all called a card's memory, kept apart. Unit: bytes. None means that no source said it.
+
+    What a process may allocate is `Device.memory_total_bytes`; these say where that comes from.
+    """
+
+    physical_bytes: int | None = None
+    """Soldered to the card, or its share of a partition, by the catalogue. The driver shows less: firmware and ECC take some."""
+    vram_bytes: int | None = None
+    """The card's own memory as the driver shows it, of the whole package also where it is partitioned."""
+    carve_out_bytes: int | None = None
+    """On a processor's own graphics: system memory that the firmware set aside for them."""
+    visible_bytes: int | None = None
+    """What the host can address of it; 256 MiB without resizable BAR."""
+    gtt_bytes: int | None = None
+    """System memory that the GPU may map."""
+    gtt_used_bytes: int | None = None
+    kind: str | None = None
+    """HBM, HBM3, GDDR6, ..."""
+    bus_bits: int | None = None
+    bandwidth_bytes_s: int | None = None
+    """At the highest memory clock, as a tool of the machine states it."""
+    ecc: bool | None = None
+    """Is error correction of the memory on?"""
+
+
+class Nic(msgspec.Struct, frozen=True, kw_only=True):
+    """A network card of a node, as far as GPUs talk through it."""
+
+    name: str
+    bdf: str | None = None
+    speed_bits_s: int | None = None
+    numa_node: int | None = None
+    near: int | None = None
+    """Index of the device below the same PCIe switch; None where no single one is."""
+    gpu_direct: bool | None = None
+    """Can it reach GPU memory without passing through the host's?"""
+
+
 class Device(msgspec.Struct, frozen=True, kw_only=True):
     """One compute device of a node. None means unknown, never zero."""
 
@@ -60,12 +102,25 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     kfd_node: int | None = None
     hive: str | None = None
     compute_units: int | None = None
+    compute_dies: int | None = None
+    """Of this device: 8 of a whole MI300X, 1 of its CPX partition."""
     memory_total_bytes: int | None = None
+    """What processes can allocate on it."""
     memory_used_bytes: int | None = None
+    """Of that, what processes hold now; plans use the rest."""
+    memory: Memory | None = None
+    """Where the total comes from: physical, carve-out, what the system lends."""
     shared_memory: bool = False
     """True where the memory is the system's own (APU), so that the operating system and other programs take from it."""
     power_cap_w: int | None = None
     driver: str | None = None
+    integrated: bool | None = None
+    """True for a processor's own graphics, whatever their memory."""
+    virtual_function: bool | None = None
+    """True for a card, or a part of one, that a hypervisor hands to a guest."""
+    oam_id: int | None = None
+    """Place on the baseboard."""
+    vbios: str | None = None
     resource: str | None = None
     """In a Kubernetes cluster: what a pod asks for to get it, such as amd.com/gpu, or the device class gpu.amd.com."""
     held: bool | None = None
@@ -73,7 +128,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     readings: Readings | None = None
     """Temperatures, power and load when it was detected; None unless they were asked for."""
     sources: dict[str, str] = {}
-    """Field name -> probe that said it (kfd, drm, hwmon, amd-smi, pci id, catalogue, asked)."""
+    """Field name -> probe that said it (kfd, drm, hwmon, gpu_metrics, amdsmi, amd-smi, rocm-smi, rccl, hwloc, rocprof, lspci, pci id, catalogue, asked)."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,8 +201,11 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[Device, ...] = ()
     driver_version: str | None = None
     rocm_version: str | None = None
+    guest: bool | None = None
+    """Is it a virtual machine? None where nothing said it."""
     link_weights: dict[str, int] = {}
     """"i-j" (device indices, i < j) -> KFD link weight: 13 same package, 15 one xGMI step, 40 and more PCIe."""
+    nics: tuple[Nic, ...] = ()
     findings: tuple[Finding, ...] = ()
     scheduling: Scheduling | None = None
     """For a node of a Kubernetes cluster; its devices are then those that pods may ask for."""

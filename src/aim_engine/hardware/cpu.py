@@ -270,7 +270,7 @@ def _clock(root: Path, processors: list[dict[str, str]]) -> int | None:
     nominal = sysfs.integer(cpu0 / "acpi_cppc/nominal_freq")
     if nominal:
         return nominal * 10**6
-    named = re.search(r"@\s*(\d+(?:\.\d+)?)\s*GHz", processors[0].get("model name", "") if processors else "")
+    named = re.search(r"@\s*(\d{1,3}(?:\.\d{1,6})?)\s*GHz", processors[0].get("model name", "") if processors else "")
     if named:
         return round(float(named[1]) * 1e9)
     now = [float(p["cpu MHz"]) for p in processors if re.fullmatch(r"\d{1,6}(\.\d+)?", p.get("cpu MHz", ""))]

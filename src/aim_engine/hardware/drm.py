@@ -57,7 +57,7 @@ def cards(root: Path) -> tuple[Card, ...]:
     found = []
     minors = _minors(root)
     for folder in sysfs.children(root / FOLDER):
-        if not (folder.name.startswith("card") and folder.name[4:].isdigit()):
+        if not (folder.name.startswith("card") and folder.name[4:].isdecimal()):
             continue
         device = folder / "device"
         uevent = sysfs.assignments(device / "uevent")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,9 @@ from aim_engine.hardware.gpu import Provenance
 FILE = "pci_ids.yaml"
 NAME_LISTS = ("usr/share/libdrm/amdgpu.ids", "opt/amdgpu/share/libdrm/amdgpu.ids", "usr/local/share/libdrm/amdgpu.ids")
 """Where a machine itself keeps product names by device and revision (libdrm)."""
+
+VIRTUAL_IDS = frozenset({"7410", "74b5", "74b6", "74b9", "74bc", "74bd", "75b0", "75b3", "75b8"})
+"""Virtual functions. Source: ROCm/amdsmi and vllm-project/vllm device tables: MI210 to MI355X VF."""
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +46,19 @@ def of(pci_id: str | None, revision: str | None = None, overlay: Path | None = N
         return found
     exact = found.revisions.get(revision.lower().removeprefix("0x").zfill(2))
     return msgspec.structs.replace(found, product=exact) if exact else found
+
+
+def called(product: str, overlay: Path | None = None) -> Identity | None:
+    """The one identity that a product's name means, by its model number such as 680M; None where none or several may be meant."""
+    numbers = set(re.findall(r"\b[A-Z]*\d{3,}[A-Z]*\b", product.upper()))
+    if not numbers:
+        return None
+    found = [
+        known
+        for known in _devices(overlay).values()
+        if numbers & set(re.findall(r"\b[A-Z]*\d{3,}[A-Z]*\b", known.product.upper()))
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def product_of(root: Path, pci_id: str | None, revision: str | None) -> str | None:

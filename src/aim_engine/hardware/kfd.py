@@ -14,7 +14,8 @@ from typing import Literal
 import msgspec
 
 from aim_engine.hardware import catalog, drm, identity, sensors, sysfs
-from aim_engine.hardware.cluster import Device, Finding
+from aim_engine.hardware.cluster import UNNAMED, Device, Finding, Memory
+from aim_engine.hardware.readings import Readings
 
 TOPOLOGY = "sys/class/kfd/kfd/topology/nodes"
 LINK_KINDS: dict[int, Literal["pcie", "xgmi", "ht", "qpi"]] = {1: "ht", 2: "pcie", 5: "qpi", 11: "xgmi"}
@@ -76,7 +77,7 @@ def read(root: Path, overlay: Path | None = None) -> Kfd:
     unreadable: list[int] = []
     memory: list[int] = []
     for folder in sysfs.children(root / TOPOLOGY):
-        if not folder.name.isdigit():
+        if not (folder.name.isdecimal() and len(folder.name) < 10):
             continue
         number = int(folder.name)
         properties = sysfs.properties(folder / "properties")
@@ -169,23 +170,32 @@ def _device(
     # The sensors are the package's; its first partition speaks for all of them.
     readings = sensors.read(card.folder) if card is not None and node.address in (None, node.package) else None
     power_cap_w = _watts(readings)
+    xccs = properties.get("num_xcc") or None
+    by_kfd = {"unique_id": bool(properties.get("unique_id")), "minor": bool(properties.get("drm_render_minor"))}
     sources = {
         "product": "drm" if product else None,
         "arch": arch_source if arch else None,
         "bdf": "kfd" if node.address else None,
         "pci_id": "kfd" if _pci_id(node) else "drm" if pci_id else None,
+        "revision": "drm" if revision else None,
+        "uuid": "kfd" if by_kfd["unique_id"] else "drm" if card and card.unique_id else None,
         "partition": ("drm" if card and card.compute_partition else "kfd") if mode else None,
         "memory_partition": "drm" if card and card.memory_partition else None,
         "compute_units": "kfd" if per_simd else None,
+        "compute_dies": "kfd" if xccs else None,
         "memory_total_bytes": source,
         "memory_used_bytes": "drm" if used is not None else None,
         "numa_node": numa[1],
+        "hive": "kfd" if hive else None,
+        "kfd_node": "kfd",
+        "render_minor": "kfd" if by_kfd["minor"] else "drm" if card and card.render_minor else None,
         "power_cap_w": "hwmon" if power_cap_w else None,
+        "driver": "kfd",
     }
     return Device(
         index=index,
         gpu=None,
-        product=product or "AMD GPU",
+        product=product or UNNAMED,
         arch=arch,
         bdf=node.address,
         pci_id=pci_id,
@@ -198,8 +208,10 @@ def _device(
         kfd_node=node.number,
         hive=str(hive) if hive else None,
         compute_units=properties["simd_count"] // per_simd if per_simd else None,
+        compute_dies=xccs,
         memory_total_bytes=total,
         memory_used_bytes=used,
+        memory=_kinds_of_memory(card, known is not None and known.apu),
         shared_memory=shared,
         power_cap_w=power_cap_w,
         driver=drm.COMPUTE_DRIVER,
@@ -211,9 +223,19 @@ def _device(
 def _bare_device(index: int, card: drm.Card, overlay: Path | None) -> Device:
     """A device known from DRM alone: no compute topology, hence no compute units, and the target only by its id."""
     known = identity.of(card.pci_id, card.revision, overlay)
-    sources = {"bdf": "drm", "pci_id": "drm"}
+    said = ("product", "address", "pci_id", "revision", "unique_id", "compute_partition", "memory_partition")
+    names = {"address": "bdf", "unique_id": "uuid", "compute_partition": "partition"}
+    sources = {
+        names.get(field, field): "drm"
+        for field in (*said, "render_minor", "driver")
+        if getattr(card, field) is not None
+    }
+    if card.numa_node is not None and card.numa_node >= 0:
+        sources["numa_node"] = "drm"
     if card.vram_total_bytes is not None:
         sources["memory_total_bytes"] = "drm"
+    if card.vram_used_bytes is not None:
+        sources["memory_used_bytes"] = "drm"
     if known is not None and known.arch is not None:
         sources["arch"] = "pci id"
     readings = sensors.read(card.folder)
@@ -223,7 +245,7 @@ def _bare_device(index: int, card: drm.Card, overlay: Path | None) -> Device:
     return Device(
         index=index,
         gpu=None,
-        product=card.product or "AMD GPU",
+        product=card.product or UNNAMED,
         arch=known.arch if known else None,
         bdf=card.address,
         pci_id=card.pci_id,
@@ -235,6 +257,7 @@ def _bare_device(index: int, card: drm.Card, overlay: Path | None) -> Device:
         render_minor=card.render_minor,
         memory_total_bytes=card.vram_total_bytes,
         memory_used_bytes=card.vram_used_bytes,
+        memory=_kinds_of_memory(card, known is not None and known.apu),
         shared_memory=known.apu if known else False,
         power_cap_w=power_cap_w,
         driver=card.driver,
@@ -266,6 +289,20 @@ def _memory(
     return heap, None, "kfd" if heap else None, apu and heap is not None
 
 
+def _kinds_of_memory(card: drm.Card | None, apu: bool) -> Memory | None:
+    """What DRM says of a package's memory, each number under its own name."""
+    if card is None:
+        return None
+    memory = Memory(
+        vram_bytes=None if apu else card.vram_total_bytes,
+        carve_out_bytes=card.vram_total_bytes if apu else None,
+        visible_bytes=card.vis_vram_total_bytes,
+        gtt_bytes=card.gtt_total_bytes,
+        gtt_used_bytes=card.gtt_used_bytes,
+    )
+    return memory if memory != Memory() else None
+
+
 def _card_of(cards: Sequence[drm.Card], node: _Node) -> drm.Card | None:
     """The DRM card of a compute device: same address, else same package, else same render minor."""
     for wanted in (node.address, node.package):
@@ -276,15 +313,14 @@ def _card_of(cards: Sequence[drm.Card], node: _Node) -> drm.Card | None:
     return next((card for card in cards if minor and card.render_minor == minor and card.address is None), None)
 
 
-def _watts(readings: sensors.Readings | None) -> int | None:
+def _watts(readings: Readings | None) -> int | None:
     return round(readings.power_cap_w) if readings is not None and readings.power_cap_w else None
 
 
 def _links(number: int, folder: Path) -> tuple[Link, ...]:
     found = []
     for kind in ("io_links", "p2p_links"):
-        for entry in sysfs.children(folder / kind):
-            properties = sysfs.properties(entry / "properties")
+        for properties in sysfs.all_properties(folder / kind):
             if "node_to" not in properties or "type" not in properties:
                 continue
             found.append(
@@ -300,7 +336,7 @@ def _links(number: int, folder: Path) -> tuple[Link, ...]:
 
 
 def _bank_bytes(folder: Path, heaps: tuple[int, ...]) -> int | None:
-    banks = [sysfs.properties(bank / "properties") for bank in sysfs.children(folder / "mem_banks")]
+    banks = sysfs.all_properties(folder / "mem_banks")
     return sum(max(0, bank.get("size_in_bytes", 0)) for bank in banks if bank.get("heap_type", -1) in heaps) or None
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from aim_engine.hardware import catalog, detect, nodes_labels, nodes_slices, nodes_text
-from aim_engine.hardware.cluster import Cluster, Device, Finding, Labelled, Node, Resource, Scheduling
+from aim_engine.hardware import catalog, naming, nodes_labels, nodes_slices, nodes_text
+from aim_engine.hardware.cluster import UNNAMED, Cluster, Device, Finding, Labelled, Node, Resource, Scheduling
 from aim_engine.hardware.nodes_labels import Told
 from aim_engine.hardware.nodes_slices import Published
 from aim_engine.hardware.nodes_text import Object, items, mapping, word
@@ -119,7 +119,7 @@ class _Catalogue:
         """The device with its card, under its number."""
         key = (device.pci_id, device.product, device.partition, device.compute_units, device.memory_total_bytes)
         if key not in self._named:
-            named = detect.named(device, self.overlay)
+            named = naming.named(device, self.overlay)
             self._named[key] = msgspec.structs.replace(named, memory_total_bytes=_no_more(named, self.overlay))
         card = self._named[key]
         looked_up = {name: card.sources[name] for name in _LOOKED_UP if name in card.sources}
@@ -328,7 +328,7 @@ def _labelled(card: Labelled, resource: str | None, mode: str | None, memory: st
     return Device(
         index=0,
         gpu=None,
-        product=product or detect.UNNAMED,
+        product=product or UNNAMED,
         arch=None,
         pci_id=card.pci_id,
         partition=mode,
@@ -349,7 +349,7 @@ def _published(index: int, device: Published) -> Device:
     return Device(
         index=index,
         gpu=None,
-        product=product or detect.UNNAMED,
+        product=product or UNNAMED,
         arch=None,
         bdf=device.address,
         pci_id=device.pci_id,

@@ -35,8 +35,6 @@ PARTITION_LABELS = ("amd.com/compute-memory-partition", "amd.com/gpu.compute-mem
 PRESENT = re.compile(
     r"feature\.node\.kubernetes\.io/(amd-v?gpu|pci-(?:03\d\d_|12\d\d_)?1002(?:_[0-9a-f]{4})?\.present)"
 )
-VIRTUAL_IDS = frozenset({"7410", "74b5", "74b6", "74b9", "74bc", "74bd", "75b0", "75b3", "75b8"})
-"""Virtual functions. Source: ROCm/amdsmi and vllm-project/vllm device tables: MI210 to MI355X VF."""
 _GENERIC = frozenset({"amd radeon graphics", "amd radeon(tm) graphics", "amd gpu", "radeon graphics"})
 
 
@@ -173,7 +171,7 @@ def _card(
             )
         )
     mode = str(labels.get("amd.com/gpu.mode") or "")
-    virtual = None if pci_id is None and not mode else pci_id in VIRTUAL_IDS or mode == "vf-passthrough"
+    virtual = None if pci_id is None and not mode else pci_id in identity.VIRTUAL_IDS or mode == "vf-passthrough"
     return Labelled(
         pci_id=pci_id,
         product=product,

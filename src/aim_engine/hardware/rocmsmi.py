@@ -11,26 +11,46 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aim_engine.errors import Corrupt
-from aim_engine.hardware.cluster import Device
-from aim_engine.hardware.sensors import Readings
+import msgspec
 
-SOURCE = "rocm-smi"
-_CARD = re.compile(r"card(\d+)")
-_LINE = re.compile(r"GPU\[(\d+)\]\s*:\s*(.+?)\s*:\s+(\S.*?)\s*$")
+from aim_engine.errors import Corrupt
+from aim_engine.hardware import links
+from aim_engine.hardware.cluster import UNNAMED, Device, Node
+from aim_engine.hardware.readings import Readings
+
+NAME = "rocm-smi"
+_CARD = re.compile(r"card(\d{1,6})")
+_LINE = re.compile(r"GPU\[(\d{1,6})\]\s*:\s*(.+?)\s*:\s+(\S.*?)\s*$")
 _BANNER = "ROCm System Management Interface"
 _ATTEMPTS = 50
 _PLACES = {"edge": "edge", "junction": "junction", "memory": "mem"}
 _NAMES = ("device name", "market name", "card series", "card model", "product name")
+_PAIR = re.compile(
+    r"\(Topology\) (?P<what>Weight|Link type) between DRM devices (?P<one>\d{1,4}) and (?P<other>\d{1,4})\"?\s*:\s*\"?(?P<value>\w{1,8})",
+    re.IGNORECASE,
+)
 _BARE_ID = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)
 
 
 def is_one(output: str) -> bool:
     """Is this a recorded output of rocm-smi?"""
     return _BANNER in output or re.search(r'"card\d+"\s*:\s*\{', output) is not None or bool(_LINE.search(output))
+
+
+def read(outputs: Sequence[str], name: str) -> Node:
+    """The machine that one or more outputs describe, with the links that --showtopo prints. Raises: Corrupt."""
+    pairs = [link for output in outputs for link in _links(output)]
+    hives = links.groups(pairs)
+    devices = tuple(
+        msgspec.structs.replace(device, hive=hive, sources={**device.sources, "hive": NAME})
+        if (hive := hives.get(device.index)) is not None
+        else device
+        for device in parse(*outputs)
+    )
+    return Node(name=name, devices=devices, driver_version=driver_version(*outputs), link_weights=links.weights(pairs))
 
 
 def parse(*outputs: str) -> tuple[Device, ...]:
@@ -66,6 +86,25 @@ def _cards(output: str) -> dict[int, dict[str, str]]:
         stated = _LINE.search(line)
         if stated is not None and len(stated[1]) < 6:
             found.setdefault(int(stated[1]), {}).setdefault(_key(stated[2]), stated[3])
+    return found
+
+
+def _links(output: str) -> list[links.Link]:
+    """What --showtopo says of pairs, as tables or in the JSON entry of the system."""
+    found = list(links.tables(output)[1])
+    said: dict[tuple[int, int], dict[str, str]] = {}
+    for match in _PAIR.finditer(output):
+        said.setdefault((int(match["one"]), int(match["other"])), {})[match["what"].lower()] = match["value"]
+    for (one, other), about in said.items():
+        weight = about.get("weight", "")
+        found.append(
+            links.Link(
+                source=one,
+                target=other,
+                kind=about.get("link type", "").upper(),
+                weight=(int(weight) or None) if weight.isdecimal() else None,
+            )
+        )
     return found
 
 
@@ -110,9 +149,9 @@ def _device(number: int, entry: Mapping[str, str]) -> Device:
     return Device(
         index=number,
         gpu=None,
-        product=found.pop("product") or "AMD GPU",
+        product=found.pop("product") or UNNAMED,
         readings=_readings(entry, cap_w),
-        sources={key: SOURCE for key, value in found.items() if value is not None},
+        sources={key: NAME for key, value in found.items() if value is not None},
         **found,
     )
 
@@ -128,7 +167,7 @@ def _readings(entry: Mapping[str, str], cap_w: float | None) -> Readings:
     )
     busy = _number(entry.get("gpu use (%)"))
     clock = re.search(
-        r"\((\d+)\s*Mhz\)", entry.get("sclk clock level", entry.get("sclk clock speed", "")), re.IGNORECASE
+        r"\((\d{1,6})\s*Mhz\)", entry.get("sclk clock level", entry.get("sclk clock speed", "")), re.IGNORECASE
     )
     return Readings(
         temperature_c=temperatures,

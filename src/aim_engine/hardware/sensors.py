@@ -7,52 +7,12 @@ is absent or cannot be (a temperature of 0) stays out. Format: Linux Documentati
 from __future__ import annotations
 
 import re
-import struct
 from pathlib import Path
 
-import msgspec
-
-from aim_engine.hardware import sysfs
+from aim_engine.hardware import gpu_metrics, sysfs
+from aim_engine.hardware.readings import Readings
 
 _SENSOR = re.compile(r"(?:temp|power)\d+")
-
-
-class MetricsHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """The first four bytes of the gpu_metrics table. Its size counts, not that of the file."""
-
-    structure_size: int
-    format_revision: int
-    content_revision: int
-
-
-class Readings(msgspec.Struct, frozen=True, kw_only=True):
-    """One reading of one card."""
-
-    temperature_c: dict[str, float] = {}
-    """By place: edge, junction (hotspot), mem."""
-    temperature_critical_c: dict[str, float] = {}
-    """Where the card slows down."""
-    temperature_emergency_c: dict[str, float] = {}
-    """Where it switches off."""
-    power_w: float | None = None
-    power_cap_w: float | None = None
-    power_cap_min_w: float | None = None
-    """0 is what some drivers say; it is not a usable limit."""
-    power_cap_max_w: float | None = None
-    power_cap_default_w: float | None = None
-    power_caps_w: dict[str, float] = {}
-    """By rail, where there is more than one: slowPPT and fastPPT of an APU."""
-    gpu_busy_percent: int | None = None
-    mem_busy_percent: int | None = None
-    sclk_mhz: int | None = None
-    """Shader clock as the level list marks it."""
-    sclk_levels_mhz: tuple[int, ...] = ()
-    link: str | None = None
-    """Current PCIe speed and width, as `16.0 GT/s x16`; an idle card lowers both."""
-    performance_level: str | None = None
-    pcie_replay_count: int | None = None
-    vram_vendor: str | None = None
-    metrics: MetricsHeader | None = None
 
 
 def read(device: Path) -> Readings:
@@ -75,25 +35,40 @@ def read(device: Path) -> Readings:
                     caps.setdefault(label or name, cap)
                 power = power or _power(monitor, name)
     levels, current = _levels(sysfs.text(device / "pp_dpm_sclk"))
+    memory_levels, memory_clock = _levels(sysfs.text(device / "pp_dpm_mclk"))
+    table = gpu_metrics.parse(sysfs.content_of(device / "gpu_metrics", gpu_metrics.LIMIT) or b"")
+    if table is None:
+        table = gpu_metrics.Metrics(header=gpu_metrics.NO_HEADER)
+    if current is None:
+        current = _hertz(device)
+    if memory_clock is None:
+        memory_clock = table.mclk_mhz
+    busy, memory_busy = _percent(device / "gpu_busy_percent"), _percent(device / "mem_busy_percent")
     return Readings(
-        temperature_c=temperatures["input"],
+        temperature_c=temperatures["input"] or table.temperature_c,
         temperature_critical_c=temperatures["crit"],
         temperature_emergency_c=temperatures["emergency"],
-        power_w=power.get("now"),
+        power_w=power.get("now") if power.get("now") is not None else table.power_w,
         power_cap_w=power.get("cap"),
         power_cap_min_w=power.get("min"),
         power_cap_max_w=power.get("max"),
         power_cap_default_w=power.get("default"),
         power_caps_w=caps if len(caps) > 1 else {},
-        gpu_busy_percent=_percent(device / "gpu_busy_percent"),
-        mem_busy_percent=_percent(device / "mem_busy_percent"),
-        sclk_mhz=current if current is not None else _hertz(device),
+        gpu_busy_percent=busy if busy is not None else _rounded(table.gfx_busy_percent),
+        mem_busy_percent=memory_busy if memory_busy is not None else _rounded(table.memory_busy_percent),
+        sclk_mhz=current if current is not None else table.sclk_mhz,
         sclk_levels_mhz=levels,
+        sclk_max_mhz=max(levels, default=None),
+        mclk_mhz=memory_clock,
+        mclk_max_mhz=max(memory_levels, default=None),
+        fan_percent=_fan(device),
+        throttle_counts=table.throttle_counts,
+        throttle_reasons=table.throttle_reasons,
         link=_link(device),
         performance_level=sysfs.text(device / "power_dpm_force_performance_level"),
         pcie_replay_count=sysfs.integer(device / "pcie_replay_count"),
         vram_vendor=sysfs.text(device / "mem_info_vram_vendor"),
-        metrics=_header(device),
+        metrics=table.header if table.header.structure_size else None,
     )
 
 
@@ -146,9 +121,14 @@ def _link(device: Path) -> str | None:
     return f"{speed.removesuffix('PCIe').strip()} x{width}"
 
 
-def _header(device: Path) -> MetricsHeader | None:
-    content = sysfs.content_of(device / "gpu_metrics", 4)
-    if content is None or len(content) < 4:
-        return None
-    size, form, revision = struct.unpack("<HBB", content)
-    return MetricsHeader(structure_size=size, format_revision=form, content_revision=revision) if size else None
+def _rounded(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def _fan(device: Path) -> float | None:
+    """The duty cycle of the first fan: hwmon counts it to 255."""
+    for monitor in sysfs.children(device / "hwmon"):
+        value = sysfs.integer(monitor / "pwm1")
+        if value is not None and 0 <= value <= 255:
+            return round(value / 255 * 100, 1)
+    return None

@@ -10,21 +10,23 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from aim_engine.errors import Corrupt
-from aim_engine.hardware.cluster import Device, Finding, Node
+from aim_engine.hardware import joining
+from aim_engine.hardware.cluster import UNNAMED, Device, Finding, Node
+from aim_engine.hardware.links import ONE_STEP, SAME_PACKAGE, joined
 from aim_engine.units import KIB
 
 if TYPE_CHECKING:
     import xml.etree.ElementTree as ET
 
+NAME = "topology"
 MAX_BYTES = 64 * 1024 * 1024
 MOST_LEVELS = 200
-SAME_PACKAGE, ONE_STEP = 13, 15
-"""KFD's link weights: between the dies of one package, and over one xGMI step."""
 _PACKAGE_LINKS = 4
 """xGMI links between the two dies of an MI250 package; between packages there are fewer."""
 _AMD = "0x1002"
@@ -55,7 +57,12 @@ def unpacked(content: bytes, name: str) -> str:
     return plain.decode("utf-8", errors="replace")
 
 
-def read(text: str, name: str = "topology") -> Node:
+def read(texts: Sequence[str], name: str) -> Node:
+    """The machine in one or more topology files. Raises: Corrupt."""
+    return joining.nodes([parse(text, name) for text in texts], name)
+
+
+def parse(text: str, name: str = NAME) -> Node:
     """The machine in a topology file, its devices without catalogue names. Raises: Corrupt."""
     import xml.etree.ElementTree as ET
 
@@ -92,7 +99,8 @@ def _rccl(root: ET.Element, name: str) -> Node:
         for index, device in enumerate(sorted(devices, key=lambda device: (device.index, device.bdf or "")))
     ]
     known = {device.bdf: device.index for device in devices if device.bdf is not None}
-    hives = _hives(known, links)
+    groups = joined((known[one], known[other]) for one, other in links if one in known and other in known)
+    hives = {address: groups[index] for address, index in known.items() if index in groups}
     weights = {
         f"{known[one]}-{known[other]}": SAME_PACKAGE if count >= _PACKAGE_LINKS else ONE_STEP
         for (one, other), count in sorted(links.items())
@@ -111,7 +119,7 @@ def _rccl_device(index: int, pci: ET.Element, gpu: ET.Element, address: str | No
     return Device(
         index=index if rank is None else rank,
         gpu=None,
-        product="AMD GPU",
+        product=UNNAMED,
         arch=gcn if gcn.startswith("gfx") else _GCN_NUMBERS.get(gcn),
         bdf=address,
         pci_id=_id(pci.get("device")),
@@ -160,7 +168,7 @@ def _hwloc_device(element: ET.Element, device_id: str, numa: int | None, positio
     return Device(
         index=index,
         gpu=None,
-        product=about.get("GPUModel") or "AMD GPU",
+        product=about.get("GPUModel") or UNNAMED,
         arch=None,
         bdf=_address(element.get("pci_busid")),
         pci_id=device_id,
@@ -169,18 +177,6 @@ def _hwloc_device(element: ET.Element, device_id: str, numa: int | None, positio
         hive=hive if hive.strip("0") else None,
         memory_total_bytes=size_kib * KIB if size_kib else None,
     )
-
-
-def _hives(known: dict[str, int], links: dict[tuple[str, str], int]) -> dict[str, str]:
-    """Address -> hive, a number in the order of the devices; devices without a link are in none."""
-    group: dict[str, str] = {}
-    for one, other in links:
-        if one in known and other in known:
-            merged = {group.get(one, one), group.get(other, other)}
-            root = min(merged, key=lambda address: known[address])
-            group |= {address: root for address in known if group.get(address, address) in merged}
-    roots = sorted(set(group.values()), key=lambda address: known[address])
-    return {address: str(roots.index(root)) for address, root in group.items()}
 
 
 def _sourced(device: Device, source: str, hives: object) -> dict[str, str]:
