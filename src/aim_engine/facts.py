@@ -17,8 +17,11 @@ T = TypeVar("T")
 def find(relative: str, overlay: Path | None = None) -> Path | None:
     """The file at `relative` below the overlay, else below the bundled data; None when neither has it."""
     for root in (overlay, BUNDLED):
-        if root is not None and (root / relative).is_file():
-            return root / relative
+        try:
+            if root is not None and (root / relative).is_file():
+                return root / relative
+        except OSError:  # no file has a name that long
+            return None
     return None
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,41 @@ def test_settings_are_one_json_document(capsys: pytest.CaptureFixture[str]) -> N
 def test_every_command_loads_and_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run([name, "--help"]) == 0
     assert "Example: aim-engine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a" * 5000 + "/x", "x/" + "a" * 300, "-", "", " ", "../..", "é/é"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plan", "{}", "--gpus", "1xMI300X"],
+        ["plan", "Qwen/Qwen3-32B", "--gpus", "{}"],
+        ["model", "{}"],
+        ["estimate", "{}"],
+        ["recipes", "show", "{}"],
+        ["recipes", "lint", "{}"],
+        ["validate", "{}"],
+        ["accuracy", "{}"],
+        ["gpus", "--root", "{}"],
+        ["cache", "verify", "{}"],
+        ["cache", "pin", "{}"],
+        ["status", "{}"],
+        ["logs", "{}"],
+        ["down", "{}"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_is_none_is_wrong_input(
+    command: list[str],
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("AIM_ENGINE_OFFLINE", "1")
+    monkeypatch.setenv("AIM_ENGINE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("AIM_ENGINE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    code = main.run([part.format(name) for part in command])
+    captured = capsys.readouterr()
+    assert code in (0, 1, 2, 3), captured.err[:300]
+    assert "this is a bug" not in captured.err

@@ -128,3 +128,11 @@ def test_what_is_no_recording_is_refused_with_what_is() -> None:
         lspci.read(["x"], "x")
     with pytest.raises(Corrupt, match="describes no GPU"):
         rocprof.read(["a,b,c"], "x")
+
+
+def test_what_cannot_be_matched_is_said_and_left_out() -> None:
+    two = json.dumps([AMD_SMI_ENTRY, {**AMD_SMI_ENTRY, "gpu": 1, "bus": {"bdf": "0000:22:00.0"}}])
+    node = detect.from_recorded(two, ROCPROF).nodes[0]
+    assert [device.compute_dies for device in node.devices] == [8, 8], "by the catalogue, not by the profile"
+    assert [device.sources["compute_dies"] for device in node.devices] == ["catalogue", "catalogue"]
+    assert "HW031" in {finding.id for finding in node.findings}

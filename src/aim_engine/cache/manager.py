@@ -307,13 +307,16 @@ class ModelCacheManager:
     def verify(self, model_id: str | None = None) -> tuple[tuple[str, str, str], ...]:
         """Read every stored file, or a model's, against its checksum; asks nobody.
 
-        Damaged content is set aside. Gives model, commit and path of what was damaged or is missing.
+        Damaged content is set aside. Gives model, commit and path of what was damaged or is missing. Raises: InvalidInput when
+        the cache has no such model.
         """
         damaged: list[tuple[str, str, str]] = []
-        for known in self.revisions():
-            revision = known.revision
-            if model_id is not None and revision.model_id != model_id:
-                continue
+        revisions = [known.revision for known in self.revisions()]
+        if model_id is not None:
+            revisions = [revision for revision in revisions if revision.model_id == model_id]
+            if not revisions:
+                raise InvalidInput(f"{model_id} is not in the cache", hint="aim-engine cache ls")
+        for revision in revisions:
             for file in revision.files:
                 here = self.store.blob(file.sha256).exists()
                 if not here or not space.verify(self.store, self.index, file.sha256):

@@ -211,7 +211,7 @@ CHECKS = (
         severity="warning",
         effect="what only the tool knows of them is left out",
         source=_KFD,
-        otherwise=_not_asked,
+        otherwise=_not_live,
     ),
     _remark(
         "HW032",
@@ -219,7 +219,7 @@ CHECKS = (
         severity="warning",
         effect="a device that is left out serves nothing",
         source=_KFD,
-        otherwise=_not_asked,
+        otherwise=_not_live,
     ),
     _remark(
         "HW033",

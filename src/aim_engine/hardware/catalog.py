@@ -187,7 +187,11 @@ def by_arch(arch: str, overlay: Path | None = None) -> tuple[Gpu, ...]:
 
 def _find(name: str, overlay: Path | None) -> Gpu | None:
     plain = name.strip()
-    path = facts.find(f"{FOLDER}/{plain.upper()}.yaml", overlay) if re.fullmatch(r"[\w.+-]+", plain) else None
+    path = (
+        facts.find(f"{FOLDER}/{plain.upper()}.yaml", overlay)
+        if re.fullmatch(r"[\w.+-]{1,64}", plain, re.ASCII)
+        else None
+    )
     if path is not None:
         return _read(path)
     wanted = _normal(plain)

@@ -17,6 +17,8 @@ from aim_engine.model.spec import ModelSpec
 if TYPE_CHECKING:
     from aim_engine.model.hub import Repository
 
+LONGEST_ID = 200
+"""More than the hub allows (96 for each of the two parts)."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SIZE = re.compile(r"(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)(b|m)(?![a-z0-9])", re.IGNORECASE)
 
@@ -40,17 +42,19 @@ def describe(
     Raises: InvalidInput, Corrupt, Unreachable.
     """
     path = Path(ref).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - says no to a name that no file system takes, where Path.is_dir raises
         return from_folder(path)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 - likewise
         return _from_gguf(path) if path.suffix == ".gguf" else from_file(path)
     if ref.startswith(("/", "./", "../", "~")) or ref.endswith(".json"):
         raise InvalidInput(
             f"{ref} does not exist", hint="give a model folder, a config.json or a hub id such as Qwen/Qwen3-32B"
         )
-    if not _HUB_ID.fullmatch(ref) or ".." in ref:
+    if not _HUB_ID.fullmatch(ref) or ".." in ref or len(ref) > LONGEST_ID:
         raise InvalidInput(
-            f"'{ref}' is not a model", why="a hub id has the form organisation/name", hint=_close(ref, overlay)
+            f"'{ref[:LONGEST_ID]}' is not a model",
+            why=f"a hub id has the form organisation/name, at most {LONGEST_ID} characters",
+            hint=_close(ref, overlay),
         )
     if revision is None:
         known = catalog.load(ref, overlay)
