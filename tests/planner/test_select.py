@@ -21,8 +21,9 @@ from aim_engine.perf import calibration
 from aim_engine.planner import plan as plans
 from aim_engine.planner import validate
 from aim_engine.planner.plan import Inputs, Plan
-from aim_engine.planner.select import select
+from aim_engine.planner.select import main_gpu, select
 from aim_engine.recipe.database import RecipeDatabase
+from aim_engine.units import GIB
 from aim_engine.workload import Objective, Slo, Workload
 
 ENGINE = backend.get("vllm")
@@ -197,3 +198,41 @@ def test_each_objective_is_best_at_its_own_goal(objective: Objective) -> None:
     assert plan.chosen is not None
     best = max(value(candidate, objective) for candidate in (plan.chosen, *plan.alternatives))
     assert value(plan.chosen, objective) >= best * (1 - ERROR_BAND_FRACTION)
+
+
+def held(used_gib: int) -> Plan:
+    """Qwen3-32B on one MI300X of which others hold so much."""
+    asked_for = asked(1, catalog.load("MI300X"))
+    device = msgspec.structs.replace(
+        asked_for.devices[0], memory_total_bytes=192 * GIB, memory_used_bytes=used_gib * GIB
+    )
+    node = msgspec.structs.replace(asked_for.nodes[0], devices=(device,))
+    cluster = msgspec.structs.replace(asked_for, origin="detected", nodes=(node,))
+    gpu = main_gpu(cluster, catalog.load)
+    assert gpu is not None
+    return planned("Qwen/Qwen3-32B", "1xMI300X", cluster=cluster, gpu=gpu)
+
+
+def test_memory_that_others_hold_lowers_the_engines_share_and_is_told() -> None:
+    """The engine refuses to start when its share of the whole is not free."""
+    plan = held(96)
+    assert plan.chosen is not None
+    assert plan.chosen.recipe.gpu_memory_utilization == 0.46
+    assert plan.chosen.estimate.memory.budget_bytes <= 96 * GIB
+    assert plan.chosen.estimate.memory.device_bytes == 192 * GIB
+    (told,) = [finding for finding in plan.findings if finding.id == "MEM101"]
+    assert "96.0 GiB of the 192.0 GiB" in told.message
+    assert "MEM013" not in {finding.id for finding in plan.findings}
+
+
+def test_a_little_held_memory_changes_nothing() -> None:
+    plan = held(1)
+    assert plan.chosen is not None
+    assert plan.chosen.recipe.gpu_memory_utilization == 0.92
+    assert "MEM101" not in {finding.id for finding in plan.findings}
+
+
+def test_a_card_that_others_fill_fits_nothing() -> None:
+    plan = held(192)
+    assert plan.chosen is None
+    assert "MEM101" in {finding.id for finding in plan.findings}

@@ -7,6 +7,7 @@ docs/getting_started at v0.32.0; reports are named where a rule rests on them.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,13 +97,20 @@ class Vllm:
         )
 
     def defaults(self, version: str, gpu: Gpu) -> Defaults:
-        """The engine's own defaults on this device."""
+        """The engine's own defaults on this device; of memory that others partly hold, the same share of what is free.
+
+        The engine refuses to start when less is free than its share of the whole.
+        Source: vllm-project/vllm:vllm/v1/worker/utils.py request_memory@v0.32.0.
+        """
         found = self._facts(version)
         device = "cpu" if gpu.kind == "cpu" else "gpu"
         fitting = [d for d in found.batch_defaults if d.device == device and gpu.memory_bytes >= d.at_least_bytes]
         best = max(fitting, key=lambda entry: entry.at_least_bytes)
+        share = found.gpu_memory_utilization
+        if gpu.free_fraction < share:
+            share = max(0.001, math.floor(1000 * share * gpu.free_fraction) / 1000)
         return Defaults(
-            gpu_memory_utilization=found.gpu_memory_utilization,
+            gpu_memory_utilization=share,
             max_num_seqs=best.max_num_seqs,
             max_num_batched_tokens=best.max_num_batched_tokens,
         )

@@ -68,6 +68,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Most that the driver can be told to give the GPU of the system's own memory (GTT), on the largest machine."""
     shared_memory: bool = False
     """True where the memory is shared with the operating system (APU, CPU)."""
+    held_bytes: int = 0
+    """Of the memory, what others hold now; 0 for a card of the catalogue."""
     pci_ids: tuple[str, ...] = ()
     """PCI device ids, lower-case hexadecimal without 0x; `744c:c8` where the revision tells products of one id apart."""
     aliases: tuple[str, ...] = ()
@@ -77,6 +79,11 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def __post_init__(self) -> None:
         if self.memory_bytes <= 0:
             raise InvalidInput(f"{self.name}: memory_bytes must be positive, not {self.memory_bytes}")
+
+    @property
+    def free_fraction(self) -> float:
+        """The share of the memory that nobody holds."""
+        return max(0.0, 1 - self.held_bytes / self.memory_bytes)
 
     @property
     def file(self) -> str:

@@ -118,7 +118,7 @@ def usable_devices(cluster: Cluster, gpu: Gpu) -> int:
 def main_gpu(cluster: Cluster, load: Callable[[str], Gpu]) -> Gpu | None:
     """The card to plan on: the kind that holds most memory in one node; None without a GPU.
 
-    Memory is what the devices themselves report, less what others use: the smallest of the kind counts, since ranks are equal.
+    Memory is what the devices themselves report, with what others hold of it: the fullest of the kind counts, since ranks are equal.
     """
     best: tuple[int, str, list[Device]] | None = None
     for node in cluster.nodes:
@@ -131,14 +131,18 @@ def main_gpu(cluster: Cluster, load: Callable[[str], Gpu]) -> Gpu | None:
     if best is None:
         return None
     gpu = load(best[1])
-    known = [free for device in best[2] if (free := _free_bytes(device)) is not None]
-    return msgspec.structs.replace(gpu, memory_bytes=min(known)) if known else gpu
+    known = [device for device in best[2] if device.memory_total_bytes is not None]
+    if not known:
+        return gpu
+    total_bytes = min(device.memory_total_bytes or gpu.memory_bytes for device in known)
+    free_bytes = min(_free_bytes(device) or 0 for device in known)
+    return msgspec.structs.replace(gpu, memory_bytes=total_bytes, held_bytes=max(0, total_bytes - free_bytes))
 
 
 def _free_bytes(device: Device) -> int | None:
     if device.memory_total_bytes is None:
         return None
-    return device.memory_total_bytes - (device.memory_used_bytes or 0)
+    return max(0, device.memory_total_bytes - (device.memory_used_bytes or 0))
 
 
 def _detected(inputs: Inputs, available: int) -> Step:
@@ -235,13 +239,33 @@ def _validated(chosen: Candidate | None, refused: list[Rejection]) -> Step:
 
 def _findings(inputs: Inputs, chosen: Candidate | None, backend: Backend) -> tuple[Finding, ...]:
     found = [finding for node in inputs.cluster.nodes for finding in node.findings]
+    found.extend(_held(inputs, backend))
     found.extend(
         Finding(id="MOD100", severity="warning", message=warning, source=inputs.model.source)
         for warning in inputs.model.warnings
     )
     if chosen is not None:
-        found.extend(validate.recipe_findings(chosen.recipe, inputs.model, inputs.gpu, backend))
+        told = validate.recipe_findings(chosen.recipe, inputs.model, inputs.gpu, backend)
+        # A small share is no mistake where others hold the rest.
+        held = any(finding.id == "MEM101" for finding in found)
+        found.extend(finding for finding in told if not (held and finding.id == "MEM013"))
     return tuple(found)
+
+
+def _held(inputs: Inputs, backend: Backend) -> Iterator[Finding]:
+    """What others hold of the memory, where the engine is therefore given less than by default."""
+    gpu = inputs.gpu
+    idle = msgspec.structs.replace(gpu, held_bytes=0)
+    share, whole = (backend.defaults(inputs.engine_version, each).gpu_memory_utilization for each in (gpu, idle))
+    if gpu.kind != "cpu" and share < whole:
+        yield Finding(
+            id="MEM101",
+            severity="warning",
+            message=f"others hold {format_bytes(gpu.held_bytes)} of the {format_bytes(gpu.memory_bytes)} of a {gpu.name}: "
+            f"the engine gets {share:g} of it, not {whole:g}",
+            evidence="memory in use when the hardware was looked at",
+            remedy="stop what else runs on it and plan again; amd-smi process shows it",
+        )
 
 
 def _kernels(inputs: Inputs, chosen: Candidate | None, backend: Backend) -> tuple[Reason, ...]:
