@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from aim_engine.hardware import cpu, drm, joining, kfd, naming, recording, sources, sysfs, tools, visibility
+from aim_engine.hardware import cpu, drm, joining, kfd, naming, recording, sysfs, visibility
 from aim_engine.hardware.cluster import Cluster, Cpu, Device, Finding, Node
 from aim_engine.hardware.remarks import of as remarks_of
 
@@ -39,7 +39,7 @@ def detect(
     live = root == LIVE
     shown = kfd.read(root, overlay)
     host = cpu.read(root)
-    machines, silent = tools.ask() if run_tools and live else ((), ())
+    machines, silent = _asked() if run_tools and live else ((), ())
     label = platform.node() if live else sysfs.text(root / "proc/sys/kernel/hostname") or name or root.resolve().name
     machine = joining.nodes(
         [Node(name=label, devices=shown.devices, link_weights=shown.link_weights, findings=shown.findings), *machines],
@@ -68,6 +68,8 @@ def detect(
 
 def from_recorded(*texts: str, name: str = "the input", overlay: Path | None = None, readings: bool = False) -> Cluster:
     """The machine that recorded outputs of tools, or topology files, describe. `readings` as for `detect`. Raises: Corrupt."""
+    from aim_engine.hardware import sources
+
     machine = sources.read(texts, name)
     devices = naming.name_all(machine.devices, overlay)
     if not readings:
@@ -103,6 +105,13 @@ class GPUDetector:
     def _cluster(self) -> Cluster:
         with recording.opened(self._root) as folder:
             return detect(folder, run_tools=folder == LIVE, overlay=self._overlay, readings=True)
+
+
+def _asked() -> tuple[tuple[Node, ...], tuple[Finding, ...]]:
+    """What the tools of this machine say; see `tools.ask`."""
+    from aim_engine.hardware import tools
+
+    return tools.ask()
 
 
 def _limited(device: Device, host: Cpu | None) -> Device:
