@@ -15,6 +15,7 @@ from recordings import (
     LSPCI,
     LSPCI_MACHINE_READABLE,
     LSPCI_NUMBERS,
+    ROCM_SMI_OLD,
     ROCM_SMI_TABLES,
     ROCM_SMI_TEXT,
     ROCPROF,
@@ -136,3 +137,40 @@ def test_what_cannot_be_matched_is_said_and_left_out() -> None:
     assert [device.compute_dies for device in node.devices] == [8, 8], "by the catalogue, not by the profile"
     assert [device.sources["compute_dies"] for device in node.devices] == ["catalogue", "catalogue"]
     assert "HW031" in {finding.id for finding in node.findings}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (json.dumps([AMD_SMI_ENTRY, {**AMD_SMI_ENTRY, "gpu": 1}], indent=1), "amd-smi"),
+        ("WARNING [low power]\n" + json.dumps({"gpu_data": [AMD_SMI_ENTRY, {**AMD_SMI_ENTRY, "gpu": 1}]}), "amd-smi"),
+        (json.dumps({"card0": ROCM_SMI_OLD["card0"], "card1": ROCM_SMI_OLD["card0"]}), "rocm-smi"),
+    ],
+)
+def test_what_is_cut_off_is_read_as_far_as_it_goes_and_said(text: str, name: str) -> None:
+    whole = sources.read([text], "x")
+    assert len(whole.devices) == 2
+    seen = set()
+    for end in range(len(text) // 4, len(text) - 2, 7):
+        try:
+            node = sources.read([text[:end]], "x")
+        except Corrupt:
+            continue
+        seen.add(len(node.devices))
+        (told,) = [finding for finding in node.findings if finding.id == "HW036"]
+        assert name in told.message
+        for device, complete in zip(node.devices, whole.devices, strict=False):
+            assert device.compute_units in (None, complete.compute_units)
+            assert device.memory_total_bytes in (None, complete.memory_total_bytes)
+    assert seen == {1, 2}
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}", "[1, 2]", "]", '{"a": "b', "[" * 5000, '["\\"'])
+def test_what_is_whole_or_nothing_is_not_closed(text: str) -> None:
+    assert sources.closed_json(text) is None
+
+
+def test_a_document_is_closed_after_its_last_whole_value() -> None:
+    closed = sources.closed_json('note\n{"a": [1, 2], "b, c": {"d": "x,\\"}", "e": [3, 4')
+    assert closed is not None
+    assert json.loads(closed) == {"a": [1, 2], "b, c": {"d": 'x,"}', "e": [3]}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import click
 import msgspec
@@ -23,13 +23,22 @@ LIVE = click.option(
 def read(path: Path) -> str:
     """A file, or stdin for `-`. Raises: InvalidInput."""
     if str(path) == "-":
-        return sys.stdin.read()
+        return _read(sys.stdin.buffer, "stdin")
     try:
-        from aim_engine.hardware import topology
-
-        return topology.unpacked(path.read_bytes(), str(path))
+        with path.open("rb") as file:
+            return _read(file, str(path))
     except (OSError, ValueError) as err:
         raise InvalidInput(f"{path} cannot be read", why=getattr(err, "strerror", None) or str(err)) from err
+
+
+def _read(file: BinaryIO, name: str) -> str:
+    """A text that may be gzip. Raises: InvalidInput when there is no end to it, Corrupt."""
+    from aim_engine.hardware import topology
+
+    content = file.read(topology.MAX_BYTES + 1)
+    if len(content) > topology.MAX_BYTES:
+        raise InvalidInput(f"{name} is larger than any recording", why=f"over {topology.MAX_BYTES:,} bytes")
+    return topology.unpacked(content, name)
 
 
 def cluster(live: bool, recorded: Path | None, overlay: Path | None) -> Cluster | None:

@@ -24,7 +24,7 @@ def opened(path: Path) -> Iterator[Path]:
     except (OSError, ValueError) as err:
         raise InvalidInput(f"{path} cannot be read", why=str(err)) from err
     if is_folder:
-        yield path
+        yield _checked(path)
         return
     if not is_file:
         raise InvalidInput(f"{path} does not exist", hint="give a folder that holds sys/, or a tar archive of one")
@@ -32,7 +32,20 @@ def opened(path: Path) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory(prefix="aim-engine-") as folder:
         _unpack(path, Path(folder))
-        yield _root(Path(folder))
+        yield _checked(_root(Path(folder)), path)
+
+
+def _checked(folder: Path, named: Path | None = None) -> Path:
+    """The folder, or the one above where it is `sys` itself. Raises: InvalidInput when it is no machine's."""
+    if any((folder / name).is_dir() for name in ("sys", "proc")):
+        return folder
+    if folder.name == "sys" and (folder / "class").is_dir():
+        return folder.parent
+    raise InvalidInput(
+        f"{named or folder} is not the recording of a machine",
+        why="it holds neither sys nor proc",
+        hint="record one with: tar czf machine.tar.gz /sys/class/kfd /sys/class/drm /sys/devices /proc/cpuinfo /proc/meminfo",
+    )
 
 
 def _unpack(path: Path, folder: Path) -> None:
