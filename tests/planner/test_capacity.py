@@ -100,3 +100,13 @@ def test_money_without_a_price_and_energy_without_a_power_are_not_guessed() -> N
 def test_an_open_count_of_an_unknown_card_names_close_ones() -> None:
     with pytest.raises(InvalidInput, match="MI999"):
         plan("anyxMI999")
+
+
+def test_a_card_without_an_image_is_chosen_only_when_no_other_can() -> None:
+    got = plan("any", workload=Workload(rate_requests_s=40.0), slo=Slo(ttft_ms=500.0, tpot_ms=30.0))
+    assert got.chosen is not None
+    assert "VER011" not in {finding.id for finding in got.findings}
+    assert any(r.recipe == "MI455X" and "no kernels for gfx1250" in r.reason for r in got.rejected)
+    alone = plan("anyxMI455X", workload=Workload(rate_requests_s=40.0), slo=Slo(ttft_ms=500.0, tpot_ms=30.0))
+    assert alone.chosen is not None
+    assert "VER011" in {finding.id for finding in alone.findings}

@@ -7,20 +7,27 @@ from collections.abc import Sequence
 import msgspec
 
 from aim_engine.planner import rank
-from aim_engine.planner.plan import Candidate, Plan, Rejection, Step
+from aim_engine.planner.plan import Plan, Rejection, Step
 from aim_engine.workload import Objective
 
 ALTERNATIVES = 5
+NO_IMAGE = "VER011"
+"""The rule that finds an image without kernels for the card."""
 
 
 def best(plans: Sequence[Plan], refused: Sequence[Rejection], objective: Objective) -> Plan:
     """The plan of the best card, with the best of each other card as its alternatives and why the rest fell out.
 
-    `plans` is not empty; `refused` are cards that could not be planned on at all.
+    `plans` is not empty; `refused` are cards that could not be planned on at all. A card that no published image of the engine
+    has kernels for is chosen only when no other can do what was asked.
     """
-    chosen: list[Candidate] = [plan.chosen for plan in plans if plan.chosen is not None]
-    ranked = rank.order(tuple(chosen), objective, open_count=True)
-    rejected = [*refused, *(_refusal(plan) for plan in plans if plan.chosen is None)]
+    able = [plan for plan in plans if plan.chosen is not None]
+    ready = [plan for plan in able if _without_image(plan) is None] or able
+    ranked = rank.order(tuple(plan.chosen for plan in ready if plan.chosen is not None), objective, open_count=True)
+    unready = [
+        Rejection(recipe=plan.inputs.gpu.name, reason=_without_image(plan) or "") for plan in able if plan not in ready
+    ]
+    rejected = [*refused, *unready, *(_refusal(plan) for plan in plans if plan.chosen is None)]
     if not ranked:
         return _none(plans, rejected)
     first = ranked[0]
@@ -38,6 +45,11 @@ def best(plans: Sequence[Plan], refused: Sequence[Rejection], objective: Objecti
         rejected=(*rejected, *winner.rejected),
         steps=_steps(winner, plans, len(ranked)),
     )
+
+
+def _without_image(plan: Plan) -> str | None:
+    """What a plan says where the engine's image was not built for its card."""
+    return next((finding.message for finding in plan.findings if finding.id == NO_IMAGE), None)
 
 
 def _none(plans: Sequence[Plan], rejected: Sequence[Rejection]) -> Plan:
