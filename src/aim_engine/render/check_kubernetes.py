@@ -139,6 +139,8 @@ def _identity(manifest: dict[str, Any]) -> Iterator[Finding]:
         elif served is not None and api not in served and builtin:
             yield error("MAN004", f"there is no {kind} in {api}", f"apiVersion: {served[0]}", where)
     name = get(manifest, "metadata", "name")
+    if isinstance(api, str) and api.startswith("kustomize.config.k8s.io/"):
+        return  # read by kustomize, which needs no name for it
     if name is None and get(manifest, "metadata", "generateName") is None:
         yield error("MAN005", "has no metadata.name", "", where)
     elif name is not None:
@@ -164,6 +166,8 @@ def _identity(manifest: dict[str, Any]) -> Iterator[Finding]:
 def _enums(manifest: dict[str, Any]) -> Iterator[Finding]:
     where = _name(manifest)
     for path, key, value in _scalars(manifest):
+        if path == "spec.leaderWorkerTemplate.restartPolicy":
+            continue  # that of a LeaderWorkerSet's group, with words of its own
         if key in _ENUMS and isinstance(value, str) and value not in _ENUMS[key] and "annotations" not in path:
             yield error(
                 "MAN010", f"{key} '{value}' is none of {', '.join(filter(None, _ENUMS[key]))}", "", f"{where}: {path}"

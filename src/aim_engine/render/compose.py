@@ -6,7 +6,7 @@ from typing import Any
 
 from aim_engine.backend.base import Backend
 from aim_engine.planner.plan import Plan
-from aim_engine.render import docker, serving, text
+from aim_engine.render import compose_watch, docker, serving, text
 from aim_engine.render.artifact import Artifact, Options
 from aim_engine.render.docker import Container
 
@@ -24,12 +24,17 @@ class Compose:
         found = docker.containers(plan, options, backend)
         name = text.dns_label(options.name)
         secrets = f"{name}.secret.env"
-        document = {
+        document: dict[str, Any] = {
             "name": name,
             "services": {container.name: _service(container, secrets, options) for container in found},
             "volumes": {volume: {} for container in found for volume, _ in container.volumes},
         }
-        notes = [f"Tokens are read from {secrets} beside this file."]
+        for section, entries in compose_watch.sections(plan, options, found).items():
+            document[section] = {**document.get(section, {}), **entries}
+        notes = [
+            f"Tokens are read from {secrets} beside this file.",
+            "With --profile monitoring: Prometheus and Grafana on this host's ports 9090 and 3000.",
+        ]
         if len(found) > 1:
             notes.append(f"One service per replica, on ports {found[0].port} to {found[-1].port}.")
         if found[0].uses_gpus:

@@ -10,7 +10,7 @@ import msgspec
 from aim_engine.backend.base import Backend
 from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
-from aim_engine.render import kubernetes, pod, serving, text
+from aim_engine.render import manifests, pod, serving, text
 from aim_engine.render.artifact import Artifact, Options
 
 ATTEMPTS = 4
@@ -36,7 +36,7 @@ class Job:
             f"Then: aim-engine render PLAN --target kubernetes --name {options.name} --offline",
             f"A hub token is read from the Secret {options.name}-hf-token, key token, when there is one.",
         )
-        documents = {"cache": kubernetes.claim(plan, options), "job": _job(plan, options, backend)}
+        documents = {"cache": manifests.claim(plan, options), "job": _job(plan, options, backend)}
         return tuple(
             Artifact(
                 path=f"{file}.yaml", content=serving.header(plan, self.name, *notes) + text.yaml_document(document)

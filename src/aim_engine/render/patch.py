@@ -80,7 +80,7 @@ def apply(artifacts: Sequence[Artifact], values: Sequence[str], patches: Sequenc
     loaded = {
         artifact.path: document.read(artifact.content, artifact.path)[0][0]
         for artifact in artifacts
-        if artifact.path.endswith((".yaml", ".yml"))
+        if artifact.is_yaml
     }
     if not loaded:
         raise InvalidInput(
@@ -244,12 +244,21 @@ def _set(loaded: dict[str, Any], word: str) -> None:
     if len(loaded) == 1:
         (root,) = loaded.values()
     else:
-        files = {PurePosixPath(file).name.rpartition(".")[0]: file for file in loaded}
+        files = _file_names(loaded)
         if steps[0] not in files or len(steps) == 1:
             raise InvalidInput(f"--set '{path}' names no file", hint=f"begin with one of {', '.join(sorted(files))}")
         root, steps = loaded[files[str(steps[0])]], steps[1:]
     value = document.read(written, f"--set {path}")[0] if written.strip() else [""]
     _put(root, steps, value[0] if value else None, path)
+
+
+def _file_names(loaded: dict[str, Any]) -> dict[str, str]:
+    """What each file is called in a path: its name without suffix, with its folders where several have that name."""
+    short = [PurePosixPath(file).stem for file in loaded]
+    return {
+        name if short.count(name) == 1 else str(PurePosixPath(file).with_suffix("")): file
+        for name, file in zip(short, loaded, strict=True)
+    }
 
 
 def _split_after_brackets(word: str) -> tuple[str, str, str]:

@@ -56,7 +56,7 @@ def selector(options: Options) -> dict[str, str]:
 
 
 def template(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
-    """The pod template of a workload."""
+    """The pod template of a workload, which is one host's share where a replica spans several."""
     meta = metadata(plan, options)
     del meta["name"], meta["namespace"]
     return {"metadata": meta, "spec": spec(plan, options, backend)}
@@ -196,7 +196,7 @@ def container(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
         ],
         "ports": [{"name": "http", "containerPort": serving.CONTAINER_PORT, "protocol": "TCP"}],
         "resources": {
-            **resources(recipe, None if claimed else gpu_resource(plan)),
+            **resources(recipe, None if claimed else gpu_resource(plan), hosts=serving.hosts_per_replica(plan)),
             **({"claims": [{"name": "gpu"}]} if claimed else {}),
         },
         "securityContext": container_security(),
@@ -250,7 +250,7 @@ def device_claim(plan: Plan) -> dict[str, Any]:
     exactly = {
         "deviceClassName": DEVICE_CLASS,
         "allocationMode": "ExactCount",
-        "count": serving.chosen(plan).recipe.parallelism.world_size,
+        "count": serving.chosen(plan).recipe.parallelism.world_size // serving.hosts_per_replica(plan),
         "selectors": [{"cel": {"expression": " && ".join(terms)}}],
     }
     return {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}}
@@ -287,16 +287,18 @@ def gpu_resource(plan: Plan) -> str:
     return own[0] if own else GPU_RESOURCE
 
 
-def resources(recipe: Recipe, gpus_as: str | None = GPU_RESOURCE) -> dict[str, dict[str, str]]:
-    """Requests and limits of one replica; None leaves its GPUs out, because a claim brings them.
+def resources(recipe: Recipe, gpus_as: str | None = GPU_RESOURCE, hosts: int = 1) -> dict[str, dict[str, str]]:
+    """Requests and limits of one replica, or of its share on each of `hosts`; None leaves its GPUs out, as a claim brings them.
 
     Cores are asked for but not capped, since throttling shows as latency.
     """
-    memory = quantity(recipe.resources.memory_bytes)
-    requests = {"cpu": str(recipe.resources.cpu_cores), "memory": memory}
+    memory = quantity(
+        math.ceil(recipe.resources.memory_bytes / hosts / MIB) * MIB if hosts > 1 else recipe.resources.memory_bytes
+    )
+    requests = {"cpu": str(math.ceil(recipe.resources.cpu_cores / hosts)), "memory": memory}
     limits = {"memory": memory}
     if recipe.resources.gpus and gpus_as is not None:
-        requests[gpus_as] = limits[gpus_as] = str(recipe.resources.gpus)
+        requests[gpus_as] = limits[gpus_as] = str(recipe.resources.gpus // hosts)
     return {"requests": requests, "limits": limits}
 
 

@@ -10,6 +10,14 @@ from aim_engine.render import check_command, check_compose, check_kubernetes, do
 from aim_engine.render.artifact import Artifact
 
 
+def is_about_files(artifact: Artifact, entry: object) -> bool:
+    """Read by a tool that puts files together, and no object of a cluster: a chart's files, a kustomization, values of a chart."""
+    api = entry.get("apiVersion") if isinstance(entry, dict) else None
+    return artifact.path in ("Chart.yaml", "values.yaml", "adapter/values.yaml") or str(api).startswith(
+        "kustomize.config.k8s.io/"
+    )
+
+
 def check(artifacts: Sequence[Artifact], backend: Backend, version: str | None = None) -> tuple[Finding, ...]:
     """What is wrong with the scripts, Compose files and manifests; manifests together, since they refer to each other.
 
@@ -18,10 +26,12 @@ def check(artifacts: Sequence[Artifact], backend: Backend, version: str | None =
     found: list[Finding] = []
     manifests = []
     for artifact in artifacts:
-        if artifact.path.endswith((".yaml", ".yml")):
+        if artifact.is_yaml:
             documents, repeated = document.read(artifact.content, artifact.path)
             found += repeated
             for entry in documents:
+                if is_about_files(artifact, entry):
+                    continue
                 if check_compose.is_compose(entry):
                     found += check_compose.check(entry, backend, version)
                 elif isinstance(entry, dict) and "apiVersion" in entry:

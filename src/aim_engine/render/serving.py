@@ -108,7 +108,7 @@ def replicas(plan: Plan, options: Options) -> tuple[Replica, ...]:
         if len(devices) < size * recipe.replicas:
             raise InvalidInput(
                 f"{recipe.gpu_count} x {recipe.gpu} are not on one host of the plan, which has {len(devices)}",
-                hint="render for kubernetes, or plan for one host",
+                hint="render for kubernetes or lws, or plan for one host",
             )
     taken = size * recipe.replicas if devices else 0
     all_of_host = () if on_cpu(plan) else _host(plan).devices
@@ -121,6 +121,32 @@ def replicas(plan: Plan, options: Options) -> tuple[Replica, ...]:
         )
         for index in range(recipe.replicas)
     )
+
+
+def hosts_per_replica(plan: Plan) -> int:
+    """Hosts that one replica spans, each giving it all its devices. Raises: InvalidInput when it cannot be split so."""
+    parallelism = chosen(plan).recipe.parallelism
+    size = parallelism.world_size
+    most = 0 if on_cpu(plan) else sum(device.gpu == plan.inputs.gpu.name for device in _host(plan).devices)
+    if not most or size <= most:
+        return 1
+    if size % most or parallelism.dp > 1:
+        raise InvalidInput(
+            f"{parallelism.describe()} cannot be spread over hosts of {most} x {plan.inputs.gpu.name}",
+            why="only tensor and pipeline parallelism span hosts, with the same number of devices on each",
+            hint="plan for whole hosts",
+        )
+    return size // most
+
+
+def on_one_host(plan: Plan) -> None:
+    """Raises: InvalidInput when a replica of the plan spans several hosts, which only some targets can start."""
+    if (hosts := hosts_per_replica(plan)) > 1:
+        raise InvalidInput(
+            f"a replica of {chosen(plan).recipe.parallelism.describe()} spans {hosts} hosts",
+            why="this target starts every replica on one",
+            hint="--target lws, slurm or kuberay, or plan for one host",
+        )
 
 
 def _host(plan: Plan) -> Node:

@@ -7,6 +7,7 @@ Series names are those vLLM exports from release 0.9 on (docs/usage/metrics.md) 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from aim_engine.planner.plan import Plan
 from aim_engine.render import serving, text
@@ -16,6 +17,10 @@ INSTANCE_LABEL = "app_kubernetes_io_instance"
 """The deployment's name on each series, put there by the PodMonitor."""
 KV_FULL_FRACTION = 0.95
 """Above it new requests wait for blocks of others. Source: vLLM docs/configuration/optimization.md, preemption."""
+KV_TARGET_FRACTION = 0.8
+"""A replica more is started while the others still have blocks for what arrives before it is ready."""
+MIN_COOLDOWN_S = 360
+"""Source: vllm-project/production-stack, KEDA example."""
 DEFAULT_QUEUE = 5
 """Waiting requests per replica without a time limit. Source: vllm-project/production-stack, KEDA example."""
 
@@ -41,6 +46,42 @@ def running_per_replica(plan: Plan) -> int:
     """Requests in flight at a replica at the load that was planned for."""
     candidate = serving.chosen(plan)
     return max(1, candidate.estimate.concurrency // candidate.recipe.replicas)
+
+
+def cooldown_s(plan: Plan) -> int:
+    """A replica is kept at least twice as long as it takes to load: stopping it is cheap, missing it is not."""
+    return max(MIN_COOLDOWN_S, math.ceil(2 * serving.chosen(plan).estimate.load_s / 60) * 60)
+
+
+def most_replicas(plan: Plan) -> int:
+    """Replicas the planned cluster has devices for, at least one more than planned."""
+    recipe = serving.chosen(plan).recipe
+    devices = sum(device.gpu == recipe.gpu for device in plan.inputs.cluster.devices)
+    return max(recipe.replicas + 1, devices // recipe.parallelism.world_size)
+
+
+def behavior(plan: Plan) -> dict[str, Any]:
+    """How fast an autoscaler may act: one replica at a time, down only when it was not needed for a while."""
+    return {
+        "scaleUp": {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}]},
+        "scaleDown": {
+            "stabilizationWindowSeconds": min(3600, cooldown_s(plan)),
+            "policies": [{"type": "Pods", "value": 1, "periodSeconds": 300}],
+        },
+    }
+
+
+def scaling_notes(plan: Plan, options: Options, field: str) -> list[str]:
+    """What to know of an autoscaler whose upper bound is at `field`."""
+    recipe = serving.chosen(plan).recipe
+    notes = [
+        "Series come from the PodMonitor of target monitoring.",
+        f"From {recipe.replicas} to {most_replicas(plan)} replicas; change it with --set {field}=N.",
+        "The Deployment's own replicas field must then be left out, or each apply resets the number.",
+    ]
+    if recipe.replicas == 1 and not options.cache_per_replica and not options.model_path:
+        notes.append("The cache claim must be ReadWriteMany: plan with replicas, or set its access mode.")
+    return notes
 
 
 def mean_s(series: str, options: Options) -> str:

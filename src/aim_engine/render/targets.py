@@ -10,23 +10,53 @@ from aim_engine.render.artifact import Artifact, Options, Target
 from aim_engine.render.compose import Compose
 from aim_engine.render.docker import Docker
 from aim_engine.render.env import Env
+from aim_engine.render.gateway import Gateway
+from aim_engine.render.helm import Helm
+from aim_engine.render.hpa import Hpa
 from aim_engine.render.job import Job
 from aim_engine.render.keda import Keda
+from aim_engine.render.kserve import Kserve
+from aim_engine.render.kserve_llm import KserveLlm
+from aim_engine.render.kuberay import Kuberay
 from aim_engine.render.kubernetes import Kubernetes
+from aim_engine.render.kustomize import Kustomize
+from aim_engine.render.lws import Lws
 from aim_engine.render.monitoring import Monitoring
 from aim_engine.render.podman import Podman
 from aim_engine.render.shell import Shell
+from aim_engine.render.slurm import Slurm
 from aim_engine.render.systemd import Systemd
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for target in (Env(), Shell(), Systemd(), Docker(), Compose(), Podman(), Kubernetes(), Job(), Monitoring(), Keda())
+    for target in (
+        Env(),
+        Shell(),
+        Systemd(),
+        Slurm(),
+        Docker(),
+        Compose(),
+        Podman(),
+        Kubernetes(),
+        Kustomize(),
+        Helm(),
+        Lws(),
+        Kuberay(),
+        Kserve(),
+        KserveLlm(),
+        Gateway(),
+        Job(),
+        Monitoring(),
+        Keda(),
+        Hpa(),
+    )
 }
 
 
 _WITHOUT = {
     "env": ("labels", "annotations", "volumes"),
     "shell": ("labels", "annotations", "volumes"),
+    "slurm": ("labels", "annotations", "volumes"),
     "systemd": ("labels", "annotations"),
     "docker": ("annotations",),
     "compose": ("annotations",),

@@ -29,6 +29,8 @@ _UNPRINTABLE = re.compile("[^\t\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U0
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?")
 _PLAIN = re.compile(r"[A-Za-z/](?:[A-Za-z0-9_./@:=-]*[A-Za-z0-9_/])?|--[a-z][a-z0-9-]*|[0-9]+(?:s|g|Mi|Gi)")
+_BLOCK = re.compile(r"[!-~](?:[ -~]*[!-~])?\n(?:(?:[ -~]*[!-~])?\n)+")
+"""Lines that a literal block keeps in every reader: plain ASCII, no blank at an end, a line break after the last."""
 _YAML_WORDS = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))
 
 
@@ -195,7 +197,8 @@ def yaml_document(document: Mapping[str, Any]) -> str:
 
     def text(emitter: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         bare = _PLAIN.fullmatch(value) is not None and value.lower() not in _YAML_WORDS
-        return emitter.represent_scalar("tag:yaml.org,2002:str", value, style=None if bare else '"')
+        style = None if bare else "|" if _BLOCK.fullmatch(value) else '"'
+        return emitter.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
     Emitter.add_representer(str, text)
     return yaml.dump(
