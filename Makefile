@@ -64,7 +64,7 @@ docs: .venv/ready
 	@NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict --quiet --site-dir site
 
 golden: .venv/ready
-	@$(RUN)python -m pytest -q tests/render --update-golden
+	@$(RUN)python -m pytest -q tests/render tests/planner/test_grid.py --update-golden
 
 corpus rig engine docker kill consumers mutation: .venv/ready
 	@$(RUN)python -m pytest -q -m $@
