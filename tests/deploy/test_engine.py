@@ -81,11 +81,15 @@ def running(runner: LocalRunner, store: Store, plan: Plan, weights: Path) -> Ite
     said: list[str] = []
     options = Options(name="smollm2", port=free_port(), model_path=str(weights))
     deployment = runner.start(plan, options, said.append)
-    assert {"loading weights", "server started"} <= set(said)
     segments = shared_memory(deployment)
-    assert segments
-    yield deployment
-    runner.stop(store.load("smollm2"))
+    try:
+        # What follows is told when the log has it in time, which a busy machine may not.
+        assert "loading weights" in said
+        assert said[-1].startswith("ready after")
+        assert segments
+        yield deployment
+    finally:
+        runner.stop(store.load("smollm2"))
     assert members(deployment) == []
     assert not any(segment.exists() for segment in segments)
 

@@ -231,6 +231,7 @@ class DockerRunner:
         known = diagnose.milestones(deployment.engine, self._overlay)
         told, seen, quiet_since = "", 0, time.monotonic()
         while True:
+            ready = endpoint.answers(f"{deployment.endpoint}/health", timeout_s=2.0)
             running = _find(client, deployment)
             lines = [] if running is None else _tail(running, "all")
             for line in lines[seen:]:
@@ -241,7 +242,7 @@ class DockerRunner:
             seen = len(lines)
             if running is None or running.status in ("exited", "dead"):
                 raise self._failed(deployment, running, "died while it started")
-            if endpoint.answers(f"{deployment.endpoint}/health", timeout_s=2.0):
+            if ready:
                 break
             now_s = time.monotonic()
             if now_s - started > timeout_s:

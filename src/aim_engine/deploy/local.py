@@ -198,6 +198,7 @@ class LocalRunner:
         log = logfile.Growing(self._log(deployment))
         told, quiet_since, started = "", time.monotonic(), time.monotonic()
         while True:
+            ready = endpoint.answers(f"{deployment.endpoint}/health", timeout_s=2.0)
             for line in log.new_lines():
                 says = diagnose.progress_line(line, known)
                 if says is not None and says != told:
@@ -205,7 +206,7 @@ class LocalRunner:
                     told, quiet_since = says, time.monotonic()
             if not self._alive(deployment):
                 raise self._failed(deployment, "died while it started")
-            if endpoint.answers(f"{deployment.endpoint}/health", timeout_s=2.0):
+            if ready:
                 return
             now_s = time.monotonic()
             if now_s > deadline:
