@@ -65,14 +65,14 @@ def promises(plan: Path) -> list[Promise]:
         Promise(BARE, [PYTHON, "-c", "pass"], None),
         Promise("an argparse program without arguments", [PYTHON, "-c", ARGPARSE_PROGRAM], None),
         Promise("a click program of one command", [PYTHON, "-c", CLICK_PROGRAM], None),
-        Promise("aim-engine --version", [*AIM, "--version"], 3.0),
-        Promise("aim-engine --help", [*AIM, "--help"], 7.0),
-        Promise("aim-engine plan Qwen/Qwen3-32B --gpus 8xMI300X", [*AIM, *PLAN], 28.0),
-        Promise("aim-engine estimate Qwen/Qwen3-32B --gpus 2xMI300X", [*AIM, *ESTIMATE], 26.0),
-        Promise("aim-engine model Qwen/Qwen3-32B", [*AIM, "model", "Qwen/Qwen3-32B"], 16.0),
-        Promise("aim-engine gpus", [*AIM, "gpus"], 14.0),
+        Promise("aim-engine --version", [*AIM, "--version"], 4.0),
+        Promise("aim-engine --help", [*AIM, "--help"], 9.0),
+        Promise("aim-engine plan Qwen/Qwen3-32B --gpus 8xMI300X", [*AIM, *PLAN], 36.0),
+        Promise("aim-engine estimate Qwen/Qwen3-32B --gpus 2xMI300X", [*AIM, *ESTIMATE], 32.0),
+        Promise("aim-engine model Qwen/Qwen3-32B", [*AIM, "model", "Qwen/Qwen3-32B"], 26.0),
+        Promise("aim-engine gpus", [*AIM, "gpus"], 20.0),
         Promise(
-            "aim-engine render PLAN --target kubernetes", [*AIM, "render", str(plan), "--target", "kubernetes"], 20.0
+            "aim-engine render PLAN --target kubernetes", [*AIM, "render", str(plan), "--target", "kubernetes"], 26.0
         ),
     ]
 
@@ -89,11 +89,11 @@ def main() -> int:
         promised = promises(plan)
         best = best_of_rounds(promised)
     models, catalogue = whole_catalogue()
-    promised.append(Promise("one of all bundled models on 8xMI300X, in process", [], 8.0))
+    promised.append(Promise("one of all bundled models on 8xMI300X, in process", [], 9.0))
     best[promised[-1].name] = Best(catalogue.processor_s / models, catalogue.clock_s / models)
     promised.append(Promise("all rules on a recipe, in process", [], 5.0))
     best[promised[-1].name] = all_rules()
-    promised.append(Promise("detection of a node of 8 MI300X, in process", [], 1.6))
+    promised.append(Promise("detection of a node of 8 MI300X, in process", [], 2.5))
     best[promised[-1].name] = detection()
     promised.append(Promise("10,000 rows of a table, in process", [], 750.0))
     best[promised[-1].name] = table_rows(10_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+import hostile_values
 import plans
+from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
 from aim_engine.render.artifact import Options
 from aim_engine.render.targets import render
@@ -98,6 +101,37 @@ def test_the_chart_renders_to_the_plain_manifests(tmp_path: Path) -> None:
         for document in wanted.values():
             helm_owns(document)
         assert found == wanted, f"{case} {change}"
+
+
+def read_by_go(documents: list[str], folder: Path) -> list[Any]:
+    """What Go's own YAML reader, which Kubernetes has too, makes of each: a chart reads them and writes JSON."""
+    (folder / "templates").mkdir(parents=True)
+    (folder / "Chart.yaml").write_text("apiVersion: v2\nname: reader\nversion: 1.0.0\n")
+    for n, content in enumerate(documents):
+        (folder / f"{n}.yaml").write_text(content, encoding="utf-8", newline="")
+        (folder / "templates" / f"{n}.json").write_text(f'{{{{ .Files.Get "{n}.yaml" | fromYaml | toJson | b64enc }}}}')
+    (result,) = helmed([folder])
+    assert "error" not in result, result
+    return [json.loads(base64.b64decode(content)) for content in result["rendered"].values()]
+
+
+def test_helm_passes_ten_thousand_hostile_values_on_unchanged(tmp_path: Path) -> None:
+    lists = [[word for word in words if not {"\x7f", "\x85"} & set(word)] for words in hostile_values.batches()]
+    made = [hostile_values.plan(words) for words in lists]
+    folders = [write(tmp_path / str(n), "helm", plan, options("plain")) for n, plan in enumerate(made)]
+    assert sum(map(len, lists)) > 5_000
+    for n, (words, result) in enumerate(zip(lists, helmed(folders), strict=True)):
+        assert "error" not in result, result
+        documents = read_by_go(list(result["rendered"].values()), tmp_path / f"reader{n}")
+        assert hostile_values.contains(documents, words, hostile_values.undoubled)
+        env = {name: hostile_values.undoubled(value) for name, value in hostile_values.variables(documents)}
+        assert env == {f"N{index}": word for index, word in enumerate(words)}
+
+
+@pytest.mark.parametrize("lost", ["\x7f", "a\x9b", "\x85"])
+def test_text_that_helm_would_lose_is_refused(lost: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"values.args\[\d+\] holds the character U\+00{ord(lost[-1]):02X}"):
+        render(hostile_values.plan(["a", lost]), "helm", options("plain"))
 
 
 def helm_owns(document: Any) -> None:

@@ -5,6 +5,7 @@ Nothing of a plan stands in a template, so that no text of it can be taken for o
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from typing import Any
 
@@ -27,6 +28,7 @@ TEMPLATES = (
 )
 _OF_VALUES = ("name", "image", "imagePullPolicy", "command", "args", "env", "resources")
 """Fields of the container that have a value of their own; the others are together in `container`."""
+_LOST_BY_HELM = re.compile("[\x7f-\x9f\ufffe\uffff]")
 
 
 class Helm:
@@ -57,7 +59,9 @@ class Helm:
             *known["networkpolicy"],
         )
         head = serving.header(plan, self.name)
-        values = serving.header(plan, self.name, *notes) + text.yaml_document(_values(plan, options, backend))
+        chosen = _values(plan, options, backend)
+        _passes_on(chosen, "values")
+        values = serving.header(plan, self.name, *notes) + text.yaml_document(chosen)
         return (
             Artifact(path="Chart.yaml", content=head + text.yaml_document(chart)),
             Artifact(path="values.yaml", content=values),
@@ -68,6 +72,24 @@ class Helm:
 
 def _file(name: str) -> str:
     return (resources.files("aim_engine") / "data" / "chart" / name).read_text(encoding="utf-8")
+
+
+def _passes_on(value: object, where: str) -> None:
+    """Refuses text that Helm loses or changes. What it writes goes by way of JSON, which leaves DEL and the C1 controls as they
+    are, into a YAML reader that refuses them or takes one for the end of a line. Raises: InvalidInput.
+    """
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _passes_on(key, where)
+            _passes_on(entry, f"{where}.{key}")
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            _passes_on(entry, f"{where}[{index}]")
+    elif isinstance(value, str) and (lost := _LOST_BY_HELM.search(value)):
+        raise InvalidInput(
+            f"{where} holds the character U+{ord(lost[0]):04X}, which Helm cannot pass on to Kubernetes",
+            hint="take it out, or use target kubernetes or kustomize, which keep it",
+        )
 
 
 def _values(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:

@@ -14,6 +14,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
+{{/* Free text by name. JSON, because toYaml breaks text that has both a line end and one of the rarer line separators. */}}
+{{- define "aim-engine.texts" -}}
+{{- range $name, $value := . }}
+{{ toRawJson $name }}: {{ toRawJson $value }}
+{{- end }}
+{{- end }}
+
 {{/* Metadata of an object: (dict "root" $ "suffix" "-cache" "annotations" (dict)). */}}
 {{- define "aim-engine.metadata" -}}
 name: {{ printf "%s%s" .root.Values.fullname .suffix | quote }}
@@ -22,7 +29,7 @@ labels:
   {{- include "aim-engine.labels" .root | nindent 2 }}
 {{- with merge (dict) (.annotations | default dict) .root.Values.annotations }}
 annotations:
-  {{- toYaml . | nindent 2 }}
+  {{- include "aim-engine.texts" . | nindent 2 }}
 {{- end }}
 {{- end }}
 
@@ -33,7 +40,7 @@ metadata:
     {{- include "aim-engine.labels" . | nindent 4 }}
   {{- with .Values.annotations }}
   annotations:
-    {{- toYaml . | nindent 4 }}
+    {{- include "aim-engine.texts" . | nindent 4 }}
   {{- end }}
 spec:
   {{- toYaml .Values.pod | nindent 2 }}
@@ -46,9 +53,13 @@ spec:
         {{- toYaml . | nindent 8 }}
       {{- end }}
       args:
-        {{- toYaml (concat .Values.args .Values.extraArgs) | nindent 8 }}
+        {{- range concat .Values.args .Values.extraArgs }}
+        - {{ toRawJson . }}
+        {{- end }}
       env:
-        {{- toYaml (concat .Values.env .Values.extraEnv) | nindent 8 }}
+        {{- range concat .Values.env .Values.extraEnv }}
+        - {{ toRawJson . }}
+        {{- end }}
       resources:
         {{- toYaml .Values.resources | nindent 8 }}
       {{- toYaml .Values.container | nindent 6 }}
