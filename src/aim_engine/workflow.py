@@ -48,6 +48,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     allow_lossy: bool = False
     max_gpus: int | None = None
     max_usd_h: float | None = None
+    simulate: bool | None = None
+    """Play the best few through the engine's scheduler; None: where a rate or a limit on a percentile asks for it."""
     prices: Path | None = None
     """A price list of the user's own."""
     revision: str | None = None
@@ -295,6 +297,7 @@ def select_for(request: Request, spec: ModelSpec, cluster: Cluster, gpu: Gpu, se
         price=prices.load(overlay, request.prices).cheapest(gpu.name),
         max_gpus=request.max_gpus,
         max_usd_h=request.max_usd_h,
+        simulate=simulates(request),
     )
     return select(
         inputs,
@@ -303,6 +306,13 @@ def select_for(request: Request, spec: ModelSpec, cluster: Cluster, gpu: Gpu, se
         known=RecipeDatabase(overlay).load_recipes(spec.model_id),
         catalogue=lambda: [catalog.load(name, overlay) for name in catalog.names(overlay)],
     )
+
+
+def simulates(request: Request) -> bool:
+    """Whether the best few are played through the engine's scheduler."""
+    if request.simulate is not None:
+        return request.simulate
+    return request.workload.rate_requests_s is not None or request.slo.has_percentiles
 
 
 def _best_card(request: Request, spec: ModelSpec, settings: Settings) -> Plan:
@@ -316,12 +326,13 @@ def _best_card(request: Request, spec: ModelSpec, settings: Settings) -> Plan:
 
     overlay = overlay_dir(settings)
     offers = prices.load(overlay, request.prices)
-    plans, refused = [], []
+    quick = msgspec.structs.replace(request, simulate=False)
+    plans, refused = {}, []
     for name in catalog.names(overlay):
         try:
             if request.objective == "cost":
                 offers.price(name)
-            plans.append(choose_on(request, spec, f"anyx{name}", settings))
+            plans[name] = choose_on(quick, spec, f"anyx{name}", settings)
         except InvalidInput as err:
             refused.append(Rejection(recipe=name, reason=err.what))
     if not plans:
@@ -330,7 +341,10 @@ def _best_card(request: Request, spec: ModelSpec, settings: Settings) -> Plan:
             why=refused[0].reason if refused else None,
             hint="name the hardware, for example --gpus 8xMI300X",
         )
-    return compare.best(plans, refused, request.objective)
+    if simulates(request):
+        for name in compare.ahead(tuple(plans.values()), request.objective):
+            plans[name] = choose_on(request, spec, f"anyx{name}", settings)
+    return compare.best(tuple(plans.values()), refused, request.objective)
 
 
 def expect(plan: Plan, workload: Workload, settings: Settings) -> Estimate | None:

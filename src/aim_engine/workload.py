@@ -52,18 +52,63 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         return self.input_tokens + self.output_tokens
 
 
+PERCENTILES = (50, 90, 95, 99)
+"""Percentiles that a limit may be on."""
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """One limit of a service level."""
+
+    name: str
+    """ttft, tpot or e2e."""
+    ms: float
+    percentile: int | None
+    """None: on the mean."""
+
+    def describe(self) -> str:
+        """`ttft`, `p99 ttft`."""
+        return self.name if self.percentile is None else f"p{self.percentile} {self.name}"
+
+
 class Slo(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits that the chosen configuration must keep; None means no limit."""
+    """Limits that the chosen configuration must keep; None means no limit. Each is on the mean, or on a percentile of requests."""
 
     ttft_ms: float | None = None
-    """Time to first token, mean."""
+    """Time to first token."""
     tpot_ms: float | None = None
-    """Time per output token after the first, mean."""
+    """Time per output token after the first, averaged over one request."""
     e2e_ms: float | None = None
-    """Whole request, mean."""
+    """Whole request."""
+    ttft_percentile: int | None = None
+    tpot_percentile: int | None = None
+    e2e_percentile: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("ttft_ms", "tpot_ms", "e2e_ms"):
-            value = getattr(self, name)
+        for name in ("ttft", "tpot", "e2e"):
+            value, percentile = getattr(self, f"{name}_ms"), getattr(self, f"{name}_percentile")
             if value is not None and value <= 0:
-                raise InvalidInput(f"a {name.removesuffix('_ms')} limit of {value} ms can never be met")
+                raise InvalidInput(f"a {name} limit of {value} ms can never be met")
+            if percentile is None:
+                continue
+            if value is None:
+                raise InvalidInput(f"a percentile of {name} without a limit", hint=f"--{name} p{percentile}:500ms")
+            if percentile not in PERCENTILES:
+                raise InvalidInput(
+                    f"p{percentile} of {name} is not predicted",
+                    hint=f"use one of {', '.join(f'p{known}' for known in PERCENTILES)}, or no percentile for the mean",
+                )
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """Those that are set."""
+        pairs = ((name, getattr(self, f"{name}_ms")) for name in ("ttft", "tpot", "e2e"))
+        return tuple(
+            Limit(name=name, ms=ms, percentile=getattr(self, f"{name}_percentile"))
+            for name, ms in pairs
+            if ms is not None
+        )
+
+    @property
+    def has_percentiles(self) -> bool:
+        """Whether a limit is on more than the mean."""
+        return any(limit.percentile is not None for limit in self.limits)

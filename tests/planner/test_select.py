@@ -132,7 +132,7 @@ def test_a_precision_without_kernels_is_refused_by_name() -> None:
 
 def test_lossy_formats_are_used_only_when_allowed() -> None:
     careful = planned("Qwen/Qwen3-32B", "8xMI300X")
-    allowed = planned("Qwen/Qwen3-32B", "8xMI300X", allow_lossy=True)
+    allowed = planned("Qwen/Qwen3-32B", "8xMI300X", allow_lossy=True, slo=Slo(tpot_ms=60.0))
     for candidate in (careful.chosen, *careful.alternatives):
         assert candidate is not None
         assert candidate.recipe.online_quantization is None

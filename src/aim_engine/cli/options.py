@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -10,6 +11,7 @@ import click
 
 from aim_engine import settings as all_settings
 from aim_engine import units
+from aim_engine.errors import InvalidInput
 from aim_engine.recipe.recipe import Precision
 from aim_engine.settings import Settings
 from aim_engine.workflow import Request
@@ -46,9 +48,18 @@ _PLANNING = (
         show_default=True,
         help="What to make best.",
     ),
-    click.option("--ttft", metavar="TIME", help="Limit on the mean time to first token, such as 500ms."),
-    click.option("--tpot", metavar="TIME", help="Limit on the mean time per output token, such as 30ms."),
-    click.option("--e2e", metavar="TIME", help="Limit on the mean time of a whole request, such as 20s."),
+    click.option(
+        "--ttft",
+        metavar="[pN:]TIME",
+        help="Limit on the time to first token: 500ms on the mean, p99:500ms on a percentile.",
+    ),
+    click.option("--tpot", metavar="[pN:]TIME", help="Limit on the time per output token, such as 30ms or p90:30ms."),
+    click.option("--e2e", metavar="[pN:]TIME", help="Limit on the time of a whole request, such as 20s or p95:20s."),
+    click.option(
+        "--simulate/--no-simulate",
+        default=None,
+        help="Play the best few through the engine's scheduler. Default: with --rate or a limit on a percentile.",
+    ),
     *_TRAFFIC,
     click.option("--rate", type=float, metavar="N", help="Requests arriving per second."),
     click.option("--max-gpus", type=click.IntRange(min=1), metavar="N", help="Most devices to use."),
@@ -87,7 +98,6 @@ def _with(command: Command, chosen: tuple[Callable[[Any], Any], ...]) -> Command
 def request(model: str, flags: dict[str, Any]) -> tuple[Request, Settings]:
     """The planning request and the settings that `flags` describe. Raises: InvalidInput."""
     concurrency, length = flags["concurrency"], flags["max_model_len"]
-    limits = {f"{name}_ms": units.parse_ms(flags[name]) for name in ("ttft", "tpot", "e2e") if flags[name]}
     asked = Request(
         model=model,
         gpus=flags["gpus"],
@@ -97,7 +107,7 @@ def request(model: str, flags: dict[str, Any]) -> tuple[Request, Settings]:
             concurrency=units.parse_count(concurrency) if concurrency else None,
             rate_requests_s=flags["rate"],
         ),
-        slo=Slo(**limits),
+        slo=limits(flags),
         objective=flags["objective"],
         precision=flags["precision"],
         engine=flags["engine"],
@@ -106,7 +116,27 @@ def request(model: str, flags: dict[str, Any]) -> tuple[Request, Settings]:
         allow_lossy=flags["allow_lossy"],
         max_gpus=flags["max_gpus"],
         max_usd_h=flags["max_usd_h"],
+        simulate=flags["simulate"],
         prices=flags["prices"],
         revision=flags["revision"],
     )
     return asked, all_settings.load({"offline": flags["offline"]})
+
+
+def limits(flags: dict[str, Any]) -> Slo:
+    """The service level that --ttft, --tpot and --e2e ask for. Raises: InvalidInput."""
+    found: dict[str, Any] = {}
+    for name in ("ttft", "tpot", "e2e"):
+        if not flags[name]:
+            continue
+        before, colon, time = flags[name].rpartition(":")
+        if colon:
+            percentile = re.fullmatch(r"p(\d{1,2})", before.strip().lower())
+            if percentile is None:
+                raise InvalidInput(
+                    f"'{flags[name]}' is not a limit",
+                    hint=f"--{name} 500ms for the mean, --{name} p99:500ms for a percentile",
+                )
+            found[f"{name}_percentile"] = int(percentile[1])
+        found[f"{name}_ms"] = units.parse_ms(time)
+    return Slo(**found)

@@ -64,6 +64,36 @@ class MemoryBreakdown(msgspec.Struct, frozen=True, kw_only=True):
         return max(0, -self.kv_cache_bytes)
 
 
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """How a time spreads over requests."""
+
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+
+    def at(self, percentile: int | None) -> float:
+        """The mean for None."""
+        return float(self.mean if percentile is None else getattr(self, f"p{percentile}"))
+
+
+class Simulated(msgspec.Struct, frozen=True, kw_only=True):
+    """What single requests saw when the traffic was played through the engine's scheduler."""
+
+    requests: int
+    """How many were measured, of one replica."""
+    seed: int
+    ttft_ms: Spread
+    tpot_ms: Spread
+    itl_ms: Spread
+    """Between two tokens, over tokens."""
+    e2e_ms: Spread
+    preemptions: int
+    goodput_fraction: float
+    """Share of requests that kept every limit by itself."""
+
+
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """Prediction for one recipe at one load. Rates are of the whole deployment, times of one request."""
 
@@ -84,3 +114,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     meets_slo: bool
     slo_margin: dict[str, float] = {}
     """Limit -> (limit - prediction) / limit; negative where it is missed."""
+    limited_ms: dict[str, Range] = {}
+    """Limit -> what is held against it: the mean, or the percentile that was asked for."""
+    simulated: Simulated | None = None
+    """None: closed forms only."""

@@ -66,47 +66,82 @@ def breakdown(spec: ModelSpec, gpu: Gpu, recipe: Recipe, workload: Workload) -> 
 
     Raises: InvalidInput when heads cannot be split by tp.
     """
-    check_split(spec, recipe.parallelism)
-    weights_bytes = weights_bytes_per_device(spec, recipe)
-    per_token_bytes = kv_bytes_per_token(spec, recipe)
-    state_bytes = state_bytes_per_sequence(spec, recipe)
-    known = overheads(gpu)
-    activation_bytes = _activation_bytes(spec, recipe, known)
-    overhead_bytes = _runtime_bytes(spec, recipe, known)
-    if gpu.kind == "cpu":
-        graphs_bytes = 0
-        budget_bytes = gpu.memory_bytes
-        left_bytes = budget_bytes - weights_bytes - activation_bytes - overhead_bytes
-        kv_bytes = left_bytes
-        if recipe.kv_cache_memory_bytes is not None and left_bytes >= recipe.kv_cache_memory_bytes:
-            kv_bytes = recipe.kv_cache_memory_bytes
-    else:
-        graphs_bytes = _graphs_bytes(recipe)
-        budget_bytes = math.ceil(gpu.memory_bytes * recipe.gpu_memory_utilization)
-        kv_bytes = budget_bytes - weights_bytes - activation_bytes - graphs_bytes - overhead_bytes
-    cache = layout(spec, recipe)
-    in_flight = in_flight_tokens(recipe)
-    ranks = recipe.parallelism.dp
-    blocks = cache.pool(kv_bytes)
-    longest_blocks = cache.blocks(recipe.max_model_len, in_flight)
-    typical_blocks = cache.blocks(min(workload.total_tokens, recipe.max_model_len), in_flight)
-    tokens = cache.logged_tokens(kv_bytes, recipe.max_model_len, in_flight, recipe.engine_version)
-    if not cache.block_bytes:
-        tokens = recipe.max_model_len * recipe.max_num_seqs if kv_bytes > 0 else 0
-    return MemoryBreakdown(
-        device_bytes=gpu.memory_bytes,
-        budget_bytes=budget_bytes,
-        weights_bytes=weights_bytes,
-        activation_bytes=activation_bytes,
-        graphs_bytes=graphs_bytes,
-        overhead_bytes=overhead_bytes,
-        kv_cache_bytes=kv_bytes,
-        kv_bytes_per_token=per_token_bytes,
-        state_bytes_per_sequence=state_bytes,
-        kv_cache_tokens=tokens * ranks,
-        longest_sequences=blocks / longest_blocks if longest_blocks else float(recipe.max_num_seqs * (kv_bytes > 0)),
-        max_sequences=(blocks // typical_blocks if typical_blocks else recipe.max_num_seqs) * ranks,
+    room = Room(spec, gpu, recipe, workload)
+    return room.breakdown(
+        recipe.max_num_seqs, recipe.max_num_batched_tokens, recipe.max_model_len, recipe.kv_cache_memory_bytes
     )
+
+
+class Room:
+    """Memory of one device for recipes that differ in nothing but the scheduler's limits and the context."""
+
+    def __init__(self, spec: ModelSpec, gpu: Gpu, recipe: Recipe, workload: Workload) -> None:
+        """`recipe`: one of them. Raises: InvalidInput when heads cannot be split by tp, MissingFigure."""
+        check_split(spec, recipe.parallelism)
+        known = overheads(gpu)
+        self._ranks = recipe.parallelism.dp
+        self._cpu = gpu.kind == "cpu"
+        self._version = recipe.engine_version
+        self._device_bytes = gpu.memory_bytes
+        self._budget_bytes = self._device_bytes
+        if not self._cpu:
+            self._budget_bytes = math.ceil(gpu.memory_bytes * recipe.gpu_memory_utilization)
+        self._weights_bytes = weights_bytes_per_device(spec, recipe)
+        self._per_token_bytes = kv_bytes_per_token(spec, recipe)
+        self._state_bytes = state_bytes_per_sequence(spec, recipe)
+        self._overhead_bytes = _runtime_bytes(spec, recipe, known)
+        self._sampler_bytes, self._forward_bytes, self._profile_bytes = _activations(spec, recipe, known)
+        self._cache = layout(spec, recipe)
+        self._tokens = workload.total_tokens
+
+    def breakdown(
+        self, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, kv_cache_memory_bytes: int | None
+    ) -> MemoryBreakdown:
+        """The ledger with these limits."""
+        activation_bytes = self._profile_bytes + round(
+            max(self._sampler_bytes * max_num_seqs, self._forward_bytes * max_num_batched_tokens)
+        )
+        graphs_bytes = 0 if self._cpu else _graphs_bytes(self._version, max_num_seqs)
+        kv_bytes = self._budget_bytes - self._weights_bytes - activation_bytes - graphs_bytes - self._overhead_bytes
+        if self._cpu and kv_cache_memory_bytes is not None and kv_bytes >= kv_cache_memory_bytes:
+            kv_bytes = kv_cache_memory_bytes
+        cache, in_flight = self._cache, max_num_batched_tokens * pages.BATCHES_IN_FLIGHT
+        blocks = cache.pool(kv_bytes)
+        longest_blocks = cache.blocks(max_model_len, in_flight)
+        typical_blocks = cache.blocks(min(self._tokens, max_model_len), in_flight)
+        tokens = cache.logged_tokens(kv_bytes, max_model_len, in_flight, self._version)
+        if not cache.block_bytes:
+            tokens = max_model_len * max_num_seqs if kv_bytes > 0 else 0
+        return MemoryBreakdown(
+            device_bytes=self._device_bytes,
+            budget_bytes=self._budget_bytes,
+            weights_bytes=self._weights_bytes,
+            activation_bytes=activation_bytes,
+            graphs_bytes=graphs_bytes,
+            overhead_bytes=self._overhead_bytes,
+            kv_cache_bytes=kv_bytes,
+            kv_bytes_per_token=self._per_token_bytes,
+            state_bytes_per_sequence=self._state_bytes,
+            kv_cache_tokens=tokens * self._ranks,
+            longest_sequences=blocks / longest_blocks if longest_blocks else float(max_num_seqs * (kv_bytes > 0)),
+            max_sequences=(blocks // typical_blocks if typical_blocks else max_num_seqs) * self._ranks,
+        )
+
+    def sequence_bytes(self, tokens: int, max_num_batched_tokens: int) -> int:
+        """Bytes one sequence of `tokens` holds on one device, in whole blocks of every table."""
+        in_flight = max_num_batched_tokens * pages.BATCHES_IN_FLIGHT
+        return self._cache.blocks(tokens, in_flight) * self._cache.block_bytes
+
+    def longest(self, kv_bytes: int, most_tokens: int, max_num_batched_tokens: int) -> int:
+        """The longest sequence the cache holds, rounded down to 1,024 tokens where it is longer than that."""
+        low, high = 0, most_tokens
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.sequence_bytes(middle, max_num_batched_tokens) <= kv_bytes:
+                low = middle
+            else:
+                high = middle
+        return low // 1024 * 1024 if low >= 1024 else low
 
 
 def check_split(spec: ModelSpec, parallelism: Parallelism) -> None:
@@ -289,22 +324,22 @@ def _all_overheads() -> tuple[Overheads, ...]:
     return facts.load(FILE, tuple[Overheads, ...])
 
 
-def _activation_bytes(spec: ModelSpec, recipe: Recipe, known: Overheads) -> int:
-    """Transient peak of the engine's profiling run: the sampler's rows, or one full forward pass, and what a tower adds.
+def _activations(spec: ModelSpec, recipe: Recipe, known: Overheads) -> tuple[float, float, int]:
+    """Transient peak of the engine's profiling run, in parts: bytes of the sampler for each of max_num_seqs, of a forward pass for
+    each of max_num_batched_tokens, and what is there anyway.
 
-    max(c x max_num_seqs x vocabulary, share x max_num_batched_tokens x widths of a layer x 2 bytes) + a constant.
+    max(c x max_num_seqs x vocabulary, share x max_num_batched_tokens x widths of a layer x 2 bytes) + a constant and what a tower adds.
     """
     tp = recipe.parallelism.tp
-    sampler = known.sampler_bytes_per_row_and_token * recipe.max_num_seqs * spec.vocab_size
     width = spec.intermediate_size / tp
     if spec.moe is not None:
         width = max(
             width if spec.moe.layers < spec.layers else 0.0,
             spec.moe.intermediate_size * spec.moe.experts_per_token / (1 if recipe.parallelism.ep else tp),
         )
-    forward = recipe.max_num_batched_tokens * (12 * spec.hidden_size + 6 * width) * known.forward_fraction
+    forward = (12 * spec.hidden_size + 6 * width) * known.forward_fraction
     tower = known.tower_bytes if spec.parameters.vision else 0
-    return round(max(sampler, forward)) + known.profile_bytes + tower
+    return known.sampler_bytes_per_row_and_token * spec.vocab_size, forward, known.profile_bytes + tower
 
 
 def _runtime_bytes(spec: ModelSpec, recipe: Recipe, known: Overheads) -> int:
@@ -315,15 +350,16 @@ def _runtime_bytes(spec: ModelSpec, recipe: Recipe, known: Overheads) -> int:
     return base + (known.early_release_bytes if early else 0)
 
 
-def _graphs_bytes(recipe: Recipe) -> int:
+@functools.cache
+def _graphs_bytes(version: str, max_num_seqs: int) -> int:
     """Captured graphs: two sets (full and piecewise) of the capture sizes, at least 1 MiB each after the first.
 
     Sizes 1, 2, 4, 8..248 step 8, 256..max step 16 with max = min(2 x max_num_seqs, 512). Releases before 0.21 capture them
     outside of what they budget.
     Source: vllm/config/vllm.py _set_cudagraph_sizes; vllm/v1/worker/gpu_worker.py (estimate charged since 0.21).
     """
-    if pages.release(recipe.engine_version) < _GRAPHS_CHARGED_SINCE:
+    if pages.release(version) < _GRAPHS_CHARGED_SINCE:
         return 0
-    largest = min(2 * recipe.max_num_seqs, 512)
+    largest = min(2 * max_num_seqs, 512)
     sizes = 3 + len(range(8, min(largest, 248) + 1, 8)) + len(range(256, largest + 1, 16))
     return 2 * (64 + sizes) * MIB

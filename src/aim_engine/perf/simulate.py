@@ -22,8 +22,9 @@ from typing import Protocol
 import msgspec
 
 from aim_engine.errors import InvalidInput
+from aim_engine.perf.estimate import Spread
+from aim_engine.workload import PERCENTILES
 
-PERCENTILES = (50, 90, 99)
 _MOST_STEPS = 2_000_000
 """Scheduler events after which a simulation is stopped as not ending."""
 
@@ -58,6 +59,8 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     requests: int
     """How many are measured."""
+    around: int = 0
+    """As many more before them and after them, which see the load build up and end and are not measured."""
     rate_requests_s: float | None = None
     """Open loop, at random (Poisson). None: closed loop."""
     concurrency: int | None = None
@@ -69,8 +72,17 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if (self.rate_requests_s is None) == (self.concurrency is None):
             raise InvalidInput("a simulation needs a rate or a concurrency, and not both")
-        if self.requests < 1 or not 0.0 < self.length_ratio_min <= 1.0:
+        if self.requests < 1 or self.around < 0 or not 0.0 < self.length_ratio_min <= 1.0:
             raise InvalidInput("a simulation needs requests, and lengths above 0")
+
+    @property
+    def made(self) -> int:
+        """Requests that are made in all."""
+        return self.requests + 2 * self.around
+
+    def measures(self, number: int) -> bool:
+        """Whether the request made as this one counts."""
+        return self.around <= number < self.around + self.requests
 
 
 class _Drawn(msgspec.Struct, frozen=True):
@@ -85,7 +97,7 @@ def _draw(traffic: Traffic) -> _Drawn:
     import numpy as np
 
     source = np.random.default_rng(traffic.seed)
-    count, low = traffic.requests, traffic.length_ratio_min
+    count, low = traffic.made, traffic.length_ratio_min
     prompts, outputs = (
         np.maximum(1, np.rint(source.uniform(low * length, length, count))).astype(int).tolist()
         for length in (traffic.input_tokens, traffic.output_tokens)
@@ -97,24 +109,15 @@ def _draw(traffic: Traffic) -> _Drawn:
     return _Drawn(prompts, outputs, gaps_s)
 
 
-class Distribution(msgspec.Struct, frozen=True, kw_only=True):
-    """How a time spreads over requests (or, between tokens, over tokens)."""
-
-    mean: float
-    p50: float
-    p90: float
-    p99: float
-
-
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What the measured requests saw."""
 
     requests: int
     duration_s: float
-    ttft_ms: Distribution
-    tpot_ms: Distribution
-    itl_ms: Distribution
-    e2e_ms: Distribution
+    ttft_ms: Spread
+    tpot_ms: Spread
+    itl_ms: Spread
+    e2e_ms: Spread
     output_tok_s: float
     requests_s: float
     running: float
@@ -195,6 +198,14 @@ class _Run:
         self.context = 0.0
         """Tokens the decoding requests hold together."""
         self.finished: list[_Request] = []
+        """Those that are measured."""
+        self.left = traffic.requests
+        """Measured requests that have not ended."""
+        self.began_s = 0.0
+        """When the first measured request came; what is counted over time is counted from here."""
+        self.ended = 0
+        self.tokens = 0
+        """Of all requests that ended, measured or not."""
         self.gaps: list[tuple[float, int]] = []
         """(seconds between two tokens, how many tokens waited so long)."""
         self.preemptions = 0
@@ -207,7 +218,7 @@ class _Run:
 
     def outcome(self, limits: tuple[float | None, float | None, float | None]) -> Outcome:
         events = 0
-        while len(self.finished) < self.traffic.requests:
+        while self.left:
             events += 1
             if events > _MOST_STEPS:
                 raise InvalidInput("the simulated load never drains", hint="lower the rate or the number of requests")
@@ -231,7 +242,7 @@ class _Run:
 
     def _take_arrivals(self) -> None:
         while self.upcoming is not None and self.upcoming.arrival_s <= self.now_s:
-            self.waiting.append(self.upcoming)
+            self._enter(self.upcoming)
             self.upcoming = next(self.arrivals, None)
 
     def _one_event(self) -> None:
@@ -342,9 +353,20 @@ class _Run:
             request = self.decoding.pop(number)
             request.done_s = self.now_s
             self.context -= self._decode_held(request)
-            self.finished.append(request)
-            if self.traffic.concurrency is not None and self.number < self.traffic.requests:
-                self.waiting.append(self._new(self.now_s))
+            self.ended += 1
+            self.tokens += request.output
+            if self.traffic.measures(request.number):
+                self.finished.append(request)
+                self.left -= 1
+            if self.traffic.concurrency is not None and self.number < self.traffic.made:
+                self._enter(self._new(self.now_s))
+
+    def _enter(self, request: _Request) -> None:
+        """Queue a request; with the first measured one, what is counted over time starts anew."""
+        self.waiting.append(request)
+        if request.number == self.traffic.around:
+            self.began_s, self.busy, self.preemptions, self.ended, self.tokens = request.arrival_s, 0.0, 0, 0, 0
+            self.gaps.clear()
 
     def _decode_held(self, request: _Request) -> float:
         """Tokens a decoding request holds now: its prefill and what it gained in each step since."""
@@ -391,7 +413,7 @@ class _Run:
 
     def _summary(self, limits: tuple[float | None, float | None, float | None]) -> Outcome:
         fixed_ms = self.engine.fixed_s * 1e3
-        ttft, tpot, e2e, good, tokens = [], [], [], 0, 0
+        ttft, tpot, e2e, good = [], [], [], 0
         for request in self.finished:
             first_ms = (request.first_s - request.arrival_s) * 1e3 + fixed_ms
             whole_ms = (request.done_s - request.arrival_s) * 1e3 + fixed_ms
@@ -400,33 +422,31 @@ class _Run:
             e2e.append(whole_ms)
             if request.output > 1:
                 tpot.append(each_ms)
-            tokens += request.output
             good += all(
                 limit is None or value <= limit
                 for value, limit in zip((first_ms, each_ms, whole_ms), limits, strict=True)
             )
-        start_s = min(request.arrival_s for request in self.finished)
-        duration_s = max(self.now_s - start_s, 1e-9)
+        duration_s = max(self.now_s - self.began_s, 1e-9)
         return Outcome(
             requests=len(self.finished),
             duration_s=duration_s,
-            ttft_ms=_distribution([(value, 1) for value in ttft]),
-            tpot_ms=_distribution([(value, 1) for value in tpot]),
-            itl_ms=_distribution([(seconds * 1e3, count) for seconds, count in self.gaps]),
-            e2e_ms=_distribution([(value, 1) for value in e2e]),
-            output_tok_s=tokens / duration_s,
-            requests_s=len(self.finished) / duration_s,
+            ttft_ms=_spread([(value, 1) for value in ttft]),
+            tpot_ms=_spread([(value, 1) for value in tpot]),
+            itl_ms=_spread([(seconds * 1e3, count) for seconds, count in self.gaps]),
+            e2e_ms=_spread([(value, 1) for value in e2e]),
+            output_tok_s=self.tokens / duration_s,
+            requests_s=self.ended / duration_s,
             running=self.busy / duration_s,
             preemptions=self.preemptions,
             goodput_fraction=good / len(self.finished),
         )
 
 
-def _distribution(weighted: list[tuple[float, int]]) -> Distribution:
+def _spread(weighted: list[tuple[float, int]]) -> Spread:
     """Mean and percentiles (nearest rank) of values with counts; all 0 without values."""
     total = sum(count for _, count in weighted)
     if not total:
-        return Distribution(mean=0.0, p50=0.0, p90=0.0, p99=0.0)
+        return Spread(mean=0.0, p50=0.0, p90=0.0, p95=0.0, p99=0.0)
     ordered = sorted(weighted)
     marks = [total * percent / 100 for percent in PERCENTILES]
     found: list[float] = []
@@ -436,4 +456,4 @@ def _distribution(weighted: list[tuple[float, int]]) -> Distribution:
         while len(found) < len(marks) and seen >= marks[len(found)] - 1e-9:
             found.append(value)
     mean = sum(value * count for value, count in weighted) / total
-    return Distribution(mean=mean, p50=found[0], p90=found[1], p99=found[2])
+    return Spread(mean=mean, p50=found[0], p90=found[1], p95=found[2], p99=found[3])

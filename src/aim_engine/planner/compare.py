@@ -11,8 +11,17 @@ from aim_engine.planner.plan import Plan, Rejection, Step
 from aim_engine.workload import Objective
 
 ALTERNATIVES = 5
+AHEAD = 4
+"""Cards that are looked at more closely."""
 NO_IMAGE = "VER011"
 """The rule that finds an image without kernels for the card."""
+
+
+def ahead(plans: Sequence[Plan], objective: Objective) -> tuple[str, ...]:
+    """The cards that lead by closed forms, which are worth a closer look."""
+    able = [plan.chosen for plan in plans if plan.chosen is not None and _without_image(plan) is None]
+    ranked = rank.order(able, objective, open_count=True)
+    return tuple(candidate.recipe.gpu for candidate in ranked[:AHEAD])
 
 
 def best(plans: Sequence[Plan], refused: Sequence[Rejection], objective: Objective) -> Plan:
@@ -23,7 +32,7 @@ def best(plans: Sequence[Plan], refused: Sequence[Rejection], objective: Objecti
     """
     able = [plan for plan in plans if plan.chosen is not None]
     ready = [plan for plan in able if _without_image(plan) is None] or able
-    ranked = rank.order(tuple(plan.chosen for plan in ready if plan.chosen is not None), objective, open_count=True)
+    ranked = rank.order([plan.chosen for plan in ready if plan.chosen is not None], objective, open_count=True)
     unready = [
         Rejection(recipe=plan.inputs.gpu.name, reason=_without_image(plan) or "") for plan in able if plan not in ready
     ]
@@ -41,7 +50,7 @@ def best(plans: Sequence[Plan], refused: Sequence[Rejection], objective: Objecti
         winner,
         chosen=msgspec.structs.replace(first, reason=text),
         alternatives=tuple(ranked[1 : ALTERNATIVES + 1]),
-        pareto=rank.pareto(tuple(candidate for plan in plans for candidate in plan.pareto)),
+        pareto=rank.pareto(candidate for plan in plans for candidate in plan.pareto),
         rejected=(*rejected, *winner.rejected),
         steps=_steps(winner, plans, len(ranked)),
     )

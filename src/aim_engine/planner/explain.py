@@ -8,12 +8,13 @@ import msgspec
 
 from aim_engine.perf.estimate import Range
 from aim_engine.planner import rank
+from aim_engine.planner.family import Option
 from aim_engine.planner.plan import Candidate, Inputs, Neighbour, Rejection
-from aim_engine.recipe.recipe import Parallelism, Recipe
+from aim_engine.planner.rank import Rated
+from aim_engine.recipe.recipe import Parallelism
 from aim_engine.units import format_ms
 from aim_engine.workload import Objective
 
-LIMITS = ("ttft", "tpot", "e2e")
 _GOALS: dict[Objective, str] = {
     "throughput": "output tok/s",
     "latency": "requests/s of one user",
@@ -21,19 +22,20 @@ _GOALS: dict[Objective, str] = {
     "energy": "tokens per joule",
     "balanced": "speed per user x per GPU",
 }
-Matches = Callable[[Recipe], bool]
+Matches = Callable[[Rated], bool]
+_SCHEDULER = ("max_num_seqs", "max_num_batched_tokens")
 
 
 def neighbours(
-    chosen: Candidate, candidates: Sequence[Candidate], rejected: Sequence[Rejection], inputs: Inputs
+    chosen: Candidate, options: Sequence[Option], rejected: Sequence[Rejection], inputs: Inputs
 ) -> tuple[Neighbour, ...]:
     """The best of those one step away from the choice, each with the number that lost it; those that do not fit with why."""
     found = []
-    for change, family, matches in _changes(chosen.recipe, candidates):
-        near = [c for c in candidates if matches(c.recipe)]
+    for change, family, matches in _changes(chosen, options):
+        near = [option for option in options if matches(option)]
         if near:
-            best = rank.order(tuple(near), inputs.objective, open_count=inputs.open_count)[0]
-            found.append(Neighbour(change=change, recipe=best.recipe.key, reason=_lost(chosen, best, inputs)))
+            best = rank.order(near, inputs.objective, open_count=inputs.open_count)[0]
+            found.append(Neighbour(change=change, recipe=best.key, reason=_lost(chosen, best, inputs)))
             continue
         refusal = next((r for r in rejected if family is not None and r.recipe == family), None)
         if refusal is not None:
@@ -44,11 +46,12 @@ def neighbours(
 def doubt(chosen: Candidate, runner_up: Candidate | None, inputs: Inputs) -> str:
     """The one measurement that would settle most: a limit inside its range, else the figure that tells the first two apart."""
     load = f"at {chosen.estimate.concurrency} requests"
-    for name in LIMITS:
-        limit_ms, figure = getattr(inputs.slo, f"{name}_ms"), getattr(chosen.estimate, f"{name}_ms")
-        if limit_ms is not None and figure.low <= limit_ms <= figure.high:
+    for limit in inputs.slo.limits:
+        figure = chosen.estimate.limited_ms[limit.name]
+        if figure.low <= limit.ms <= figure.high:
             span = f"{format_ms(figure.low)} to {format_ms(figure.high)}"
-            return f"{name.upper()} {load}: its range, {span}, holds the limit of {format_ms(limit_ms)}"
+            name = limit.name.upper() if limit.percentile is None else f"p{limit.percentile} {limit.name.upper()}"
+            return f"{name} {load}: its range, {span}, holds the limit of {format_ms(limit.ms)}"
     ours = chosen.estimate.output_tok_s
     if runner_up is None:
         return f"output tok/s {load}: nothing else competes, and its range is {ours.low:,.0f} to {ours.high:,.0f}"
@@ -59,70 +62,70 @@ def doubt(chosen: Candidate, runner_up: Candidate | None, inputs: Inputs) -> str
     return f"output tok/s {load} of {wider.recipe.key}: the ranges of the first two overlap, and its is the wider"
 
 
-def _changes(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[tuple[str, str | None, Matches]]:
+def _changes(chosen: Rated, options: Sequence[Option]) -> Iterator[tuple[str, str | None, Matches]]:
     """What could be one step different: a name, the family whose rejection answers when nothing fits, and a test."""
-    split = recipe.parallelism
+    split = chosen.split
     for tp in (split.tp // 2, split.tp * 2):
         if tp >= 1:
             other = msgspec.structs.replace(split, tp=tp)
-            yield f"tp {tp} instead of {split.tp}", _family(other, recipe), _split_is(other, recipe)
-    if any(c.recipe.parallelism.ep for c in candidates):
+            yield f"tp {tp} instead of {split.tp}", _family(other, chosen), _split_is(other, chosen)
+    if any(option.split.ep for option in options):
         other = msgspec.structs.replace(split, ep=not split.ep)
         name = "experts sliced over ranks" if split.ep else "experts whole on each rank"
-        yield name, _family(other, recipe), _split_is(other, recipe)
-    for dp in sorted({c.recipe.parallelism.dp for c in candidates} - {split.dp}):
-        yield f"attention over dp {dp}", None, _dp_is(dp, recipe)
-    for precision in sorted({c.recipe.precision for c in candidates} - {recipe.precision}):
-        yield f"weights in {precision}", None, _field_is("precision", precision)
-    for kv_dtype in sorted({c.recipe.kv_cache_dtype for c in candidates} - {recipe.kv_cache_dtype}):
-        yield f"KV cache in {kv_dtype}", None, _same_but("kv_cache_dtype", kv_dtype, recipe)
+        yield name, _family(other, chosen), _split_is(other, chosen)
+    for dp in sorted({option.split.dp for option in options} - {split.dp}):
+        yield f"attention over dp {dp}", None, _dp_is(dp, chosen)
+    for precision in sorted({option.precision for option in options} - {chosen.precision}):
+        yield f"weights in {precision}", None, _precision_is(precision)
+    for kv_dtype in sorted({option.kv_cache_dtype for option in options} - {chosen.kv_cache_dtype}):
+        yield f"KV cache in {kv_dtype}", None, _same_but("kv_cache_dtype", kv_dtype, chosen)
     for name in ("replicas", "max_num_seqs", "max_num_batched_tokens"):
-        own = getattr(recipe, name)
-        values = sorted({getattr(c.recipe, name) for c in candidates if _alike(c.recipe, recipe, name)})
+        own = getattr(chosen, name)
+        values = sorted({getattr(option, name) for option in options if _alike(option, chosen, name)})
         below = [value for value in values if value < own]
         above = [value for value in values if value > own]
         for value in (*below[-1:], *above[:1]):
-            yield f"{name} {value} instead of {own}", None, _same_but(name, value, recipe)
+            yield f"{name} {value} instead of {own}", None, _same_but(name, value, chosen)
 
 
-def _family(split: Parallelism, recipe: Recipe) -> str:
-    return f"{split.describe()} {recipe.precision}"
+def _family(split: Parallelism, chosen: Rated) -> str:
+    return f"{split.describe()} {chosen.precision}"
 
 
-def _split_is(split: Parallelism, recipe: Recipe) -> Matches:
-    return lambda other: other.parallelism == split and other.precision == recipe.precision
+def _split_is(split: Parallelism, chosen: Rated) -> Matches:
+    return lambda other: other.split == split and other.precision == chosen.precision
 
 
-def _dp_is(dp: int, recipe: Recipe) -> Matches:
-    return lambda other: other.parallelism.dp == dp and other.precision == recipe.precision
+def _dp_is(dp: int, chosen: Rated) -> Matches:
+    return lambda other: other.split.dp == dp and other.precision == chosen.precision
 
 
-def _field_is(name: str, value: object) -> Matches:
-    return lambda other: getattr(other, name) == value
+def _precision_is(precision: str) -> Matches:
+    return lambda other: other.precision == precision
 
 
-def _same_but(name: str, value: object, recipe: Recipe) -> Matches:
-    return lambda other: getattr(other, name) == value and _alike(other, recipe, name)
+def _same_but(name: str, value: object, chosen: Rated) -> Matches:
+    return lambda other: getattr(other, name) == value and _alike(other, chosen, name)
 
 
-def _alike(one: Recipe, other: Recipe, but: str) -> bool:
-    """Whether two recipes differ in nothing of note but `but`."""
-    names = {"parallelism", "precision", "kv_cache_dtype", "replicas"} - {but}
-    return all(getattr(one, name) == getattr(other, name) for name in names)
+def _alike(one: Rated, other: Rated, but: str) -> bool:
+    """Whether two differ in nothing of note but `but`: of the scheduler's limits, only the one that is changed may differ."""
+    names = {"split", "precision", "kv_cache_dtype", "replicas"} - {but}
+    if but in _SCHEDULER:
+        names |= set(_SCHEDULER) - {but}
+    return all(getattr(one, name) == getattr(other, name) for name in sorted(names))
 
 
-def _lost(chosen: Candidate, other: Candidate, inputs: Inputs) -> str:
+def _lost(chosen: Candidate, other: Rated, inputs: Inputs) -> str:
     """The number that decided against `other`."""
-    missed = {name: -margin for name, margin in other.estimate.slo_margin.items() if margin < 0}
-    if missed and chosen.estimate.meets_slo:
-        name, by = max(missed.items(), key=lambda item: item[1])
-        reached = getattr(other.estimate, f"{name}_ms").value
-        return f"misses {name} by {by:.0%}: {format_ms(reached)}"
+    if other.misses and chosen.meets_slo:
+        name, by, reached_ms = other.misses[0]
+        return f"misses {name} by {by:.0%}: {format_ms(reached_ms)}"
     ours, theirs = (rank.value(c, inputs.objective, open_count=inputs.open_count) for c in (chosen, other))
     goal = _GOALS[inputs.objective]
     if theirs < ours * (1 - 1e-9):
         return f"{1 - theirs / ours:.1%} less {goal}"
-    more = other.recipe.gpu_count - chosen.recipe.gpu_count
+    more = other.devices - chosen.devices
     if theirs <= ours * (1 + 1e-9):
         return f"the same {goal}" + (f", with {more} GPUs more" if more > 0 else "")
     gain = f"{theirs / ours - 1:.1%} more {goal}, inside the error band"

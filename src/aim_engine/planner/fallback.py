@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from aim_engine.backend.base import Backend
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.perf.calibration import Calibration
-from aim_engine.planner import rank
+from aim_engine.planner import bounds, rank
+from aim_engine.planner.family import Option
 from aim_engine.planner.plan import Candidate, Inputs
-from aim_engine.planner.search import search, weights_options
+from aim_engine.planner.search import Found, search, weights_options
 from aim_engine.units import format_gib, format_ms
+from aim_engine.workload import Limit
 
 PRECISIONS = ("fp8", "bf16")
 CLOSEST = 3
@@ -30,15 +32,17 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
 def advise(
     inputs: Inputs,
     available: int,
-    ranked: list[Candidate],
+    closest: Sequence[Candidate],
+    found: Found,
     *,
     backend: Backend,
     calibration: Calibration,
     catalogue: Callable[[], Sequence[Gpu]],
 ) -> Advice:
-    """The way out: a limit to relax, another GPU count, another precision, another card."""
-    if ranked:
-        return _relax(inputs, ranked)
+    """The way out: a limit to relax, another load, another GPU count, another precision, another card."""
+    look = _Look(inputs, available, backend, calibration)
+    if closest:
+        return _relax(look, closest, found)
     servable, unsupported = weights_options(inputs, backend)
     if not servable:
         return Advice(
@@ -47,90 +51,133 @@ def advise(
             + (f", or plan for another card than {inputs.gpu.name}" if inputs.gpu.kind != "cpu" else ""),
         )
     if inputs.workload.rate_requests_s is not None:
-        spread = _enough_replicas(inputs, available, backend, calibration)
+        spread = _enough_replicas(look)
         if spread is not None:
             return spread
-    counts = _more_devices(inputs, available, backend, calibration)
-    formats = _other_precision(inputs, available, backend, calibration)
-    details = [*filter(None, (counts, formats))]
-    smallest = _smallest_card(inputs, backend, calibration, catalogue)
+    details = [*filter(None, (_more_devices(look), _other_precision(look)))]
+    smallest = _smallest_card(look, catalogue)
     if smallest:
         details.append(smallest)
-    name = inputs.model.model_id
     if not details:
         return Advice(
-            summary=f"no catalogued card in one node holds {name}",
+            summary=f"no catalogued card in one node holds {inputs.model.model_id}",
             hint="use a quantised checkpoint of the model, or a shorter context",
         )
     return Advice(summary="does not fit as asked", hint=details[0], details=tuple(details))
 
 
-def _relax(inputs: Inputs, ranked: list[Candidate]) -> Advice:
-    """The closest candidates, and by how much which limit would have to give."""
-    closest = rank.distinct(ranked, CLOSEST)
-    if not inputs.slo.ttft_ms and not inputs.slo.tpot_ms and not inputs.slo.e2e_ms:
-        return Advice(summary="no candidate passes validation", hint="see the rejections")
-    details = []
-    for candidate in closest:
-        missed = {name: margin for name, margin in candidate.estimate.slo_margin.items() if margin < 0}
-        figures = ", ".join(
-            f"{name} {format_ms(getattr(candidate.estimate, name + '_ms').value)}" for name in sorted(missed)
-        )
-        details.append(f"{candidate.recipe.key}: {figures}")
+class _Look(NamedTuple):
+    """A question and what is needed to ask it again in other words."""
+
+    inputs: Inputs
+    available: int
+    backend: Backend
+    calibration: Calibration
+
+    def again(self, available: int | None = None, **changes: object) -> tuple[Option, ...]:
+        """What a search with other inputs finds."""
+        inputs = msgspec.structs.replace(self.inputs, **changes)
+        count = self.available if available is None else available
+        return search(inputs, count, self.backend, self.calibration, ()).options
+
+    def best(self, available: int | None = None, **changes: object) -> Option | None:
+        """The best that keeps the limits, by closed forms."""
+        options = self.again(available, **changes)
+        ranked = rank.order(options, self.inputs.objective, open_count=bool(changes.get("open_count")))
+        return ranked[0] if ranked and ranked[0].meets_slo else None
+
+
+def _relax(look: _Look, closest: Sequence[Candidate], found: Found) -> Advice:
+    """The closest candidates, by how much which limit would have to give, and what else would do."""
+    slo = look.inputs.slo
     best = closest[0]
-    worst = min(best.estimate.slo_margin, key=lambda name: best.estimate.slo_margin[name])
-    reached_ms = getattr(best.estimate, f"{worst}_ms").value
-    return Advice(
-        summary=f"no configuration keeps the limits; the closest misses {worst}",
-        hint=f"relax it: --{worst} {_rounded_up_ms(reached_ms)}ms",
-        details=tuple(details),
-    )
+    if not best.misses:
+        return Advice(summary="no candidate passes validation", hint="see the rejections")
+    families = {id(option.family): option.family for option in found.options}.values()
+    limits = {limit.name: limit for limit in slo.limits}
+    floors = [bound for limit in slo.limits if (bound := bounds.below(limit, families)) is not None]
+    details = [
+        f"{candidate.key}: "
+        + ", ".join(f"{limits[name].describe()} {format_ms(ms)}" for name, _, ms in candidate.misses)
+        for candidate in closest[:CLOSEST]
+    ]
+    details.extend(_other_ways(look))
+    relaxed = " ".join(_option(limits[name], ms) for name, _, ms in sorted(best.misses))
+    first = limits[best.misses[0][0]]
+    summary = f"no configuration keeps the limits; the closest misses {first.describe()}"
+    if floors:
+        summary = f"a limit is below what these devices can do at all: {floors[0].why}"
+    return Advice(summary=summary, hint=f"relax it: {relaxed}", details=tuple(details))
 
 
-def _enough_replicas(inputs: Inputs, available: int, backend: Backend, calibration: Calibration) -> Advice | None:
+def _option(limit: Limit, reached_ms: float) -> str:
+    """The limit as an option that what was reached keeps."""
+    percentile = "" if limit.percentile is None else f"p{limit.percentile}:"
+    return f"--{limit.name} {percentile}{_rounded_up_ms(reached_ms)}ms"
+
+
+def _other_ways(look: _Look) -> list[str]:
+    """What else than a limit could give: the load, the number of devices, what is done to the weights."""
+    inputs, gpu = look.inputs, look.inputs.gpu
+    name, found = inputs.model.model_id, []
+    if inputs.workload.concurrency is not None:
+        unloaded = msgspec.structs.replace(inputs.workload, concurrency=None)
+        fewer = look.best(workload=unloaded, objective="throughput", open_count=False)
+        if fewer is not None:
+            count = int(fewer.load.requests) * fewer.replicas
+            if count < inputs.workload.concurrency:
+                found.append(f"--concurrency {count} keeps the limits on these devices")
+    if not inputs.open_count and gpu.kind != "cpu":
+        more = look.best(open_count=True, max_gpus=None, max_usd_h=None)
+        if more is not None and more.devices > look.available:
+            found.append(
+                f"{more.replicas} x {more.split.describe()} on {more.devices} {gpu.name}: --gpus anyx{gpu.name}"
+            )
+    if not inputs.allow_lossy and inputs.precision is None and look.best(allow_lossy=True) is not None:
+        found.append(
+            f"aim-engine plan {name} --allow-lossy, with fp8 weights or cache that the checkpoint was not made for"
+        )
+    return found
+
+
+def _enough_replicas(look: _Look) -> Advice | None:
     """How many devices an arrival rate takes; None when the model does not fit at any rate."""
-    unloaded = msgspec.structs.replace(inputs.workload, rate_requests_s=None)
-    changed = msgspec.structs.replace(inputs, workload=unloaded, objective="throughput")
-    found = search(changed, available, backend, calibration, ()).candidates
-    keeping = [candidate for candidate in found if candidate.estimate.meets_slo]
-    if not keeping or inputs.workload.rate_requests_s is None:
+    inputs = look.inputs
+    best = look.best(open_count=True, max_gpus=None, max_usd_h=None)
+    rate = inputs.workload.rate_requests_s
+    if best is None or rate is None:
         return None
-    best = max(keeping, key=lambda c: c.estimate.requests_s.value / max(1, c.recipe.gpu_count))
-    each = best.estimate.requests_s.value / best.recipe.replicas
-    replicas = math.ceil(inputs.workload.rate_requests_s / each)
-    devices = replicas * best.recipe.parallelism.world_size
-    where = "replicas" if inputs.gpu.kind == "cpu" else f"replicas on {devices} {inputs.gpu.name}"
+    where = "replicas" if inputs.gpu.kind == "cpu" else f"replicas on {best.devices} {inputs.gpu.name}"
     return Advice(
-        summary=f"{inputs.workload.rate_requests_s:g} requests/s are more than this hardware finishes",
-        hint=f"{replicas} {where} would do: one of {best.recipe.parallelism.describe()} finishes {each:.2f} requests/s; "
+        summary=f"{rate:g} requests/s are more than this hardware finishes",
+        hint=f"{best.replicas} {where} would do, each {best.split.describe()} with {rate / best.replicas:.2f} requests/s; "
         "lower --rate, or spread over more nodes",
     )
 
 
-def _more_devices(inputs: Inputs, available: int, backend: Backend, calibration: Calibration) -> str | None:
+def _more_devices(look: _Look) -> str | None:
+    inputs = look.inputs
     if inputs.gpu.kind == "cpu":
         return None
-    count = max(1, available)
+    count = max(1, look.available)
     while (count := _next_power(count)) <= inputs.gpu.devices_per_node:
-        if search(inputs, count, backend, calibration, ()).candidates:
+        if look.again(count):
             return f"aim-engine plan {inputs.model.model_id} --gpus {count}x{inputs.gpu.name}"
     return None
 
 
-def _other_precision(inputs: Inputs, available: int, backend: Backend, calibration: Calibration) -> str | None:
+def _other_precision(look: _Look) -> str | None:
+    inputs = look.inputs
     for precision in PRECISIONS:
         if precision == inputs.precision or inputs.model.quantization is not None:
             continue
-        changed = msgspec.structs.replace(inputs, precision=precision)
-        if search(changed, available, backend, calibration, ()).candidates:
-            gpus = "" if inputs.cluster.origin == "detected" else f" --gpus {available}x{inputs.gpu.name}"
+        if look.again(precision=precision):
+            gpus = "" if inputs.cluster.origin == "detected" else f" --gpus {look.available}x{inputs.gpu.name}"
             return f"aim-engine plan {inputs.model.model_id} --precision {precision}{gpus}"
     return None
 
 
-def _smallest_card(
-    inputs: Inputs, backend: Backend, calibration: Calibration, catalogue: Callable[[], Sequence[Gpu]]
-) -> str | None:
+def _smallest_card(look: _Look, catalogue: Callable[[], Sequence[Gpu]]) -> str | None:
     """The least memory that fits in one node of any catalogued card, as a plan command."""
     options = []
     for gpu in catalogue():
@@ -141,10 +188,9 @@ def _smallest_card(
     for _, count, name, gpu in sorted(options, key=lambda option: option[:3]):
         if gpu.bandwidth_bytes_s is None or "bf16" not in gpu.compute_flop_s:
             continue
-        changed = msgspec.structs.replace(inputs, gpu=gpu)
-        if search(changed, count, backend, calibration, ()).candidates:
+        if look.again(count, gpu=gpu):
             return (
-                f"aim-engine plan {inputs.model.model_id} --gpus {count}x{name}"
+                f"aim-engine plan {look.inputs.model.model_id} --gpus {count}x{name}"
                 f"  (smallest in the catalogue, {format_gib(gpu.memory_bytes * count)})"
             )
     return None

@@ -12,7 +12,7 @@ from aim_engine.hardware.gpu import Gpu
 from aim_engine.hardware.prices import Offer
 from aim_engine.model.spec import ModelSpec
 from aim_engine.perf.estimate import Estimate
-from aim_engine.recipe.recipe import Recipe
+from aim_engine.recipe.recipe import Parallelism, Recipe
 from aim_engine.workload import Objective, Slo, Workload
 
 SCHEMA = "aim-engine/plan/v1"
@@ -40,6 +40,8 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     price: Offer | None = None
     """What one device costs; None when no firm price is known."""
     max_gpus: int | None = None
+    simulate: bool = False
+    """Are the best few played through the engine's scheduler, so that percentiles and waits are those of single requests?"""
     max_usd_h: float | None = None
     """Most that the deployment may cost. Unit: US dollars per hour."""
 
@@ -61,6 +63,111 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     estimate: Estimate
     running: Running = Running()
     reason: str = ""
+
+    @property
+    def missed_fraction(self) -> float:
+        """By how much the worst limit is missed; 0 or less when all are kept."""
+        return -min(self.estimate.slo_margin.values(), default=0.0)
+
+    @property
+    def misses(self) -> tuple[tuple[str, float, float], ...]:
+        """Limits that are missed, the worst first: name, by what share, milliseconds reached."""
+        found = [
+            (name, -margin, self.estimate.limited_ms[name].value)
+            for name, margin in self.estimate.slo_margin.items()
+            if margin < 0
+        ]
+        return tuple(sorted(found, key=lambda one: (-one[1], one[0])))
+
+    @property
+    def meets_slo(self) -> bool:
+        """Whether every limit is kept."""
+        return self.estimate.meets_slo
+
+    @property
+    def e2e_s(self) -> float:
+        """Whole request, mean."""
+        return self.estimate.e2e_ms.value / 1e3
+
+    @property
+    def output_tok_s(self) -> float:
+        """Of the whole deployment."""
+        return self.estimate.output_tok_s.value
+
+    @property
+    def tok_s_per_user(self) -> float:
+        """Tokens per second that one user sees."""
+        return self.estimate.output_tok_s_per_user
+
+    @property
+    def tok_s_per_gpu(self) -> float:
+        """Output over devices."""
+        return self.estimate.output_tok_s_per_gpu
+
+    @property
+    def usd_h(self) -> float | None:
+        """Money an hour."""
+        return self.running.usd_h
+
+    @property
+    def tokens_per_joule(self) -> float:
+        """0 where the card's power is not known."""
+        return self.running.output_tokens_per_joule or 0.0
+
+    @property
+    def devices(self) -> int:
+        """Of all replicas; 0 on a CPU."""
+        return self.recipe.gpu_count
+
+    @property
+    def replicas(self) -> int:
+        """Servers that share the load."""
+        return self.recipe.replicas
+
+    @property
+    def split(self) -> Parallelism:
+        """How one replica is spread."""
+        return self.recipe.parallelism
+
+    @property
+    def precision(self) -> str:
+        """Weight format."""
+        return self.recipe.precision
+
+    @property
+    def kv_cache_dtype(self) -> str:
+        """Cache format."""
+        return self.recipe.kv_cache_dtype
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Requests a replica may run at once."""
+        return self.recipe.max_num_seqs
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Tokens of one step."""
+        return self.recipe.max_num_batched_tokens
+
+    @property
+    def generated(self) -> bool:
+        """Whether nobody is known to have run it."""
+        return self.recipe.provenance == "generated"
+
+    @property
+    def lossy(self) -> int:
+        """Formats the checkpoint was not made for."""
+        return (self.recipe.online_quantization is not None) + (self.recipe.kv_cache_dtype != "auto")
+
+    @property
+    def off_default(self) -> float:
+        """Limits were chosen before."""
+        return 0.0
+
+    @property
+    def key(self) -> str:
+        """The recipe's."""
+        return self.recipe.key
 
 
 class Rejection(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,29 +2,74 @@
 
 from __future__ import annotations
 
-from aim_engine.planner.plan import Candidate
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+from aim_engine.recipe.recipe import Parallelism
 from aim_engine.workload import Objective
 
 ERROR_BAND_FRACTION = 0.10
 """Predictions closer than this are not told apart: then what was run before, fewer devices and the simpler set-up win."""
 
 
-def value(candidate: Candidate, objective: Objective, *, open_count: bool = False) -> float:
+class Rated(Protocol):
+    """What ranking must know of a configuration at its load."""
+
+    @property
+    def missed_fraction(self) -> float: ...  # noqa: D102
+    @property
+    def misses(self) -> tuple[tuple[str, float, float], ...]: ...  # noqa: D102
+    @property
+    def e2e_s(self) -> float: ...  # noqa: D102
+    @property
+    def output_tok_s(self) -> float: ...  # noqa: D102
+    @property
+    def tok_s_per_user(self) -> float: ...  # noqa: D102
+    @property
+    def tok_s_per_gpu(self) -> float: ...  # noqa: D102
+    @property
+    def usd_h(self) -> float | None: ...  # noqa: D102
+    @property
+    def tokens_per_joule(self) -> float: ...  # noqa: D102
+    @property
+    def devices(self) -> int: ...  # noqa: D102
+    @property
+    def replicas(self) -> int: ...  # noqa: D102
+    @property
+    def split(self) -> Parallelism: ...  # noqa: D102
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+    @property
+    def kv_cache_dtype(self) -> str: ...  # noqa: D102
+    @property
+    def max_num_seqs(self) -> int: ...  # noqa: D102
+    @property
+    def max_num_batched_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def generated(self) -> bool: ...  # noqa: D102
+    @property
+    def lossy(self) -> int: ...  # noqa: D102
+    @property
+    def off_default(self) -> float: ...  # noqa: D102
+
+
+One = TypeVar("One", bound=Rated)
+
+
+def value(rated: Rated, objective: Objective, *, open_count: bool = False) -> float:
     """What the objective maximises. Where the number of devices is open, throughput counts per device."""
-    estimate = candidate.estimate
     if objective == "latency":
-        return 1.0 / estimate.e2e_ms.value
+        return 1.0 / rated.e2e_s
     if objective == "cost":
-        usd_h = candidate.running.usd_h
-        return 1.0 / (max(1, candidate.recipe.gpu_count) if usd_h is None else usd_h)
+        return 1.0 / (max(1, rated.devices) if rated.usd_h is None else rated.usd_h)
     if objective == "energy":
-        return candidate.running.output_tokens_per_joule or 0.0
+        return rated.tokens_per_joule
     if objective == "balanced":
-        return estimate.output_tok_s_per_user * estimate.output_tok_s_per_gpu
-    return estimate.output_tok_s_per_gpu if open_count else estimate.output_tok_s.value
+        return rated.tok_s_per_user * rated.tok_s_per_gpu
+    return rated.tok_s_per_gpu if open_count else rated.output_tok_s
 
 
-def order(candidates: tuple[Candidate, ...], objective: Objective, *, open_count: bool = False) -> list[Candidate]:
+def order(candidates: Sequence[One], objective: Objective, *, open_count: bool = False) -> list[One]:
     """Best first. Those that keep the service levels come before those that do not.
 
     Those that do not are ordered by how little they miss. Among the others the best value leads; within the error band of it, a known recipe beats a generated one, fewer devices beat more, and one
@@ -33,79 +78,74 @@ def order(candidates: tuple[Candidate, ...], objective: Objective, *, open_count
     if not candidates:
         return []
     worth = {id(candidate): value(candidate, objective, open_count=open_count) for candidate in candidates}
-    ranked = sorted(candidates, key=lambda c: (_missed_fraction(c), -worth[id(c)], *_simplicity(c)))
+    ranked = sorted(candidates, key=lambda c: (max(0.0, c.missed_fraction), -worth[id(c)], *_simplicity(c)))
     best = ranked[0]
-    if not best.estimate.meets_slo:
+    if best.missed_fraction > 0:
         return ranked
     floor = worth[id(best)] * (1 - ERROR_BAND_FRACTION)
-    level = [c for c in ranked if c.estimate.meets_slo and worth[id(c)] >= floor]
+    level = [c for c in ranked if c.missed_fraction <= 0 and worth[id(c)] >= floor]
     if objective == "cost":
-        level.sort(key=lambda c: (-c.estimate.output_tok_s.value, *_simplicity(c)))
+        chosen = min(level, key=lambda c: (-c.output_tok_s, *_simplicity(c)))
     else:
-        level.sort(key=lambda c: (*_standing(c), -worth[id(c)], *_simplicity(c)))
-    chosen = level[0]
+        chosen = min(level, key=lambda c: (*_standing(c), -worth[id(c)], *_simplicity(c)))
     return [chosen, *(c for c in ranked if c is not chosen)]
 
 
-def _missed_fraction(candidate: Candidate) -> float:
-    """By how much the worst limit is missed; 0 when all are kept."""
-    return max(0.0, -min(candidate.estimate.slo_margin.values(), default=0.0))
-
-
-def pareto(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+def pareto(candidates: Iterable[One]) -> tuple[One, ...]:
     """Candidates that no other beats in both tokens/s per user and tokens/s per device, fastest for the user first."""
-    front: list[Candidate] = []
+    front: list[One] = []
     best = -1.0
-    ranked = sorted(
-        candidates,
-        key=lambda c: (-c.estimate.output_tok_s_per_user, -c.estimate.output_tok_s_per_gpu, *_simplicity(c)),
-    )
-    for candidate in ranked:
-        if candidate.estimate.output_tok_s_per_gpu > best * (1 + 1e-9):
+    for candidate in sorted(candidates, key=lambda c: (-c.tok_s_per_user, -c.tok_s_per_gpu, *_simplicity(c))):
+        if candidate.tok_s_per_gpu > best * (1 + 1e-9):
             front.append(candidate)
-            best = candidate.estimate.output_tok_s_per_gpu
+            best = candidate.tok_s_per_gpu
     return tuple(front)
 
 
-def distinct(candidates: list[Candidate], count: int) -> tuple[Candidate, ...]:
-    """The first `count` that differ in more than scheduler limits."""
-    seen: set[tuple[object, ...]] = set()
+def spread(rated: Rated) -> Hashable:
+    """What sets a configuration apart beside the scheduler's limits and the number of replicas."""
+    return (rated.split, rated.precision, rated.kv_cache_dtype)
+
+
+def distinct(candidates: Iterable[One], count: int) -> tuple[One, ...]:
+    """The first `count` that differ in their spread or formats."""
+    seen: set[Hashable] = set()
     kept = []
     for candidate in candidates:
-        recipe = candidate.recipe
-        shape = (recipe.parallelism, recipe.replicas, recipe.precision, recipe.kv_cache_dtype)
-        if shape not in seen:
-            seen.add(shape)
+        own = spread(candidate)
+        if own not in seen:
+            seen.add(own)
             kept.append(candidate)
-        if len(kept) == count:
-            break
+            if len(kept) == count:
+                break
     return tuple(kept)
 
 
-def preference(chosen: Candidate, other: Candidate) -> str:
+def preference(chosen: Rated, other: Rated) -> str:
     """Why `chosen` stands before `other` although the figures do not tell them apart."""
-    if chosen.recipe.provenance != "generated" and other.recipe.provenance == "generated":
+    if not chosen.generated and other.generated:
         return "the chosen one was run on this card before"
-    if chosen.recipe.gpu_count < other.recipe.gpu_count:
-        return f"the chosen one needs {other.recipe.gpu_count - chosen.recipe.gpu_count} GPUs less"
+    if chosen.devices < other.devices:
+        return f"the chosen one needs {other.devices - chosen.devices} GPUs less"
     return "the chosen one is simpler"
 
 
-def _standing(candidate: Candidate) -> tuple[object, ...]:
-    recipe = candidate.recipe
-    lossy = (recipe.online_quantization is not None) + (recipe.kv_cache_dtype != "auto")
-    return (recipe.provenance == "generated", recipe.gpu_count, lossy, recipe.parallelism.pp, recipe.parallelism.ep)
+def _standing(rated: Rated) -> tuple[object, ...]:
+    return (rated.generated, rated.devices, rated.lossy, rated.split.pp, rated.split.ep)
 
 
-def _simplicity(candidate: Candidate) -> tuple[object, ...]:
-    recipe = candidate.recipe
+def _simplicity(rated: Rated) -> tuple[object, ...]:
+    split = rated.split
     return (
-        recipe.gpu_count,
-        recipe.parallelism.pp,
-        recipe.parallelism.ep,
-        recipe.parallelism.dp,
-        recipe.parallelism.tp,
-        recipe.max_num_seqs,
-        recipe.max_num_batched_tokens,
-        recipe.key,
+        rated.devices,
+        split.pp,
+        split.ep,
+        split.dp,
+        split.tp,
+        rated.off_default,
+        rated.max_num_seqs,
+        rated.max_num_batched_tokens,
+        rated.precision,
+        rated.kv_cache_dtype,
+        rated.replicas,
     )

@@ -13,11 +13,13 @@ from aim_engine.hardware import prices
 from aim_engine.hardware.cluster import Cluster, Device, Finding, asked
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
-from aim_engine.perf import memory
+from aim_engine.perf import memory, play, predict
 from aim_engine.perf.calibration import Calibration
 from aim_engine.planner import explain, fallback, rank, validate
+from aim_engine.planner.family import Option
+from aim_engine.planner.finalists import Finals, play_off
 from aim_engine.planner.plan import Candidate, Inputs, Plan, Rejection, Step
-from aim_engine.planner.search import Found, search
+from aim_engine.planner.search import Found, front, search
 from aim_engine.recipe import heuristics
 from aim_engine.recipe.database import Known
 from aim_engine.units import format_bytes, format_count, format_ms
@@ -46,44 +48,52 @@ def select(
     matching = tuple(entry for entry in known if inputs.gpu.name in entry.gpus and entry.gpu_count <= available)
     steps.append(_matched(inputs, known, matching, backend))
     found = search(inputs, available, backend, calibration, matching)
-    ranked = rank.order(found.candidates, inputs.objective, open_count=inputs.open_count)
-    steps.append(_ranked(inputs, found, ranked))
+    options = rank.order(found.options, inputs.objective, open_count=inputs.open_count)
+    finals = play_off(inputs, options) if inputs.simulate else None
+    steps.append(_ranked(inputs, found, options, finals))
+    played = () if finals is None else finals.ranked
+    spreads = {rank.spread(candidate) for candidate in played}
+    ranked: list[Candidate | Option] = [*played, *(one for one in options if rank.spread(one) not in spreads)]
     sound, refused = _first_valid(inputs, ranked, backend)
     steps.append(_validated(sound, refused))
-    rejected = (*found.rejected, *refused)
+    rejected = (*found.rejected, *(() if finals is None else finals.rejected), *refused)
     hint = ""
-    if sound is not None and sound.estimate.meets_slo:
+    if sound is not None and sound.meets_slo:
         chosen: Candidate | None = sound
         steps.append(Step(name="fallback", summary="not needed"))
     else:
         chosen = None
         if sound is not None:
-            rejected = (*rejected, Rejection(recipe=sound.recipe.key, reason=_missed_limits(sound)))
+            rejected = (*rejected, Rejection(recipe=sound.key, reason=_missed_limits(sound)))
+        closest = [_whole(one) for one in rank.distinct(ranked, fallback.CLOSEST)]
         advice = fallback.advise(
-            inputs, available, ranked, backend=backend, calibration=calibration, catalogue=catalogue
+            inputs, available, closest, found, backend=backend, calibration=calibration, catalogue=catalogue
         )
         hint = advice.hint
         steps.append(Step(name="fallback", summary=advice.summary, details=advice.details))
-    others = [candidate for candidate in ranked if candidate is not chosen]
-    alternatives = rank.distinct(others, ALTERNATIVES + 1)
+    others = [one for one in ranked if chosen is None or rank.spread(one) != rank.spread(chosen)]
+    alternatives = tuple(_whole(one) for one in rank.distinct(others, ALTERNATIVES))
     if chosen is not None:
-        alternatives = tuple(a for a in alternatives if not _same_shape(a, chosen))
         chosen = msgspec.structs.replace(chosen, reason=_why(chosen, alternatives, inputs))
         if inputs.open_count and inputs.gpu.kind != "cpu":
             inputs = msgspec.structs.replace(inputs, cluster=asked(chosen.recipe.gpu_count, inputs.gpu))
     return Plan(
         inputs=inputs,
         chosen=chosen,
-        alternatives=alternatives[:ALTERNATIVES],
-        pareto=rank.pareto(found.candidates),
+        alternatives=alternatives,
+        pareto=front(found.options, inputs, available),
         rejected=rejected,
-        neighbours=() if chosen is None else explain.neighbours(chosen, found.candidates, rejected, inputs),
+        neighbours=() if chosen is None else explain.neighbours(chosen, found.options, rejected, inputs),
         doubt="" if chosen is None else explain.doubt(chosen, next(iter(alternatives), None), inputs),
         kernels=_kernels(inputs, chosen, backend),
         findings=_findings(inputs, chosen, backend),
         steps=tuple(steps),
         hint=hint,
     )
+
+
+def _whole(one: Candidate | Option) -> Candidate:
+    return one if isinstance(one, Candidate) else one.candidate()
 
 
 def _require_context(inputs: Inputs) -> None:
@@ -200,25 +210,48 @@ def _told(entry: Known, inputs: Inputs, backend: Backend) -> Iterator[str]:
         yield f"  {change.what} {became} for {inputs.engine} {inputs.engine_version}: {change.why}"
 
 
-def _ranked(inputs: Inputs, found: Found, ranked: list[Candidate]) -> Step:
-    keeping = sum(candidate.estimate.meets_slo for candidate in ranked)
-    summary = f"{found.looked_at} configurations, {len(ranked)} that fit, by {inputs.objective}"
-    if inputs.slo != type(inputs.slo)():
-        summary += f"; {keeping} keep the limits"
+def _ranked(inputs: Inputs, found: Found, options: Sequence[Option], finals: Finals | None) -> Step:
+    keeping = sum(option.meets_slo for option in options)
+    summary = (
+        f"{found.configurations:,} configurations, {found.points:,} with every number of replicas and load they carry; "
+        f"{len(options):,} at the load, by {inputs.objective}"
+    )
+    if inputs.slo.limits:
+        summary += f"; {keeping:,} keep the limits"
+    if finals is not None:
+        summary += f"; the best {len(finals.ranked)} spreads simulated, {finals.played} times"
+    first: Sequence[Candidate | Option] = options if finals is None else finals.ranked
     return Step(
         name="rank",
         summary=summary,
-        details=tuple(
-            f"{candidate.recipe.key}: {candidate.estimate.output_tok_s.value:.0f} tok/s, "
-            f"{format_ms(candidate.estimate.tpot_ms.value)} per token"
-            for candidate in rank.distinct(ranked, 3)
+        details=(
+            *(
+                f"{one.key}: {one.output_tok_s:.0f} tok/s, {format_ms(1e3 / one.tok_s_per_user)} per token"
+                for one in rank.distinct(first, 3)
+            ),
+            *_load_chosen(inputs, options),
         ),
     )
 
 
-def _first_valid(inputs: Inputs, ranked: list[Candidate], backend: Backend) -> tuple[Candidate | None, list[Rejection]]:
+def _load_chosen(inputs: Inputs, options: Sequence[Option]) -> Iterator[str]:
+    """How the load came about where none was asked for."""
+    open_load = play.needs_load(inputs.workload)
+    if open_load and options and inputs.objective in ("throughput", "cost", "energy"):
+        yield (
+            f"no load was asked for: as many requests as twice of them give {predict.WORTHWHILE_FRACTION:.0%} more output"
+            + (" and the limits allow" if inputs.slo.limits else "")
+            + f", {options[0].load.requests:.0f} of a replica; --concurrency or --rate says yours"
+        )
+
+
+def _first_valid(
+    inputs: Inputs, ranked: Sequence[Candidate | Option], backend: Backend
+) -> tuple[Candidate | None, list[Rejection]]:
+    """The first spread whose best configuration passes the rules."""
     refused: list[Rejection] = []
-    for candidate in ranked:
+    for one in rank.distinct(ranked, len(ranked)):
+        candidate = _whole(one)
         errors = [
             finding
             for finding in validate.recipe_findings(candidate.recipe, inputs.model, inputs.gpu, backend)
@@ -226,7 +259,7 @@ def _first_valid(inputs: Inputs, ranked: list[Candidate], backend: Backend) -> t
         ]
         if not errors:
             return candidate, refused
-        refused.append(Rejection(recipe=candidate.recipe.key, reason=f"{errors[0].id}: {errors[0].message}"))
+        refused.append(Rejection(recipe=candidate.key, reason=f"{errors[0].id}: {errors[0].message}"))
     return None, refused
 
 
@@ -275,12 +308,8 @@ def _kernels(inputs: Inputs, chosen: Candidate | None, backend: Backend) -> tupl
 
 
 def _missed_limits(candidate: Candidate) -> str:
-    missed = [f"{name} by {-margin:.0%}" for name, margin in candidate.estimate.slo_margin.items() if margin < 0]
+    missed = [f"{name} by {by:.0%}" for name, by, _ in candidate.misses]
     return f"misses the limit on {' and '.join(missed)}"
-
-
-def _same_shape(one: Candidate, other: Candidate) -> bool:
-    return len(rank.distinct([one, other], 2)) == 1
 
 
 def _why(chosen: Candidate, others: tuple[Candidate, ...], inputs: Inputs) -> str:
