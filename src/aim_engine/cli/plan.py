@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from aim_engine import workflow
-from aim_engine.cli import hardware_source, options, output
+from aim_engine.cli import front, hardware_source, options, output
 from aim_engine.errors import Unreachable
 from aim_engine.planner import plan as plans
 from aim_engine.planner.plan import Candidate, Plan
@@ -27,16 +28,31 @@ from aim_engine.units import format_bytes, format_gib, format_ms
 )
 @click.option("--explain", is_flag=True, help="Show the six steps, the ledgers, what lost and by how much.")
 @click.option(
+    "--plot",
+    "picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the Pareto front to a .svg or .png file (needs the extra plot).",
+)
+@click.option(
     "-o", "--output", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to a file."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def plan(
-    model: str, live: bool, recorded: Path | None, explain: bool, path: Path | None, as_json: bool, **flags: Any
+    model: str,
+    live: bool,
+    recorded: Path | None,
+    explain: bool,
+    picture: Path | None,
+    path: Path | None,
+    as_json: bool,
+    **flags: Any,
 ) -> int:
     """Choose the best configuration for MODEL: a hub id, a folder or a config.json.
 
     Plans for this machine, for --gpus, or for the free GPUs of a cluster. Needs no GPU.
     """
+    if picture is not None:
+        front.check(picture)
     hardware_source.one_of(gpus=flags["gpus"], kubernetes=live, **{"from": recorded})
     request, settings = options.request(model, flags)
     cluster = hardware_source.cluster(live, recorded, workflow.overlay_dir(settings))
@@ -47,6 +63,8 @@ def plan(
         document = workflow.choose_in(request, spec, cluster, settings)
     if path is not None:
         write(document, path)
+    if picture is not None and document.pareto:
+        front.draw(document, picture)
     if as_json:
         output.data(document)
     else:
@@ -134,11 +152,61 @@ def _show_choice(chosen: Candidate) -> None:
         ("  first token", _range_ms(estimate.ttft_ms)),
         ("  per token", _range_ms(estimate.tpot_ms)),
         ("  whole request", _range_ms(estimate.e2e_ms)),
+        *_percentiles(chosen),
         *_running(chosen),
         ("basis", f"{estimate.tpot_ms.basis}: {estimate.tpot_ms.source}"),
     ]
     for name, value in rows:
         output.text(f"  {name:<16} {value}".rstrip())
+
+
+def _percentiles(chosen: Candidate) -> list[tuple[str, str]]:
+    """The tails of the first token and of the time per token, where they were simulated."""
+    seen = chosen.estimate.simulated
+    if seen is None:
+        return []
+    tails = (
+        f"{name} {format_ms(spread.p50)} / {format_ms(spread.p90)} / {format_ms(spread.p99)}"
+        for name, spread in (("first token", seen.ttft_ms), ("per token", seen.tpot_ms))
+    )
+    return [("  p50 / p90 / p99", "; ".join(tails) + " (simulated)")]
+
+
+def _show_simulated(chosen: Candidate) -> None:
+    """What single requests saw."""
+    seen = chosen.estimate.simulated
+    if seen is None:
+        return
+    times = (
+        ("first token", seen.ttft_ms),
+        ("per token", seen.tpot_ms),
+        ("between tokens", seen.itl_ms),
+        ("whole request", seen.e2e_ms),
+    )
+    output.table(
+        f"{seen.requests:,} requests of one replica, simulated",
+        ("time", "mean", "p50", "p90", "p95", "p99"),
+        [
+            (name, *(format_ms(value) for value in (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99)))
+            for name, spread in times
+        ],
+        right=("mean", "p50", "p90", "p95", "p99"),
+    )
+    output.text(f"preempted: {seen.preemptions}; requests that keep every limit: {seen.goodput_fraction:.1%}")
+
+
+def _evidence(document: Plan, chosen: Candidate) -> Iterator[str]:
+    """What the choice and its figures rest on, and how old it is."""
+    recipe, figure = chosen.recipe, chosen.estimate.tpot_ms
+    yield f"figures: {figure.basis}, {figure.source}"
+    if recipe.provenance_note:
+        yield f"recipe: {recipe.provenance}, {recipe.provenance_note}"
+    for run in recipe.verified:
+        date = f", {run.date}" if run.date else ""
+        yield f"run before: {run.gpu}, {run.engine_version}{date} ({run.source})"
+    price = document.inputs.price
+    if price is not None:
+        yield f"price: {price.describe()}, {price.source}"
 
 
 def _running(chosen: Candidate) -> list[tuple[str, str]]:
@@ -230,13 +298,12 @@ def _explain(document: Plan) -> None:
             [(name, format_ms(ms)) for name, ms in steps if ms >= 1e-3],
             right=("time",),
         )
-        for name, margin in sorted(chosen.estimate.slo_margin.items()):
-            figure, limit_ms = getattr(chosen.estimate, f"{name}_ms"), getattr(document.inputs.slo, f"{name}_ms")
-            ends = ((limit_ms - end) / limit_ms for end in (figure.high, figure.low))
-            output.text(
-                f"{name}: {margin:.0%} below the limit ({' to '.join(f'{end:.0%}' for end in ends)} over the range)"
-            )
+        for line in _limits(document, chosen):
+            output.text(line)
+        _show_simulated(chosen)
         output.text(f"why: {chosen.reason}")
+        for line in _evidence(document, chosen):
+            output.text(line)
         output.table(
             "one step away",
             ("change", "recipe", "why not"),
@@ -245,12 +312,22 @@ def _explain(document: Plan) -> None:
         output.text(f"most worth measuring: {document.doubt}")
     for rejection in document.rejected:
         output.text(f"lost: {rejection.recipe}: {rejection.reason}")
-    front = ", ".join(
-        f"{c.estimate.output_tok_s_per_user:.0f}/{c.estimate.output_tok_s_per_gpu:.0f} ({c.recipe.parallelism.describe()})"
-        for c in document.pareto[:12]
-    )
-    if front:
-        output.text(f"Pareto front, tok/s per user / per GPU: {front}")
+    for line in front.text(document):
+        output.text(line)
+
+
+def _limits(document: Plan, chosen: Candidate) -> Iterator[str]:
+    """How far each limit is kept, over the range of the prediction."""
+    for limit in document.inputs.slo.limits:
+        figure = chosen.estimate.limited_ms[limit.name]
+        nearest, farthest = ((limit.ms - end) / limit.ms for end in (figure.high, figure.low))
+        reached = f"{format_ms(figure.value)} ({format_ms(figure.low)} to {format_ms(figure.high)})"
+        side = "below" if figure.value <= limit.ms else "above"
+        share = abs(limit.ms - figure.value) / limit.ms
+        yield (
+            f"{limit.describe()}: {reached}, {share:.0%} {side} the limit of {format_ms(limit.ms)} "
+            f"(margin {nearest:.0%} to {farthest:.0%} over the range)"
+        )
 
 
 def _range(figure: Any, unit: str) -> str:

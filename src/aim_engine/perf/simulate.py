@@ -68,12 +68,17 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     length_ratio_min: float = 1.0
     prefix_hit_fraction: float = 0.0
     seed: int = 0
+    trace: tuple[tuple[float, int, int], ...] = ()
+    """Recorded requests instead of drawn ones: seconds since the one before, prompt tokens, answer tokens. A closed loop
+    takes only the lengths."""
 
     def __post_init__(self) -> None:
         if (self.rate_requests_s is None) == (self.concurrency is None):
             raise InvalidInput("a simulation needs a rate or a concurrency, and not both")
         if self.requests < 1 or self.around < 0 or not 0.0 < self.length_ratio_min <= 1.0:
             raise InvalidInput("a simulation needs requests, and lengths above 0")
+        if self.trace and len(self.trace) != self.made:
+            raise InvalidInput(f"a trace of {len(self.trace)} requests cannot give {self.made}")
 
     @property
     def made(self) -> int:
@@ -94,6 +99,11 @@ class _Drawn(msgspec.Struct, frozen=True):
 
 
 def _draw(traffic: Traffic) -> _Drawn:
+    if traffic.trace:
+        gaps_s, prompts, outputs = (list(column) for column in zip(*traffic.trace, strict=True))
+        if traffic.rate_requests_s is None:
+            gaps_s = [0.0] * min(traffic.concurrency or 1, traffic.made)
+        return _Drawn(prompts, outputs, gaps_s)
     import numpy as np
 
     source = np.random.default_rng(traffic.seed)
