@@ -31,6 +31,10 @@ _OF_PROMPTS = tuple(
 )
 
 
+_SHARED = tuple(INDEX[name] for name in ("prefill_expert_flop", "expert_exchange_bytes"))
+"""What all ranks do together for the prompt of one."""
+
+
 class Steps:
     """Seconds of one step of one data-parallel rank, the others doing alike."""
 
