@@ -117,6 +117,14 @@ def test_without_a_load_requests_are_added_only_while_they_are_worth_it() -> Non
         assert gain < predict.WORTHWHILE_FRACTION * math.log2(more / requests) + 1e-9
 
 
+def test_no_limit_is_kept_by_letting_users_wait_for_a_slot() -> None:
+    asked_for = inputs("deepseek-ai/DeepSeek-R1", workload=Workload(concurrency=64), slo=Slo(tpot_ms=50.0))
+    for option in found(asked_for).options:
+        assert option.max_num_seqs * option.split.dp * option.replicas >= 64
+    crowd = inputs("openai/gpt-oss-120b", workload=Workload(concurrency=100_000))
+    assert {option.max_num_seqs for option in found(crowd).options} == {1024}
+
+
 def test_attention_is_data_parallel_where_more_splitting_would_copy_the_cache() -> None:
     latent, grouped, dense = (
         models.load(name) for name in ("deepseek-ai/DeepSeek-R1", "Qwen/Qwen3-235B-A22B", "Qwen/Qwen3-32B")
@@ -126,7 +134,7 @@ def test_attention_is_data_parallel_where_more_splitting_would_copy_the_cache() 
     assert dense is not None
     assert Parallelism(tp=2, dp=4, ep=True) in set(parallelisms(latent, 8))
     assert Parallelism(tp=4, dp=2, ep=True) in set(parallelisms(grouped, 8))  # four KV heads
-    assert Parallelism(tp=2, dp=2, ep=True) not in set(parallelisms(grouped, 8))
+    assert {split.tp for split in parallelisms(grouped, 8) if split.dp > 1} == {4}
     assert {split.dp for split in parallelisms(dense, 8)} == {1}
 
 

@@ -84,6 +84,11 @@ class Option:
         return tuple(sorted(found, key=lambda one: (-one[1], one[0])))
 
     @property
+    def waits(self) -> bool:
+        """Whether users of a closed loop wait for a slot."""
+        return self.load.waiting > 0 and not self.load.open
+
+    @property
     def meets_slo(self) -> bool:
         """Whether every limit is kept."""
         return self.missed_fraction <= 0
@@ -208,7 +213,7 @@ class Family:
             loads = sum(load <= fitted.slots for load in predict.LOADS)
             for replicas in self._counts(fitted, available):
                 self.points += loads
-                problem = self._over_budget(replicas)
+                problem = self._over_budget(replicas) or self._holds_back(fitted, replicas, limits)
                 load = None
                 if problem is None:
                     load, problem = self.speed.settle(
@@ -320,6 +325,19 @@ class Family:
             if usd_h > inputs.max_usd_h:
                 return f"costs {usd_h:.2f} USD an hour, {inputs.max_usd_h:g} are allowed"
         return None
+
+    def _holds_back(self, fitted: Fitted, replicas: int, limits: Sequence[tuple[int, int]]) -> str | None:
+        """Why a scheduler's limit below the concurrency is no answer: it would keep a limit by letting users wait for a slot.
+
+        Where the cache holds fewer requests than the scheduler may run, they have to wait all the same.
+        """
+        concurrency = self.inputs.workload.concurrency
+        if concurrency is None:
+            return None
+        each = math.ceil(concurrency / replicas / self.split.dp)
+        if fitted.max_num_seqs >= min(each, max(sequences for sequences, _ in limits)):
+            return None
+        return f"max_num_seqs {fitted.max_num_seqs} runs fewer than the {each} requests of a rank at once"
 
     def _fit(self, max_num_seqs: int, budget: int) -> Fitted | None:
         """These limits with the longest context that fits; None with the reason among `rejected`.

@@ -80,6 +80,12 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(sorted(found, key=lambda one: (-one[1], one[0])))
 
     @property
+    def waits(self) -> bool:
+        """Whether more are in flight than run at once."""
+        slots = min(self.recipe.max_num_seqs * self.split.dp, self.estimate.memory.max_sequences)
+        return self.estimate.concurrency > slots * self.replicas
+
+    @property
     def meets_slo(self) -> bool:
         """Whether every limit is kept."""
         return self.estimate.meets_slo

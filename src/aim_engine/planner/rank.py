@@ -20,6 +20,8 @@ class Rated(Protocol):
     @property
     def misses(self) -> tuple[tuple[str, float, float], ...]: ...  # noqa: D102
     @property
+    def waits(self) -> bool: ...  # noqa: D102
+    @property
     def e2e_s(self) -> float: ...  # noqa: D102
     @property
     def output_tok_s(self) -> float: ...  # noqa: D102
@@ -72,12 +74,13 @@ def value(rated: Rated, objective: Objective, *, open_count: bool = False) -> fl
 def order(candidates: Sequence[One], objective: Objective, *, open_count: bool = False) -> list[One]:
     """Best first. Those that keep the service levels come before those that do not.
 
-    Those that do not are ordered by how little they miss. Among the others the best value leads; within the error band of it, a known recipe beats a generated one, fewer devices beat more, and one
-    kind of parallelism beats two. The rest follows by value.
+    Those that do not are ordered by how little they miss. Among the others the best value leads; within the error band of it, one that runs all requests at once beats one that
+    lets some wait for a slot, a known recipe beats a generated one, fewer devices beat more, and one
+    kind of parallelism beats two; where as much is done (a rate is served), the quicker answer. The rest follows by value.
     """
     if not candidates:
         return []
-    worth = {id(candidate): value(candidate, objective, open_count=open_count) for candidate in candidates}
+    worth = {id(one): _digits(value(one, objective, open_count=open_count), 6) for one in candidates}
     ranked = sorted(candidates, key=lambda c: (max(0.0, c.missed_fraction), -worth[id(c)], *_simplicity(c)))
     best = ranked[0]
     if best.missed_fraction > 0:
@@ -85,10 +88,15 @@ def order(candidates: Sequence[One], objective: Objective, *, open_count: bool =
     floor = worth[id(best)] * (1 - ERROR_BAND_FRACTION)
     level = [c for c in ranked if c.missed_fraction <= 0 and worth[id(c)] >= floor]
     if objective == "cost":
-        chosen = min(level, key=lambda c: (-c.output_tok_s, *_simplicity(c)))
+        chosen = min(level, key=lambda c: (-_digits(c.output_tok_s, 6), _digits(c.e2e_s, 2), *_simplicity(c)))
     else:
-        chosen = min(level, key=lambda c: (*_standing(c), -worth[id(c)], *_simplicity(c)))
+        chosen = min(level, key=lambda c: (*_standing(c), -worth[id(c)], _digits(c.e2e_s, 2), *_simplicity(c)))
     return [chosen, *(c for c in ranked if c is not chosen)]
+
+
+def _digits(value: float, count: int) -> float:
+    """A value to so many digits, so that what differs by rounding alone is the same."""
+    return float(f"{value:.{count}g}")
 
 
 def pareto(candidates: Iterable[One]) -> tuple[One, ...]:
@@ -131,7 +139,7 @@ def preference(chosen: Rated, other: Rated) -> str:
 
 
 def _standing(rated: Rated) -> tuple[object, ...]:
-    return (rated.generated, rated.devices, rated.lossy, rated.split.pp, rated.split.ep)
+    return (rated.waits, rated.generated, rated.devices, rated.lossy, rated.split.pp, rated.split.ep)
 
 
 def _simplicity(rated: Rated) -> tuple[object, ...]:

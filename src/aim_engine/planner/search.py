@@ -65,7 +65,7 @@ def parallelisms(spec: ModelSpec, available: int) -> Iterator[Parallelism]:
         if spec.is_moe and tp > 1:
             yield Parallelism(tp=tp, ep=True)
         for dp in device_counts(available // tp)[1:] if spec.is_moe else ():
-            if spec.is_mla or tp * dp > max(1, spec.kv_heads) >= tp:
+            if spec.is_mla or tp == spec.kv_heads:
                 yield Parallelism(tp=tp, dp=dp, ep=True)
         for pp in (2, 4, 8):
             if tp * pp <= available and memory.split_problem(spec, Parallelism(tp=tp * pp)) is not None:
