@@ -88,6 +88,35 @@ def test_limits_on_devices_and_money_are_kept_or_said_to_be_too_tight() -> None:
     none = plan("8xMI300X", max_usd_h=0.5)
     assert none.chosen is None
     assert any("USD an hour" in rejection.reason for rejection in none.rejected)
+    assert none.hint == "relax it: --max-usd-h 1.50"
+    assert plan("8xMI300X", max_usd_h=1.5).chosen is not None
+
+
+def test_limits_on_devices_that_stand_in_the_way_of_a_time_are_named_with_what_would_do() -> None:
+    question: dict[str, object] = {"workload": Workload(concurrency=256), "slo": Slo(tpot_ms=45.0)}
+    tight = plan("8xMI300X", "Qwen/Qwen3-32B", max_gpus=1, **question)
+    assert tight.chosen is None
+    fallback = next(step for step in tight.steps if step.name == "fallback")
+    offer = next(detail for detail in fallback.details if detail.startswith("--max-gpus "))
+    count = int(offer.split()[1].rstrip(":"))
+    enough = plan("8xMI300X", "Qwen/Qwen3-32B", max_gpus=count, **question).chosen
+    assert enough is not None
+    assert enough.recipe.gpu_count <= count
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workload"),
+    [
+        ("anyxMI300X", Workload(rate_requests_s=1e9)),
+        ("8xMI300X", Workload(rate_requests_s=1e9)),
+        ("anyxMI300X", Workload(concurrency=10**9)),
+    ],
+)
+def test_loads_beyond_all_reason_are_answered_in_words(gpus: str, workload: Workload) -> None:
+    got = plan(gpus, workload=workload)
+    assert got.chosen is None
+    fallback = next(step for step in got.steps if step.name == "fallback")
+    assert "more than 4,096 replicas" in fallback.summary
 
 
 def test_money_without_a_price_and_energy_without_a_power_are_not_guessed() -> None:

@@ -11,7 +11,7 @@ from aim_engine.backend.base import Backend
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.perf.calibration import Calibration
 from aim_engine.planner import bounds, rank
-from aim_engine.planner.family import Option
+from aim_engine.planner.family import MOST_REPLICAS, Option, too_many
 from aim_engine.planner.plan import Candidate, Inputs
 from aim_engine.planner.search import Found, search, weights_options
 from aim_engine.units import format_gib, format_ms
@@ -50,10 +50,19 @@ def advise(
             hint="name another checkpoint of the model"
             + (f", or plan for another card than {inputs.gpu.name}" if inputs.gpu.kind != "cpu" else ""),
         )
+    budget = _raise_budget(look)
+    if budget is not None:
+        return Advice(summary=budget[0], hint=budget[1])
     if inputs.workload.rate_requests_s is not None:
         spread = _enough_replicas(look)
         if spread is not None:
             return spread
+    if look.too_much():
+        load = inputs.workload.rate_requests_s or inputs.workload.concurrency or 0
+        return Advice(
+            summary=f"a load of {load:,.0f} takes more than {MOST_REPLICAS:,} replicas of {inputs.gpu.name}",
+            hint="check the number; a fleet of that size is planned in parts",
+        )
     details = [*filter(None, (_more_devices(look), _other_precision(look)))]
     smallest = _smallest_card(look, catalogue)
     if smallest:
@@ -80,11 +89,38 @@ class _Look(NamedTuple):
         count = self.available if available is None else available
         return search(inputs, count, self.backend, self.calibration, ()).options
 
+    def too_much(self) -> bool:
+        """Whether the load is beyond any number of replicas, while the model would fit."""
+        inputs = msgspec.structs.replace(self.inputs, open_count=True, max_gpus=None, max_usd_h=None)
+        found = search(inputs, self.available, self.backend, self.calibration, ())
+        beyond = too_many(MOST_REPLICAS + 1)
+        return not found.options and any(rejection.reason == beyond for rejection in found.rejected)
+
     def best(self, available: int | None = None, **changes: object) -> Option | None:
         """The best that keeps the limits, by closed forms."""
         options = self.again(available, **changes)
         ranked = rank.order(options, self.inputs.objective, open_count=bool(changes.get("open_count")))
         return ranked[0] if ranked and ranked[0].meets_slo else None
+
+
+def _raise_budget(look: _Look) -> tuple[str, str] | None:
+    """What the limits on devices and money would have to be; None when they are not what stands in the way."""
+    inputs = look.inputs
+    if inputs.max_gpus is None and inputs.max_usd_h is None:
+        return None
+    free = look.again(max_gpus=None, max_usd_h=None, objective="cost")
+    keeping = [option for option in free if option.meets_slo]
+    if not keeping:
+        return None
+    least = min(keeping, key=lambda option: (option.devices, option.key))
+    price = inputs.price.usd_h * least.devices if inputs.price is not None else None
+    ways, told = [], f"{least.replicas} x {least.split.describe()} on {least.devices} {inputs.gpu.name}"
+    if inputs.max_gpus is not None and least.devices > inputs.max_gpus:
+        ways.append(f"--max-gpus {least.devices}")
+    if inputs.max_usd_h is not None and price is not None and price > inputs.max_usd_h:
+        ways.append(f"--max-usd-h {price:.2f}")
+        told += f" for {price:.2f} USD an hour"
+    return (f"more is needed than is allowed: {told}", f"relax it: {' '.join(ways)}") if ways else None
 
 
 def _relax(look: _Look, closest: Sequence[Candidate], found: Found) -> Advice:
@@ -127,7 +163,10 @@ def _other_ways(look: _Look) -> list[str]:
             count = int(fewer.load.requests) * fewer.replicas
             if count < inputs.workload.concurrency:
                 found.append(f"--concurrency {count} keeps the limits on these devices")
-    if not inputs.open_count and gpu.kind != "cpu":
+    budget = _raise_budget(look)
+    if budget is not None:
+        found.append(f"{budget[1].removeprefix('relax it: ')}: {budget[0]}")
+    elif not inputs.open_count and gpu.kind != "cpu":
         more = look.best(open_count=True, max_gpus=None, max_usd_h=None)
         if more is not None and more.devices > look.available:
             found.append(

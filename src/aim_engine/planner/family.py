@@ -213,7 +213,9 @@ class Family:
             loads = sum(load <= fitted.slots for load in predict.LOADS)
             for replicas in self._counts(fitted, available):
                 self.points += loads
-                problem = self._over_budget(replicas) or self._holds_back(fitted, replicas, limits)
+                problem = (
+                    too_many(replicas) or self._over_budget(replicas) or self._holds_back(fitted, replicas, limits)
+                )
                 load = None
                 if problem is None:
                     load, problem = self.speed.settle(
@@ -289,7 +291,9 @@ class Family:
             return problem is None and not predict.missed(load, slo)
 
         high = 1
-        while high < MOST_REPLICAS and not enough(high):
+        while not enough(high):
+            if high > MOST_REPLICAS:
+                return high
             high *= 2
         low = high // 2
         while high - low > 1:
@@ -394,6 +398,11 @@ class Family:
             max_num_seqs * room.sequence_bytes(min(self.inputs.workload.total_tokens, longest), budget),
         )
         return max(1, min(int(found.kv_cache_bytes * CPU_CACHE_FRACTION), _ceil(wanted * 1.05, 64 * MIB)))
+
+
+def too_many(replicas: int) -> str | None:
+    """Why a load is beyond any deployment; None when it is not."""
+    return f"the load takes more than {MOST_REPLICAS:,} replicas" if replicas > MOST_REPLICAS else None
 
 
 def running(recipe: Recipe, inputs: Inputs, estimate: Estimate) -> Running:
