@@ -341,9 +341,17 @@ def _best_card(request: Request, spec: ModelSpec, settings: Settings) -> Plan:
             why=refused[0].reason if refused else None,
             hint="name the hardware, for example --gpus 8xMI300X",
         )
-    if simulates(request):
-        for name in compare.ahead(tuple(plans.values()), request.objective):
-            plans[name] = choose_on(request, spec, f"anyx{name}", settings)
+    if not simulates(request):
+        return compare.best(tuple(plans.values()), refused, request.objective)
+    played: set[str] = set()
+    ahead = compare.ahead(tuple(plans.values()), request.objective)
+    while not played.issuperset(ahead):
+        for name in ahead:
+            if name not in played:
+                plans[name] = choose_on(request, spec, f"anyx{name}", settings)
+                played.add(name)
+        best = compare.best(tuple(plans.values()), refused, request.objective)
+        ahead = (best.inputs.gpu.name,)
     return compare.best(tuple(plans.values()), refused, request.objective)
 
 

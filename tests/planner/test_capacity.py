@@ -139,3 +139,10 @@ def test_a_card_without_an_image_is_chosen_only_when_no_other_can() -> None:
     alone = plan("anyxMI455X", workload=Workload(rate_requests_s=40.0), slo=Slo(ttft_ms=500.0, tpot_ms=30.0))
     assert alone.chosen is not None
     assert "VER011" in {finding.id for finding in alone.findings}
+
+
+def test_the_best_card_for_a_rate_is_simulated_too() -> None:
+    got = plan("any", workload=Workload(rate_requests_s=12.0), slo=Slo(tpot_ms=45.0, tpot_percentile=90)).chosen
+    assert got is not None
+    assert got.estimate.simulated is not None
+    assert got.estimate.simulated.tpot_ms.p90 <= 45.0
