@@ -170,6 +170,7 @@ def _plot(axes: Any, plan: Plan) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
         axis.set_minor_formatter(lambda value, _: f"{value:,.0f}" if f"{value:.0e}"[0] in "25" and value >= 1 else "")
+    axes.tick_params(which="both", length=3, pad=4)
     axes.set_xlabel(_ACROSS)
     axes.set_ylabel(_UP)
     axes.set_axisbelow(True)
