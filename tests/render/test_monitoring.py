@@ -26,7 +26,22 @@ OPTIONS = Options(name="demo", namespace="serving")
 
 
 def with_limit(plan: Plan, **limits: float) -> Plan:
-    return msgspec.structs.replace(plan, inputs=msgspec.structs.replace(plan.inputs, slo=Slo(**limits)))
+    return with_levels(plan, Slo(**limits))  # type: ignore[arg-type]
+
+
+def with_levels(plan: Plan, slo: Slo) -> Plan:
+    return msgspec.structs.replace(plan, inputs=msgspec.structs.replace(plan.inputs, slo=slo))
+
+
+def test_a_limit_on_a_percentile_is_watched_as_one() -> None:
+    plan = with_levels(plans.replicas(), Slo(ttft_ms=500, ttft_percentile=99, tpot_ms=50))
+    found = {rule["alert"]: rule for group in rules(plan, OPTIONS)["groups"] for rule in group["rules"]}
+    first = found["AimEngineTimeToFirstTokenMissed"]
+    assert first["expr"].startswith(
+        "histogram_quantile(0.99, sum by (le) (rate(vllm:time_to_first_token_seconds_bucket{"
+    )
+    assert first["expr"].endswith(" > 0.5")
+    assert "histogram_quantile" not in found["AimEngineTimePerOutputTokenMissed"]["expr"]
 
 
 def test_every_series_of_the_engine_is_one_that_a_real_engine_exported() -> None:

@@ -8,6 +8,13 @@ from aim_engine.planner.plan import Plan
 from aim_engine.render import serving, signals
 from aim_engine.render.artifact import Options
 
+_LIMITED = {
+    "ttft": ("TimeToFirstToken", "vllm:time_to_first_token_seconds"),
+    "tpot": ("TimePerOutputToken", "vllm:request_time_per_output_token_seconds"),
+    "e2e": ("RequestTime", "vllm:e2e_request_latency_seconds"),
+}
+"""A limit of the plan -> what its rule is called, and the series it is on, all of them over requests."""
+
 
 def rules(plan: Plan, options: Options) -> dict[str, Any]:
     """Alerting rules, as a Prometheus rule file has them."""
@@ -47,23 +54,23 @@ def rules(plan: Plan, options: Options) -> dict[str, Any]:
             f"more than one request in a hundred ends in an error at {options.name}",
         ),
     ]
-    limits = (
-        ("TimeToFirstToken", "vllm:time_to_first_token_seconds", slo.ttft_ms),
-        ("TimePerOutputToken", "vllm:inter_token_latency_seconds", slo.tpot_ms),
-        ("RequestTime", "vllm:e2e_request_latency_seconds", slo.e2e_ms),
-    )
-    for name, series, limit_ms in limits:
-        if limit_ms is not None:
-            limit_s = f"{limit_ms / 1000:g}"
-            found.append(
-                _rule(
-                    f"AimEngine{name}Missed",
-                    f"{signals.mean_s(series, options)} > {limit_s}",
-                    "10m",
-                    "warning",
-                    f"the mean of {options.name} is {{{{ $value }}}} s, the limit it was planned for is {limit_s} s",
-                )
+    for limit in slo.limits:
+        name, series = _LIMITED[limit.name]
+        limit_s = f"{limit.ms / 1000:g}"
+        figure = signals.mean_s(series, options)
+        told = "the mean"
+        if limit.percentile is not None:
+            figure = f"histogram_quantile({limit.percentile / 100:g}, sum by (le) (rate({series}_bucket{{{own}}}[5m])))"
+            told = f"p{limit.percentile}"
+        found.append(
+            _rule(
+                f"AimEngine{name}Missed",
+                f"{figure} > {limit_s}",
+                "10m",
+                "warning",
+                f"{told} of {options.name} is {{{{ $value }}}} s, the limit it was planned for is {limit_s} s",
             )
+        )
     if not serving.on_cpu(plan):
         found.append(
             _rule(
