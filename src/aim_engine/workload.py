@@ -108,6 +108,10 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True):
             if ms is not None
         )
 
+    def told(self, name: str) -> str:
+        """How a limit is called: `p99 ttft`."""
+        return next((limit.describe() for limit in self.limits if limit.name == name), name)
+
     @property
     def has_percentiles(self) -> bool:
         """Whether a limit is on more than the mean."""

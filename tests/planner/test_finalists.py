@@ -73,6 +73,15 @@ def test_the_size_is_the_smallest_whose_simulated_times_keep_the_limits() -> Non
     assert not [c for c in same if c.estimate.simulated is not None]
 
 
+def test_one_replica_less_is_named_with_the_limit_it_missed_when_simulated() -> None:
+    got = plan(workload=Workload(rate_requests_s=40.0), slo=Slo(tpot_ms=60.0, tpot_percentile=90))
+    count = chosen(got).replicas
+    assert count > 1
+    fewer = [near for near in got.neighbours if near.change == f"replicas {count - 1} instead of {count}"]
+    assert len(fewer) == 1
+    assert fewer[0].reason.startswith("misses p90 tpot by")
+
+
 def test_a_limit_on_a_percentile_without_a_load_takes_fewer_requests() -> None:
     mean = chosen(plan("8xMI300X", slo=Slo(tpot_ms=60.0)))
     tail = chosen(plan("8xMI300X", slo=Slo(tpot_ms=60.0, tpot_percentile=99)))

@@ -27,11 +27,26 @@ _SCHEDULER = ("max_num_seqs", "max_num_batched_tokens")
 
 
 def neighbours(
-    chosen: Candidate, options: Sequence[Option], rejected: Sequence[Rejection], inputs: Inputs
+    chosen: Candidate,
+    options: Sequence[Option],
+    rejected: Sequence[Rejection],
+    inputs: Inputs,
+    smaller: Sequence[Candidate] = (),
 ) -> tuple[Neighbour, ...]:
-    """The best of those one step away from the choice, each with the number that lost it; those that do not fit with why."""
-    found = []
-    for change, family, matches in _changes(chosen, options):
+    """The best of those one step away from the choice, each with the number that lost it; those that do not fit with why.
+
+    `smaller`: sizes that were simulated and missed a limit.
+    """
+    found = [
+        Neighbour(
+            change=f"replicas {one.replicas} instead of {chosen.replicas}",
+            recipe=one.key,
+            reason=_lost(chosen, one, inputs),
+        )
+        for one in smaller
+        if rank.spread(one) == rank.spread(chosen) and one.replicas < chosen.replicas
+    ]
+    for change, family, matches in _changes(chosen, options, counts=not inputs.open_count):
         near = [option for option in options if matches(option)]
         if near:
             best = rank.order(near, inputs.objective, open_count=inputs.open_count)[0]
@@ -62,8 +77,11 @@ def doubt(chosen: Candidate, runner_up: Candidate | None, inputs: Inputs) -> str
     return f"output tok/s {load} of {wider.recipe.key}: the ranges of the first two overlap, and its is the wider"
 
 
-def _changes(chosen: Rated, options: Sequence[Option]) -> Iterator[tuple[str, str | None, Matches]]:
-    """What could be one step different: a name, the family whose rejection answers when nothing fits, and a test."""
+def _changes(chosen: Rated, options: Sequence[Option], *, counts: bool) -> Iterator[tuple[str, str | None, Matches]]:
+    """What could be one step different: a name, the family whose rejection answers when nothing fits, and a test.
+
+    `counts`: the number of replicas too, unless each spread was only looked at in the number that it needs.
+    """
     split = chosen.split
     for tp in (split.tp // 2, split.tp * 2):
         if tp >= 1:
@@ -79,7 +97,7 @@ def _changes(chosen: Rated, options: Sequence[Option]) -> Iterator[tuple[str, st
         yield f"weights in {precision}", None, _precision_is(precision)
     for kv_dtype in sorted({option.kv_cache_dtype for option in options} - {chosen.kv_cache_dtype}):
         yield f"KV cache in {kv_dtype}", None, _same_but("kv_cache_dtype", kv_dtype, chosen)
-    for name in ("replicas", "max_num_seqs", "max_num_batched_tokens"):
+    for name in (*(("replicas",) if counts else ()), *_SCHEDULER):
         own = getattr(chosen, name)
         values = sorted({getattr(option, name) for option in options if _alike(option, chosen, name)})
         below = [value for value in values if value < own]
@@ -120,7 +138,7 @@ def _lost(chosen: Candidate, other: Rated, inputs: Inputs) -> str:
     """The number that decided against `other`."""
     if other.misses and chosen.meets_slo:
         name, by, reached_ms = other.misses[0]
-        return f"misses {name} by {by:.0%}: {format_ms(reached_ms)}"
+        return f"misses {inputs.slo.told(name)} by {by:.0%}: {format_ms(reached_ms)}"
     ours, theirs = (rank.value(c, inputs.objective, open_count=inputs.open_count) for c in (chosen, other))
     goal = _GOALS[inputs.objective]
     if theirs < ours * (1 - 1e-9):

@@ -24,6 +24,8 @@ MOST_SPREADS = 15
 """... while none keeps the limits."""
 TRIES = 6
 """Sizes, loads or limits of one spread that are played."""
+NOBODY = 0.01
+"""Mean number of requests that wait for a slot, below which nobody does."""
 STEP_FRACTION = 0.05
 """An open count moves by this much, or by one."""
 
@@ -33,6 +35,8 @@ class Finals(NamedTuple):
 
     ranked: tuple[Candidate, ...]
     """Best first."""
+    smaller: tuple[Candidate, ...]
+    """Sizes below those of `ranked` that missed a limit."""
     rejected: tuple[Rejection, ...]
     played: int
     """Simulations that were run."""
@@ -41,6 +45,7 @@ class Finals(NamedTuple):
 def play_off(inputs: Inputs, ranked: Sequence[Option]) -> Finals:
     """The first spreads of `ranked` (best first by closed forms), played and ranked anew."""
     found: list[Candidate] = []
+    smaller: list[Candidate] = []
     rejected: list[Rejection] = []
     count = 0
     for option in rank.distinct(ranked, MOST_SPREADS):
@@ -53,7 +58,10 @@ def play_off(inputs: Inputs, ranked: Sequence[Option]) -> Finals:
             rejected.append(Rejection(recipe=option.key, reason=stage.problem))
         else:
             found.append(best)
-    return Finals(tuple(rank.order(found, inputs.objective, open_count=inputs.open_count)), tuple(rejected), count)
+        if stage.too_small is not None:
+            smaller.append(stage.too_small)
+    ranked_anew = rank.order(found, inputs.objective, open_count=inputs.open_count)
+    return Finals(tuple(ranked_anew), tuple(smaller), tuple(rejected), count)
 
 
 class _Stage:
@@ -63,6 +71,8 @@ class _Stage:
         self.inputs, self.option, self.ranked = inputs, option, ranked
         self.played = 0
         self.problem = ""
+        self.too_small: Candidate | None = None
+        """The largest number of replicas that was played and missed a limit, where a larger one keeps them."""
 
     def best(self) -> Candidate | None:
         """The spread where the simulated limits hold, else as it was; None when it drowns."""
@@ -98,27 +108,48 @@ class _Stage:
 
     def _sized(self) -> Candidate | None:
         """With as few replicas as keep the limits."""
-        speed, slots = self.option.family.speed, self.option.fitted.slots
-        rate = self.inputs.workload.rate_requests_s or 0.0
         replicas = self.option.replicas
         kept: Candidate | None = None
         last: Candidate | None = None
         while self.played < TRIES and replicas >= 1:
-            load, problem = speed.arriving(rate / replicas, slots)
-            got = None
-            if problem is None:
-                got = self._at(replicas, speed.chunked(load, self.option.max_num_batched_tokens))
-                last = got or last
+            got = self._in_size(replicas)
+            last = got or last
             step = max(1, math.floor(replicas * STEP_FRACTION))
             if got is not None and got.meets_slo:
                 kept = got
+                if self.too_small is not None:
+                    break
                 replicas -= step
             elif kept is not None:
+                self.too_small = got
                 break
             else:
-                self.problem = problem or self.problem
+                self.too_small = got or self.too_small
                 replicas += step
         return kept or last
+
+    def _in_size(self, replicas: int) -> Candidate | None:
+        """So many replicas, with the smallest max_num_seqs that lets nobody wait for a slot; None when none carries the load."""
+        speed, rate = self.option.family.speed, self.inputs.workload.rate_requests_s or 0.0
+        own = rank.spread(self.option)
+        alike = {
+            (option.max_num_seqs, option.max_num_batched_tokens): option
+            for option in self.ranked
+            if rank.spread(option) == own and option.max_num_batched_tokens == self.option.max_num_batched_tokens
+        }
+        best: tuple[Option, predict.Load] | None = None
+        for _, option in sorted(alike.items()):
+            load, problem = speed.arriving(rate / replicas, option.fitted.slots)
+            if problem is not None:
+                self.problem = problem
+                continue
+            best = option, speed.chunked(load, option.max_num_batched_tokens)
+            if load.waiting < NOBODY:
+                break
+        if best is None:
+            return None
+        self.option = best[0]
+        return self._at(replicas, best[1])
 
     def _eased(self) -> Candidate | None:
         """At as many requests as keep the limits."""

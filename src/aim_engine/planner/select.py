@@ -64,7 +64,7 @@ def select(
     else:
         chosen = None
         if sound is not None:
-            rejected = (*rejected, Rejection(recipe=sound.key, reason=_missed_limits(sound)))
+            rejected = (*rejected, Rejection(recipe=sound.key, reason=_missed_limits(sound, inputs)))
         closest = [_whole(one) for one in rank.distinct(ranked, fallback.CLOSEST)]
         advice = fallback.advise(
             inputs, available, closest, found, backend=backend, calibration=calibration, catalogue=catalogue
@@ -83,7 +83,9 @@ def select(
         alternatives=alternatives,
         pareto=front(found.options, inputs, available),
         rejected=rejected,
-        neighbours=() if chosen is None else explain.neighbours(chosen, found.options, rejected, inputs),
+        neighbours=()
+        if chosen is None
+        else explain.neighbours(chosen, found.options, rejected, inputs, () if finals is None else finals.smaller),
         doubt="" if chosen is None else explain.doubt(chosen, next(iter(alternatives), None), inputs),
         kernels=_kernels(inputs, chosen, backend),
         findings=_findings(inputs, chosen, backend),
@@ -307,8 +309,8 @@ def _kernels(inputs: Inputs, chosen: Candidate | None, backend: Backend) -> tupl
     return backend.explain(inputs.model, inputs.gpu, chosen.recipe, allow_lossy=inputs.allow_lossy)
 
 
-def _missed_limits(candidate: Candidate) -> str:
-    missed = [f"{name} by {by:.0%}" for name, by, _ in candidate.misses]
+def _missed_limits(candidate: Candidate, inputs: Inputs) -> str:
+    missed = [f"{inputs.slo.told(name)} by {by:.0%}" for name, by, _ in candidate.misses]
     return f"misses the limit on {' and '.join(missed)}"
 
 
