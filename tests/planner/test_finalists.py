@@ -149,3 +149,13 @@ def test_a_load_that_the_limits_allow_on_these_devices_is_offered() -> None:
 def test_limits_that_mean_nothing_are_refused(changes: dict[str, float], match: str) -> None:
     with pytest.raises(InvalidInput, match=match):
         Slo(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("load", [{"rate_requests_s": 2.0}, {"concurrency": 8}])
+def test_answers_of_one_token_are_planned_too(load: dict[str, float]) -> None:
+    workload = Workload(output_tokens=1, **load)  # type: ignore[arg-type]
+    slo = Slo(tpot_ms=200.0, tpot_percentile=99, ttft_ms=3000.0)
+    got = chosen(plan("8xMI300X", workload=workload, slo=slo))
+    assert got.meets_slo
+    assert got.estimate.tpot_ms.value > 0
+    assert got.estimate.e2e_ms.value == pytest.approx(got.estimate.ttft_ms.value)

@@ -11,7 +11,7 @@ from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
 from aim_engine.perf import memory, play
 from aim_engine.perf.calibration import Calibration, Level, Metric
-from aim_engine.perf.estimate import Basis, Estimate, MemoryBreakdown, Range
+from aim_engine.perf.estimate import Basis, Estimate, MemoryBreakdown, Range, Spread
 from aim_engine.perf.roofline import Model
 from aim_engine.perf.simulate import Outcome
 from aim_engine.perf.situation import Situation
@@ -337,11 +337,12 @@ def played(estimate: Estimate, model: Model, slo: Slo, outcome: Outcome) -> Esti
     """
     ranges = Ranges(model)
     told = play.told(outcome)
-    spreads = {name: getattr(told, f"{name}_ms") for name in ("ttft", "tpot", "e2e")}
+    spreads: dict[str, Spread] = {name: getattr(told, f"{name}_ms") for name in ("ttft", "tpot", "e2e")}
+    if not spreads["tpot"].mean:  # answers of one token have no time per token after it
+        spreads["tpot"] = _scaled(spreads["tpot"], 0.0, plus=estimate.tpot_ms.value)
     if model.workload.rate_requests_s is None:
         for name, spread in spreads.items():
-            factor = getattr(estimate, f"{name}_ms").value / spread.mean if spread.mean else 1.0
-            spreads[name] = type(spread)(**{mark: getattr(spread, mark) * factor for mark in spread.__struct_fields__})
+            spreads[name] = _scaled(spread, getattr(estimate, f"{name}_ms").value / spread.mean)
         told = msgspec.structs.replace(told, **{f"{name}_ms": spread for name, spread in spreads.items()})
     first_s = spreads["ttft"].mean / 1e3
 
@@ -353,9 +354,13 @@ def played(estimate: Estimate, model: Model, slo: Slo, outcome: Outcome) -> Esti
         changes |= {f"{name}_ms": figure(name, None) for name in spreads}
         ours, before = changes["tpot_ms"].value, estimate.tpot_ms.value
         changes["step_ms"] = {name: ms * ours / before for name, ms in estimate.step_ms.items()}
-        changes["output_tok_s_per_user"] = 1e3 / spreads["tpot"].mean if spreads["tpot"].mean else 0.0
+        changes["output_tok_s_per_user"] = 1e3 / spreads["tpot"].mean
     limited = {limit.name: figure(limit.name, limit.percentile) for limit in slo.limits}
     return msgspec.structs.replace(estimate, **changes, **held(limited, slo.limits))
+
+
+def _scaled(spread: Spread, factor: float, *, plus: float = 0.0) -> Spread:
+    return Spread(**{mark: getattr(spread, mark) * factor + plus for mark in spread.__struct_fields__})
 
 
 def at_load(
