@@ -19,6 +19,8 @@ from aim_engine.workload import Slo, Workload
 SEED = 0
 MEASURED = 500
 """Requests of one replica that are measured, at least."""
+PER_USER = 10
+"""... of each user of a closed loop, as serving benchmarks send: all start at once, and the burst weighs as it does in them."""
 MOST = 3000
 """Requests that are played at most: what keeps a simulation of one recipe below a tenth of a second or so."""
 LEAST_FIXED_S = 0.005
@@ -123,8 +125,9 @@ def play(
         tokens_per_step=model.features.yielded,
     )
     in_flight = math.ceil(running / ranks)
-    around = 0 if workload.rate_requests_s is None else min(MOST // 4, 2 * in_flight)
-    requests = min(MOST - 2 * around, max(MEASURED, 4 * in_flight))
+    closed = workload.rate_requests_s is None
+    around = 0 if closed else min(MOST // 4, 2 * in_flight)
+    requests = min(MOST - 2 * around, max(MEASURED, (PER_USER if closed else 4) * in_flight))
     shares = recipe.replicas * ranks
     traffic = Traffic(
         input_tokens=workload.input_tokens,
@@ -132,7 +135,7 @@ def play(
         requests=requests,
         around=around,
         rate_requests_s=None if workload.rate_requests_s is None else workload.rate_requests_s / shares,
-        concurrency=None if workload.rate_requests_s is not None else max(1, in_flight),
+        concurrency=max(1, in_flight) if closed else None,
         length_ratio_min=length_ratio_min,
         prefix_hit_fraction=workload.prefix_hit_fraction,
         seed=seed,

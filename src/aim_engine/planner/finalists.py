@@ -24,6 +24,8 @@ MOST_SPREADS = 15
 """... while none keeps the limits."""
 TRIES = 6
 """Sizes, loads or limits of one spread that are played."""
+COUNTS = 4
+"""... of which so many are replica counts at most."""
 NOBODY = 0.01
 """Mean number of requests that wait for a slot, below which nobody does."""
 STEP_FRACTION = 0.05
@@ -96,15 +98,16 @@ class _Stage:
         return nearest
 
     def _variants(self) -> list[Option]:
-        """The spread's own options, best first, that differ in more than max_num_seqs."""
+        """The spread's own options that differ in more than max_num_seqs: replica counts first, best first, then step sizes."""
         own = rank.spread(self.option)
         kept: dict[tuple[int, int], Option] = {}
         for option in self.ranked:
             if rank.spread(option) == own:
                 kept.setdefault((option.replicas, option.max_num_batched_tokens), option)
-            if len(kept) == TRIES:
-                break
-        return list(kept.values())
+        budget = self.option.max_num_batched_tokens
+        counts = [option for option in kept.values() if option.max_num_batched_tokens == budget]
+        steps = [option for option in kept.values() if option.max_num_batched_tokens != budget]
+        return [*counts[:COUNTS], *steps[: TRIES - min(COUNTS, len(counts))]]
 
     def _sized(self) -> Candidate | None:
         """With as few replicas as keep the limits."""
