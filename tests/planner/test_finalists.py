@@ -73,6 +73,13 @@ def test_the_size_is_the_smallest_whose_simulated_times_keep_the_limits() -> Non
     assert not [c for c in same if c.estimate.simulated is not None]
 
 
+def test_an_open_number_of_users_grows_until_the_simulated_tail_keeps_the_limit() -> None:
+    got = chosen(plan(workload=Workload(concurrency=400), slo=Slo(ttft_ms=2500.0, ttft_percentile=95)))
+    assert got.estimate.simulated is not None
+    assert got.estimate.simulated.ttft_ms.p95 <= 2500.0
+    assert got.estimate.concurrency == 400
+
+
 def test_one_replica_less_is_named_with_the_limit_it_missed_when_simulated() -> None:
     got = plan(workload=Workload(rate_requests_s=40.0), slo=Slo(tpot_ms=60.0, tpot_percentile=90))
     count = chosen(got).replicas

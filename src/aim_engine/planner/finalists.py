@@ -79,7 +79,7 @@ class _Stage:
     def best(self) -> Candidate | None:
         """The spread where the simulated limits hold, else as it was; None when it drowns."""
         inputs, workload = self.inputs, self.inputs.workload
-        if inputs.open_count and workload.rate_requests_s is not None:
+        if inputs.open_count and not play.needs_load(workload):
             return self._sized()
         if play.needs_load(workload) and inputs.slo.limits:
             return self._eased()
@@ -133,16 +133,18 @@ class _Stage:
 
     def _in_size(self, replicas: int) -> Candidate | None:
         """So many replicas, with the smallest max_num_seqs that lets nobody wait for a slot; None when none carries the load."""
-        speed, rate = self.option.family.speed, self.inputs.workload.rate_requests_s or 0.0
+        speed, workload = self.option.family.speed, self.inputs.workload
         own = rank.spread(self.option)
         alike = {
-            (option.max_num_seqs, option.max_num_batched_tokens): option
+            option.max_num_seqs: option
             for option in self.ranked
             if rank.spread(option) == own and option.max_num_batched_tokens == self.option.max_num_batched_tokens
         }
         best: tuple[Option, predict.Load] | None = None
         for _, option in sorted(alike.items()):
-            load, problem = speed.arriving(rate / replicas, option.fitted.slots)
+            load, problem = speed.settle(
+                option.fitted.slots, replicas, workload, self.inputs.slo, self.inputs.objective
+            )
             if problem is not None:
                 self.problem = problem
                 continue
