@@ -48,6 +48,8 @@ def neighbours(
     ]
     for change, family, matches in _changes(chosen, options, counts=not inputs.open_count):
         near = [option for option in options if matches(option)]
+        if any(one.change == change for one in found):
+            continue
         if near:
             best = rank.order(near, inputs.objective, open_count=inputs.open_count)[0]
             found.append(Neighbour(change=change, recipe=best.key, reason=_lost(chosen, best, inputs)))
@@ -145,9 +147,13 @@ def _lost(chosen: Candidate, other: Rated, inputs: Inputs) -> str:
         return f"{1 - theirs / ours:.1%} less {goal}"
     more = other.devices - chosen.devices
     if theirs <= ours * (1 + 1e-9):
-        return f"the same {goal}" + (f", with {more} GPUs more" if more > 0 else "")
+        return f"the same {goal}" + (f", with {_gpus(more)} more" if more > 0 else "")
     gain = f"{theirs / ours - 1:.1%} more {goal}, inside the error band"
-    return f"{gain}, for {more} GPUs more" if more > 0 else f"{gain}; {rank.preference(chosen, other)}"
+    return f"{gain}, for {_gpus(more)} more" if more > 0 else f"{gain}; {rank.preference(chosen, other)}"
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'s' * (count != 1)}"
 
 
 def _width(figure: Range) -> float:

@@ -95,6 +95,8 @@ class _Stage:
                 nearest = got
             if got is not None and got.meets_slo:
                 return got
+            if got is not None and (self.too_small is None or got.replicas > self.too_small.replicas):
+                self.too_small = got
         return nearest
 
     def _variants(self) -> list[Option]:
