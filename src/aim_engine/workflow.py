@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aim_engine.errors import InvalidInput
+from aim_engine.errors import Corrupt, InvalidInput
 from aim_engine.hardware.cluster import Cluster, asked
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
@@ -138,7 +138,7 @@ def answer_table(content: str, name: str, folder: Path | None, settings: Setting
     from aim_engine.planner import batch, table
 
     overlay = overlay_dir(settings)
-    reader = table_reader(folder, settings)
+    reader = table_reader(folder, settings, Path(name))
     return batch.answer(reader.read(table.parse(content, name)), calibration.load(overlay, measured(settings)))
 
 
@@ -148,7 +148,7 @@ def score_table(content: str, name: str, folder: Path | None, settings: Settings
     from aim_engine.planner import accuracy, batch, table
 
     rows = table.parse(content, name)
-    cases = table_reader(folder, settings).read(rows)
+    cases = table_reader(folder, settings, Path(name)).read(rows)
     return accuracy.score(rows, cases, batch.answer(cases, calibration.load(overlay_dir(settings), measured(settings))))
 
 
@@ -158,7 +158,7 @@ def calibrate(content: str, name: str, folder: Path | None, settings: Settings) 
     from aim_engine.planner import own, table
 
     rows = table.parse(content, name)
-    cases = table_reader(folder, settings).read(rows)
+    cases = table_reader(folder, settings, Path(name)).read(rows)
     return own.calibrate(rows, cases, calibration.load(overlay_dir(settings)))
 
 
@@ -176,8 +176,14 @@ def measured(settings: Settings) -> Path:
     return Path(settings.state_dir).expanduser() / "measured.json"
 
 
-def table_reader(folder: Path | None, settings: Settings) -> Reader:
-    """Reads table rows with the catalogue's models, and those of a folder of org__name.json configs."""
+ARGUMENTS_FILE = "server_args.json"
+
+
+def table_reader(folder: Path | None, settings: Settings, table: Path | None = None) -> Reader:
+    """Reads table rows with the catalogue's models, and those of a folder of org__name.json configs.
+
+    A `server_args.json` beside `table` maps its `server_args_id` to command lines. Raises: Corrupt when that is not readable.
+    """
     from aim_engine import backend
     from aim_engine.hardware import catalog
     from aim_engine.model import library
@@ -191,7 +197,17 @@ def table_reader(folder: Path | None, settings: Settings) -> Reader:
         found = engine.defaults(newest, gpu)
         return found.max_num_seqs, found.max_num_batched_tokens, found.gpu_memory_utilization
 
-    return Reader(library.build(folder, overlay), lambda card: catalog.load(card, overlay), defaults)
+    arguments = _server_arguments(table.with_name(ARGUMENTS_FILE)) if table is not None and table.is_file() else {}
+    return Reader(library.build(folder, overlay), lambda card: catalog.load(card, overlay), defaults, arguments)
+
+
+def _server_arguments(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.MsgspecError) as err:
+        raise Corrupt(f"{path} is not readable as command lines by id", why=str(err)) from err
 
 
 def choose_in(request: Request, spec: ModelSpec, cluster: Cluster, settings: Settings) -> Plan:

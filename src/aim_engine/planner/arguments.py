@@ -1,0 +1,68 @@
+"""What the command line of a measured server says that the columns of its row do not.
+
+Tables of measurements often name only a command line for each row; drafts, cache format and limits of the scheduler stand there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Mapping
+
+_COLUMNS = {
+    "--kv-cache-dtype": "kv_dtype",
+    "--gpu-memory-utilization": "gpu_memory_utilization",
+    "--mem-fraction-static": "gpu_memory_utilization",
+    "--max-num-seqs": "max_num_seqs",
+    "--max-running-requests": "max_num_seqs",
+    "--max-num-batched-tokens": "max_num_batched_tokens",
+    "--max-model-len": "max_model_len",
+    "--num-speculative-tokens": "drafts",
+    "--speculative-num-steps": "drafts",
+}
+"""Arguments of vLLM, SGLang and ATOM -> columns."""
+_BENCH_NAME = re.compile(r"-mtp(\d*)(?:-tp\d+)?'", re.IGNORECASE)
+"""A dashboard's name of a run that drafts: `...-mtp-tp4'`, `...-mtp3'`."""
+
+
+def columns(arguments: str, notes: str = "") -> dict[str, str]:
+    """The cells that a server's arguments (or a note on them) fill; `spec_decoding` as `mtp3`, `mtp` where the count is not said."""
+    found: dict[str, str] = {}
+    words = _words(arguments)
+    for word, after in itertools.zip_longest(words, words[1:], fillvalue=""):
+        flag, _, joined = word.partition("=")
+        flag = flag.replace("_", "-")
+        value = joined or after
+        if flag in _COLUMNS:
+            found[_COLUMNS[flag]] = value
+        elif flag == "--speculative-config":
+            found["drafts"] = _drafts(value)
+    named = _BENCH_NAME.search(notes)
+    drafts = found.pop("drafts", "" if named is None else named[1] or "some")
+    if drafts:
+        found["spec_decoding"] = f"mtp{drafts}" if drafts.isdigit() else "mtp"
+    if found.get("kv_dtype", "").startswith("fp8"):
+        found["kv_dtype"] = "fp8"
+    return found
+
+
+def filled(row: Mapping[str, str], arguments: Mapping[str, str]) -> Mapping[str, str]:
+    """The row with its empty cells filled from the arguments that its `server_args_id` names."""
+    said = columns(arguments.get(row.get("server_args_id", ""), ""), row.get("notes", ""))
+    return {**row, **{name: value for name, value in said.items() if not row.get(name)}} if said else row
+
+
+def _words(arguments: str) -> list[str]:
+    try:
+        return shlex.split(arguments)
+    except ValueError:  # an unbalanced quote: the rest of the line still says something
+        return arguments.split()
+
+
+def _drafts(config: str) -> str:
+    try:
+        return str(json.loads(config).get("num_speculative_tokens", "some"))
+    except (ValueError, AttributeError):
+        return "some"
