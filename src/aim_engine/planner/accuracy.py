@@ -25,8 +25,14 @@ _ALIKE = (
     "metric_kind",
     "spec_decoding",
     "disagg",
+    "dp_attention",
+    "whole experts",
 )
-"""What two rows share that differ in the number of devices."""
+"""What two rows share that differ in the number of devices alone."""
+_CONFIGURATION = (
+    "model", "precision", "kv_dtype", "gpu_count", "tp", "pp", "dp", "ep", "dp_attention", "spec_decoding", "disagg",
+)  # fmt: skip
+"""What makes two rows of a set the same alternative, measured twice."""
 _SET = ("model_base", "gpu", "engine", "input_len", "output_len", "load", "metric_kind")
 """What alternatives of one decision share."""
 _TIE = 0.01
@@ -176,19 +182,35 @@ def _load(row: Row) -> str:
     return row.get("concurrency_or_batch") or row.get("concurrency") or ""
 
 
+def _cell(row: Row, name: str) -> str:
+    """A cell by which rows are grouped; of dp_attention and ep counts only whether they are on."""
+    if name == "load":
+        return _load(row)
+    if name == "dp_attention":
+        return str(row.get(name) == "1")
+    if name == "whole experts":
+        return str((_number(row.get("ep")) or 1) > 1)
+    return row.get(name) or ""
+
+
 def _sets(speeds: Speeds, shared: Sequence[str]) -> list[Speeds]:
-    """Rows that share these columns, or the set that the table itself names."""
-    found: dict[tuple[str, ...], Speeds] = {}
+    """Rows that share these columns, or the set that the table itself names. Of one configuration the newest measurement counts:
+    older ones show other releases, between which nobody chooses.
+    """
+    found: dict[tuple[str, ...], dict[tuple[str, ...], tuple[Row, float, float]]] = {}
     for entry in speeds:
         row = entry[0]
         named = row.get("decision_set")
-        key = tuple(_load(row) if name == "load" else row.get(name) or "" for name in shared)
+        key = tuple(_cell(row, name) for name in shared)
         if named and shared is _SET:
             key = (named,)
         elif not _load(row):
             continue
-        found.setdefault(key, []).append(entry)
-    return list(found.values())
+        alternatives = found.setdefault(key, {})
+        own = tuple(_cell(row, name) for name in _CONFIGURATION)
+        if own not in alternatives or (row.get("source_date") or "") >= (alternatives[own][0].get("source_date") or ""):
+            alternatives[own] = entry
+    return [list(alternatives.values()) for alternatives in found.values()]
 
 
 def _ranking(sets: Iterable[Speeds], *, differing: bool) -> Ranking:
