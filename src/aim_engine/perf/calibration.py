@@ -19,6 +19,8 @@ from aim_engine.perf.situation import SHAPES, Situation
 
 FILE = "calibration/sets.yaml"
 Metric = Literal["tpot", "ttft", "throughput"]
+SERVERS = "servers"
+"""Kernels of engines that serve many requests at once."""
 Level = Literal["configuration", "family", "unseen family", "unseen card"]
 
 
@@ -49,10 +51,21 @@ class Law(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def curve(self, situation: Situation) -> dict[str, float]:
         """Sum of all effects of a situation by their shape."""
         total = dict.fromkeys(SHAPES, 0.0)
-        for key, shapes in situation.effects():
-            for shape, value in zip(shapes, self.effects.get(key, ()), strict=False):
+        for key, _ in situation.effects():
+            for shape, value in zip(SHAPES, self.effects.get(key, ()), strict=False):
                 total[shape] += value
         return total
+
+
+class Laws(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The times that are predicted."""
+
+    step: Law
+    """Time of a step, over `perf.features.NAMES`."""
+    first_token: Law
+    """Mean time to first token, over `perf.roofline.FIRST_TOKEN`."""
+    first_token_median: Law
+    """The same for the median, which the burst at the start of a benchmark hardly moves."""
 
 
 class Fitted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,9 +78,8 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     families: int
     inputs_sha256: str
     """Of the table the fit read."""
-    step: Law
-    first_token: Law
-    first_token_median: Law
+    laws: dict[str, Laws]
+    """By kernels: those of servers for the data centre, and llama.cpp's, which are written for single devices."""
     bands: dict[Level, dict[Metric, Band]]
     error: dict[str, dict[str, float]]
     """Held-out protocol and metric -> n, mean and median of the relative error."""
@@ -94,12 +106,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     archs: tuple[str, ...]
-    step: Law
-    """Time of a decode step, over `perf.features.NAMES`."""
-    first_token: Law
-    """Mean time to first token, over `perf.roofline.FIRST_TOKEN`."""
-    first_token_median: Law
-    """The same for the median, which the burst at the start of a benchmark hardly moves."""
+    laws: Mapping[str, Laws]
+    """By `Situation.kernels`."""
     bands: Mapping[Level, Mapping[Metric, Band]]
     load_bytes_s: float
     """Rate at which a checkpoint on local disk reaches the device."""
@@ -109,13 +117,18 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     local: Local | None = None
     """Corrections from the user's own measurements."""
 
+    def of(self, situation: Situation) -> Laws:
+        """The laws of the kernels that a situation's engine runs."""
+        return self.laws.get(situation.kernels) or self.laws[SERVERS]
+
     def level(self, situation: Situation) -> Level:
         """How much of a situation the set has seen."""
-        if f"arch={situation.arch}" not in self.step.shifts:
+        step = self.of(situation).step
+        if f"arch={situation.arch}" not in step.shifts:
             return "unseen card"
-        if situation.configuration in self.step.effects:
+        if situation.configuration in step.effects:
             return "configuration"
-        if f"family={situation.family}|engine={situation.engine}" in self.step.effects:
+        if f"family={situation.family}|engine={situation.engine}" in step.effects:
             return "family"
         return "unseen family"
 
@@ -162,27 +175,26 @@ def _complete(entry: Entry, overlay: Path | None) -> Calibration:
     if entry.fit is not None:
         path = facts.find(entry.fit, overlay) or facts.BUNDLED / entry.fit
         fitted = read_fit(path, path.stat().st_mtime_ns)
-        step, first, median, bands = fitted.step, fitted.first_token, fitted.first_token_median, fitted.bands
+        laws, bands = fitted.laws, fitted.bands
         name = f"{fitted.name} of {fitted.rows:,} rows, {fitted.fitted}"
     else:
         if entry.step is None or entry.first_token is None or entry.band is None:
             raise MissingFigure(f"laws of the set {entry.name}", file=f"data/{FILE}")
-        step, first, median = entry.step, entry.first_token, entry.first_token
+        laws = {SERVERS: Laws(step=entry.step, first_token=entry.first_token, first_token_median=entry.first_token)}
         name = f"{entry.name}, {entry.provenance.checked}"
         levels: tuple[Level, ...] = ("configuration", "family", "unseen family", "unseen card")
         metrics: tuple[Metric, ...] = ("tpot", "ttft", "throughput")
         bands = {level: dict.fromkeys(metrics, entry.band) for level in levels}
-    unknown = sorted(set(step.coefficients) - set(NAMES)) + sorted(
-        {shifted for shift in step.shifts.values() for shifted in shift} - set(CLASSES)
+    steps = [each.step for each in laws.values()]
+    unknown = sorted({name for step in steps for name in step.coefficients} - set(NAMES)) + sorted(
+        {shifted for step in steps for shift in step.shifts.values() for shifted in shift} - set(CLASSES)
     )
     if unknown:
         raise MissingFigure(f"the feature {unknown[0]} of the set {entry.name}", file=f"data/{FILE}")
     return Calibration(
         name=name,
         archs=entry.archs,
-        step=step,
-        first_token=first,
-        first_token_median=median,
+        laws=laws,
         bands=bands,
         load_bytes_s=entry.load_bytes_s,
         start_s=entry.start_s,

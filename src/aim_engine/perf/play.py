@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from aim_engine.perf.estimate import MemoryBreakdown, Simulated
-from aim_engine.perf.features import INDEX, NAMES
+from aim_engine.perf.features import INDEX, OF_PROMPTS
 from aim_engine.perf.roofline import Model, combined
 from aim_engine.perf.simulate import Engine, Outcome, Traffic, simulate
 from aim_engine.recipe.recipe import Recipe
@@ -25,16 +25,10 @@ MOST = 3000
 """Requests that are played at most: what keeps a simulation of one recipe below a tenth of a second or so."""
 LEAST_FIXED_S = 0.005
 """What a request takes beyond its steps, at least: 5 to 16 ms of server and transport were published for vLLM."""
-_CACHE = tuple(INDEX[name] for name in ("kv_read", "kv_flop", "indexer_read"))
-_BY_STEP = tuple(INDEX[name] for name in ("prefill_weights", "prefill_layers"))
-_BY_CONTEXT = INDEX["prefill_attention_flop"]
-_OF_PROMPTS = tuple(
-    number for name, number in INDEX.items() if NAMES[name][0] == "prefill" or name == "expert_exchange_bytes"
-)
-
-
-_SHARED = tuple(INDEX[name] for name in ("prefill_expert_flop", "expert_exchange_bytes"))
-"""What all ranks do together for the prompt of one."""
+_CACHE = tuple(INDEX[name] for name in ("kv_read", "kv_flop", "full_context", "latent_context", "indexer_read"))
+_BY_CONTEXT = tuple(INDEX[name] for name in ("prefill_attention_flop", "prefill_sparse_flop"))
+_PLAIN = tuple(INDEX[f"{part}_{bound}"] for part in ("attention", "dense", "expert") for bound in ("weights", "flop"))
+"""Weights in a step that only decodes; in one with prompt tokens their `mixed` twins stand in for them."""
 
 
 class Steps:
@@ -42,44 +36,52 @@ class Steps:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        features, workload = model.features, model.workload
+        features = model.features
         self._ranks = features.dp
-        self._context = workload.input_tokens + workload.output_tokens / 2
-        self._before = max(1.0, workload.input_tokens - features.prompt_tokens / 2)
-        self._rows: dict[int, tuple[float, float, float]] = {}
-        with_prompt, without = (features.step(0.0, prefill=prompts * self._ranks) for prompts in (1.0, 0.0))
-        parts = {n: model.coefficients[n] * (with_prompt[n] - without[n]) for n in _OF_PROMPTS if model.coefficients[n]}
-        chunks = min(1.0, max(1.0, with_prompt[_BY_STEP[1]] / max(1, features.layers)))
-        self._step_s = sum(parts.get(n, 0.0) for n in _BY_STEP) / chunks
-        self._attention_s = parts.get(_BY_CONTEXT, 0.0) / features.prompt_tokens
-        rest = sum(parts.values()) - sum(parts.get(n, 0.0) for n in (*_BY_STEP, _BY_CONTEXT))
-        self._token_s = rest / features.prompt_tokens
+        self._context = features.context
+        self._before = max(1.0, features.before)
+        self._share = 1.0 / features.prompt_tokens
+        self._rows: dict[int, tuple[float, float, float, float]] = {}
+        self._prompts: dict[tuple[int, int], tuple[float, float]] = {}
 
     def __call__(self, decode_rows: int, decode_context: float, prompt_tokens: int, prompt_context: float, /) -> float:
         """See `perf.simulate.StepTime`."""
-        fixed_s, cache_s, scale = self._decode(decode_rows)
+        fixed_s, weights_s, cache_s, scale = self._decode(decode_rows)
         seconds = fixed_s
         if decode_rows:
             seconds += cache_s * decode_context / (decode_rows * self._context)
         if prompt_tokens:
-            attention_s = self._attention_s * prompt_context / self._before
-            seconds += self._step_s + prompt_tokens * (self._token_s + attention_s)
+            own_s, attention_s = self._prompt(decode_rows, prompt_tokens)
+            seconds += own_s + attention_s * prompt_context / self._before
+        else:
+            seconds += weights_s
         return seconds * scale
 
-    def _decode(self, rows: int) -> tuple[float, float, float]:
-        """Of a step with so many decode rows: what does not depend on their context, what does, and the fit's factor on all."""
+    def _decode(self, rows: int) -> tuple[float, float, float, float]:
+        """Of a step with so many decode rows: what is always there, weights without prompts, the cache's part, the effects' factor."""
         found = self._rows.get(rows)
         if found is None:
-            model, requests = self._model, float(max(1, rows) * self._ranks)
-            coefficients = model.coefficients
-            steady = model.features.step(requests)
-            ours = sum(combined([c * x for c, x in zip(coefficients, steady, strict=True)]))
-            alone = model.features.step(float(rows * self._ranks), prefill=0.0)
-            parts = combined([c * x for c, x in zip(coefficients, alone, strict=True)])
-            cache_s = sum(parts[number] for number in _CACHE)
-            scale = model.tpot_s(requests) * model.features.yielded / ours
-            found = self._rows[rows] = (sum(parts) - cache_s, cache_s, scale)
+            parts = self._parts(self._model.features.one_step(float(rows), self._context, 0.0, 0.0, 0.0))
+            cache_s, weights_s = (sum(parts[number] for number in group) for group in (_CACHE, _PLAIN))
+            scale = self._model.factor(float(max(1, rows) * self._ranks))
+            found = self._rows[rows] = (sum(parts) - cache_s - weights_s, weights_s, cache_s, scale)
         return found
+
+    def _prompt(self, rows: int, tokens: int) -> tuple[float, float]:
+        """What prompt tokens add beside decode rows, weights of all included, and their attention."""
+        found = self._prompts.get((rows, tokens))
+        if found is None:
+            features = self._model.features
+            step = features.one_step(float(rows), self._context, tokens * self._share, float(tokens), self._before)
+            parts = self._parts([value if own else 0.0 for value, own in zip(step, OF_PROMPTS, strict=True)])
+            attention_s = sum(parts[number] for number in _BY_CONTEXT)
+            exchange = INDEX["expert_exchange_bytes"]
+            exchanged_s = self._model.coefficients[exchange] * features.exchange_row_s * tokens * self._ranks
+            found = self._prompts[rows, tokens] = (sum(parts) - attention_s + exchanged_s, attention_s)
+        return found
+
+    def _parts(self, features: list[float]) -> list[float]:
+        return combined([c * x for c, x in zip(self._model.coefficients, features, strict=True)])
 
 
 def alone_s(steps: Steps, prompt_tokens: int, max_num_batched_tokens: int) -> float:

@@ -49,7 +49,7 @@ class Load:
         self.open = False
         self.requests = requests
         self.tpot_s = model.tpot_s(requests)
-        self.ttft_s = model.ttft_s(requests, self.tpot_s)
+        self.ttft_s = model.ttft_s(requests)
         self.ttft_median_s = model.ttft_median_s(requests)
         self.alone_s = self.ttft_median_s
         output = model.workload.output_tokens
@@ -169,9 +169,12 @@ class Speed:
             self._first_step_s = model.tpot_s(1.0) * model.features.yielded
         busy = min(_BUSIEST, rate_requests_s / model.features.dp * self._prompt_s)
         before_s = busy * self._prompt_s / (2 * (1 - busy))
-        tpot_s = model.tpot_s(max(1.0, requests))
-        step_s = tpot_s * model.features.yielded
-        ttft_s = self._alone_s + step_s / 2 + max(0.0, step_s - self._first_step_s) + before_s
+        requests = max(1.0, requests)
+        tpot_s = model.tpot_s(requests)
+        for _ in range(2):  # a first token that comes sooner than in a closed loop leaves more requests decoding
+            step_s = tpot_s * model.features.yielded
+            ttft_s = self._alone_s + step_s / 2 + max(0.0, step_s - self._first_step_s) + before_s
+            tpot_s = max(tpot_s, model.tpot_waiting_s(requests, ttft_s))
         return ttft_s, tpot_s, ttft_s + (model.workload.output_tokens - 1) * tpot_s
 
     def _solve(self, rate_requests_s: float) -> tuple[float, float, float, float]:

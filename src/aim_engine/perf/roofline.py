@@ -8,7 +8,7 @@ yields is the time per output token (TPOT excludes the first token, as serving b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import NamedTuple
 
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
@@ -25,8 +25,18 @@ requests (M/D/1), and the prompts of all others that start together. Seconds, bu
 OVERLAP = 3.0
 """Reading and computing of one kernel combine as (a^3 + b^3)^(1/3): nearly the longer of the two."""
 _BUSIEST = 0.95
-_PREFILL = tuple(CLASS_OF[number] == CLASSES.index("prefill") for number in range(len(NAMES)))
+_ROUNDS = 3
+"""Steps towards the fixed point of how many decode; each leaves a few percent of the distance."""
 _LINES = tuple(line for _, line in NAMES.values())
+
+
+class _Point(NamedTuple):
+    """One number of requests in flight."""
+
+    decoding: float
+    token_s: float
+    first_s: float
+    median_s: float
 
 
 class Model:
@@ -53,21 +63,21 @@ class Model:
             drafts=self.situation.drafts,
             separate_prefill=self.situation.prefills_elsewhere,
         )
-        step = calibration.step
+        laws = calibration.of(self.situation)
+        step = laws.step
         factors = [step.factor(self.situation, shifted) for shifted in CLASSES]
         self.coefficients = [
             step.coefficients.get(name, 0.0) * factors[shifted] for name, shifted in zip(NAMES, CLASS_OF, strict=True)
         ]
         self._step_curve = step.curve(self.situation)
-        self._grid: list[float] = []
+        self._grid: list[_Point] = []
+        self._prompt_alone_s: float | None = None
         self._near = calibration.local.near(self.situation) if calibration.local is not None else None
-        self._mean, self._median = (
-            _First(law, self.situation) for law in (calibration.first_token, calibration.first_token_median)
-        )
+        self._mean, self._median = (_First(law, self.situation) for law in (laws.first_token, laws.first_token_median))
 
     def step_s(self, requests: float) -> dict[str, float]:
-        """Ledger of one token of a steady step of one replica with `requests` running; adds up to `tpot_s`."""
-        parts = combined([c * x for c, x in zip(self.coefficients, self.features.step(requests), strict=True)])
+        """Ledger of one token of a steady step of one replica with `requests` in flight; adds up to `tpot_s`."""
+        parts = self._parts(self.decoding(requests))
         scale = self.tpot_s(requests) / sum(parts)
         ledger = dict.fromkeys(_LINES, 0.0)
         for line, part in zip(_LINES, parts, strict=True):
@@ -75,45 +85,93 @@ class Model:
         return {line: seconds for line, seconds in ledger.items() if seconds > 0}
 
     def tpot_s(self, requests: float) -> float:
-        """Mean time per output token with `requests` running on one replica. Never falls as they grow."""
-        return _on_grid(self._grid, self._token_s, requests)
+        """Mean time per output token with `requests` in flight on one replica. Never falls as they grow."""
+        return self._at(requests).token_s
 
-    def prompt_s(self) -> float:
-        """Prefill of one prompt alone, in as many steps as it needs."""
-        ideal = self.features.step(0.0, prefill=1.0)
-        alone = sum(c * x for c, x, mine in zip(self.coefficients, ideal, _PREFILL, strict=True) if mine)
-        return alone * math.exp(self._effects(self._step_curve, 1.0))
+    def decoding(self, requests: float) -> float:
+        """How many of `requests` in flight are past their first token, as Little's law over both parts of a request has it."""
+        return self._at(requests).decoding
 
-    def ttft_s(self, requests: float, tpot_s: float) -> float:
+    def ttft_s(self, requests: float) -> float:
         """Mean time to first token in a closed loop of `requests`. Never falls as they grow."""
-        return self._first(self._mean, requests)
+        return self._at(requests).first_s
 
     def ttft_median_s(self, requests: float) -> float:
         """Median time to first token in a closed loop of `requests`."""
-        return self._first(self._median, requests)
+        return self._at(requests).median_s
 
-    def _first(self, law: _First, requests: float) -> float:
-        service = self.prompt_s()
+    def tpot_waiting_s(self, requests: float, first_s: float) -> float:
+        """Mean time per output token where first tokens take `first_s`, as they do with other arrivals than a closed loop's."""
+        decode_s = self.workload.output_tokens * self.tpot_s(requests)
+        decoding = max(min(1.0, requests), requests * decode_s / (first_s + decode_s))
+        return self._decoded_s(decoding) * self.factor(requests) / self.features.yielded
 
-        def exact(running: float) -> float:
-            parts = self.first_token_features(running, self.tpot_s(running), service)
-            total = sum(c * x for c, x in zip(law.coefficients, parts, strict=True))
-            return total * math.exp(self._effects(law.curve, running) + self._own(running)[1])
+    def prompt_s(self) -> float:
+        """Prefill of one prompt alone, in as many steps as it needs."""
+        alone = combined([c * x for c, x in zip(self.coefficients, self.features.prompt(), strict=True)])
+        return sum(alone) * self.factor(1.0, own=False)
 
-        return _on_grid(law.grid, exact, requests)
-
-    def first_token_features(self, requests: float, tpot_s: float, service_s: float) -> tuple[float, ...]:
+    def first_token_features(self, requests: float, tpot_s: float) -> tuple[float, ...]:
         """The features in the order of `FIRST_TOKEN`."""
+        service_s = self._service_s()
         others = max(0.0, requests / self.features.dp - 1)
         cycle_s = service_s + self.workload.output_tokens * tpot_s
         busy = min(_BUSIEST, others * service_s / cycle_s)
         wait_s = busy * service_s / (2 * (1 - busy))
         return 1.0, service_s, tpot_s, wait_s, others * service_s
 
-    def _token_s(self, requests: float) -> float:
-        parts = combined([c * x for c, x in zip(self.coefficients, self.features.step(requests), strict=True)])
-        effects = self._effects(self._step_curve, requests) + self._own(requests)[0]
-        return sum(parts) / self.features.yielded * math.exp(effects)
+    def factor(self, requests: float, *, own: bool = True) -> float:
+        """What the effects of the situation, and with `own` the user's own measurements, multiply a step's time with."""
+        return math.exp(self._effects(self._step_curve, requests) + (self._own(requests)[0] if own else 0.0))
+
+    def _at(self, requests: float) -> _Point:
+        """The point at powers of two, kept from falling, and between them a straight line in logarithms.
+
+        Effects are fitted slopes, which could outweigh a physical growth of next to nothing.
+        """
+        if requests <= 1:
+            return self._point(requests)
+        position = math.log2(requests)
+        lower, upper = math.floor(position), math.ceil(position)
+        grid = self._grid
+        while len(grid) <= upper:
+            point = self._point(2.0 ** len(grid))
+            grid.append(_Point(*map(max, point, grid[-1])) if grid else point)
+        if lower == upper:
+            return grid[lower]
+        share = position - lower
+        return _Point(*(one ** (1 - share) * other**share for one, other in zip(grid[lower], grid[upper], strict=True)))
+
+    def _point(self, requests: float) -> _Point:
+        """How many decode is a fixed point: fewer make faster steps, beside which the time to first token weighs more."""
+        own, own_first = self._own(requests)
+        factor = math.exp(self._effects(self._step_curve, requests) + own) / self.features.yielded
+        first, median = (math.exp(self._effects(law.curve, requests) + own_first) for law in (self._mean, self._median))
+        decoding, token_s = requests, self._decoded_s(requests) * factor
+        for _ in range(_ROUNDS if self.situation.kind == "serving" else 0):  # other kinds say themselves who decodes
+            first_s = self._mean.of(self.first_token_features(requests, token_s)) * first
+            decode_s = self.workload.output_tokens * token_s
+            decoding = max(min(1.0, requests), requests * decode_s / (first_s + decode_s))
+            token_s = self._decoded_s(decoding) * factor
+        features = self.first_token_features(requests, token_s)
+        return _Point(decoding, token_s, self._mean.of(features) * first, self._median.of(features) * median)
+
+    def _service_s(self) -> float:
+        if self._prompt_alone_s is None:
+            self._prompt_alone_s = self.prompt_s()
+        return self._prompt_alone_s
+
+    def _parts(self, decoding: float) -> list[float]:
+        return combined([c * x for c, x in zip(self.coefficients, self.features.step(decoding), strict=True)])
+
+    def _decoded_s(self, decoding: float) -> float:
+        times = [c * x for c, x in zip(self.coefficients, self.features.step(decoding), strict=True)]
+        total = sum(times)
+        for one, other in PAIRS:
+            a, b = times[one], times[other]
+            if a and b:
+                total += (a**OVERLAP + b**OVERLAP) ** (1 / OVERLAP) - a - b
+        return total
 
     def _own(self, requests: float) -> tuple[float, float]:
         """Logarithms that the user's own measurements add to the time per token and to the first token."""
@@ -126,13 +184,16 @@ class Model:
 class _First:
     """One law of the time to first token in one situation."""
 
-    __slots__ = ("coefficients", "curve", "grid")
+    __slots__ = ("coefficients", "curve")
 
     def __init__(self, law: Law, situation: Situation) -> None:
         speed = law.factor(situation, "all")
         self.coefficients = [law.coefficients.get(name, 0.0) * speed for name in FIRST_TOKEN]
         self.curve = law.curve(situation)
-        self.grid: list[float] = []
+
+    def of(self, features: tuple[float, ...]) -> float:
+        """The time before effects."""
+        return sum(c * x for c, x in zip(self.coefficients, features, strict=True))
 
 
 def combined(times: list[float]) -> list[float]:
@@ -146,21 +207,3 @@ def combined(times: list[float]) -> list[float]:
         together = longest * (u + v) ** (1 / OVERLAP) / (u + v)
         times[one], times[other] = together * u, together * v
     return times
-
-
-def _on_grid(grid: list[float], exact: Callable[[float], float], requests: float) -> float:
-    """`exact` at powers of two, kept from falling, and between them a straight line in logarithms. Extends `grid`.
-
-    Effects are fitted slopes, which could outweigh a physical growth of next to nothing.
-    """
-    if requests <= 1:
-        return exact(requests)
-    position = math.log2(requests)
-    lower, upper = math.floor(position), math.ceil(position)
-    while len(grid) <= upper:
-        value = exact(2.0 ** len(grid))
-        grid.append(max(value, grid[-1]) if grid else value)
-    if lower == upper:
-        return grid[lower]
-    share = position - lower
-    return float(grid[lower] ** (1 - share) * grid[upper] ** share)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgspec
-
 from aim_engine.errors import AimError
 from aim_engine.perf import memory, predict
 from aim_engine.perf.calibration import Calibration, pick
@@ -56,9 +54,7 @@ def _speed(case: Case, breakdown: MemoryBreakdown, calibrations: tuple[Calibrati
     model = observed.model(case, calibration)
     if case.kind == "llama_bench_prefill":
         return _prefill_alone(case, model, calibration)
-    if breakdown.max_sequences < 1 and case.kind.startswith("llama_bench"):
-        breakdown = msgspec.structs.replace(breakdown, max_sequences=1)
-    slots = max(1, predict.capacity(case.recipe, breakdown))
+    slots = observed.slots(case)
     load, _ = predict.settle(model, slots, case.recipe.replicas, workload, Slo(), "throughput")
     if case.kind in observed.STATIC or case.kind == "llama_bench_decode":
         offered = 1.0 if case.kind == "llama_bench_decode" else load.requests + load.waiting

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from aim_engine.perf.features import Features
 from aim_engine.planner.family import Family
 from aim_engine.units import format_gib, format_ms
 from aim_engine.workload import Limit
@@ -31,8 +30,8 @@ def below(limit: Limit, families: Iterable[Family]) -> Bound | None:
 
 def _bound(name: str, family: Family) -> Bound:
     features, gpu = family.speed.model.features, family.inputs.gpu
-    token_ms, prompt_ms = _token_s(features) * 1e3, _prompt_s(features) * 1e3
-    read = format_gib(_token_s(features) * features.yielded * gpu.bandwidth())
+    token_ms, prompt_ms = features.least_token_s * 1e3, features.least_prompt_s * 1e3
+    read = format_gib(features.least_token_s * features.yielded * gpu.bandwidth())
     reading = (
         f"a token reads {read} of weights and cache per device ({family.name}), which takes {format_ms(token_ms)} at "
         f"{gpu.bandwidth() / 1e12:g} TB/s"
@@ -43,14 +42,3 @@ def _bound(name: str, family: Family) -> Bound:
     if name == "ttft":
         return Bound(prompt_ms, computing)
     return Bound(prompt_ms + (features.output_tokens - 1) * token_ms, f"{computing}, and {reading}")
-
-
-def _token_s(features: Features) -> float:
-    touched = features.active_experts / features.experts if features.experts else 0.0
-    weights_s = features.attention_s + features.dense_s + features.head_s + features.experts_s * touched
-    return (weights_s + features.kv_row_s) / features.yielded
-
-
-def _prompt_s(features: Features) -> float:
-    each = features.attention_row_s + features.dense_row_s + features.expert_row_s + features.prompt_row_flop_s
-    return each * features.prompt_tokens

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from aim_engine.perf import memory
 from aim_engine.perf import situation as situations
@@ -28,6 +29,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """Requests running on one replica."""
     offered: float
     """Requests in flight for one replica."""
+    decoding: float | None = None
+    """Of those running, how many were past their first token, by Little's law over what was measured."""
     token_s: float | None = None
     """Time per output token of one request, the prefill of others included."""
     cycle_s: float | None = None
@@ -50,6 +53,7 @@ def situation(case: Case) -> Situation:
         checkpoint=case.checkpoint,
         drafts=drafts(case.speculation),
         separate_prefill=case.disaggregated,
+        profile=f"{case.workload.input_tokens}/{case.workload.output_tokens}",
         kind=case.kind if case.kind != "serving" or case.workload.concurrency is not None else "open loop",
     )
 
@@ -68,8 +72,11 @@ def model(case: Case, calibration: Calibration) -> Model:
 
 
 def slots(case: Case) -> int:
-    """Requests one replica can run at once."""
-    return max(1, capacity(case.recipe, memory.breakdown(case.spec, case.gpu, case.recipe, case.workload)))
+    """Requests one replica runs at once, on average. Of those running, one is as likely at the start of its answer as at the end,
+    so each holds half of it.
+    """
+    held = replace(case.workload, output_tokens=max(1, case.workload.output_tokens // 2))
+    return max(1, capacity(case.recipe, memory.breakdown(case.spec, case.gpu, case.recipe, held)))
 
 
 def observe(case: Case, row: Mapping[str, str]) -> Observation:
@@ -89,9 +96,12 @@ def observe(case: Case, row: Mapping[str, str]) -> Observation:
     token_ms = _value(row, "tpot_ms_mean") or _value(row, "tpot_ms_median")
     first_ms, first_median_ms = _value(row, "ttft_ms_mean"), _value(row, "ttft_ms_median")
     whole_ms = _value(row, "e2e_ms_mean") or _value(row, "e2e_ms_median")
-    if case.workload.concurrency is None and case.kind == "serving" and rate and token_ms:
-        # Little's law over what was measured says how many were running.
-        offered = running = min(float(room), max(1.0, rate * token_ms * 1e-3 / replicas))
+    decoding = None
+    if case.kind == "serving" and rate and token_ms:
+        decoding = max(1.0, rate * token_ms * 1e-3 / replicas)
+        if case.workload.concurrency is None:
+            offered = running = min(float(room), decoding)
+        decoding = min(decoding, offered)
     cycle_s = None
     if case.kind in STATIC and whole_ms:
         cycle_s = whole_ms * 1e-3 / case.workload.output_tokens
@@ -100,6 +110,7 @@ def observe(case: Case, row: Mapping[str, str]) -> Observation:
     return Observation(
         running=max(1.0, running),
         offered=max(1.0, offered),
+        decoding=decoding,
         token_s=token_ms * 1e-3 if token_ms and case.kind == "serving" else None,
         cycle_s=cycle_s,
         first_token_s=first_ms * 1e-3 if first_ms and case.kind == "serving" else None,

@@ -86,7 +86,7 @@ def _point(row: Row, case: Case, calibration: Calibration) -> Point | Dropped:
     seen = observed.observe(case, row)
     model = observed.model(case, calibration)
     tpot_s = model.tpot_s(seen.running)
-    first_s = model.ttft_s(seen.running, tpot_s)
+    first_s = model.ttft_s(seen.running)
     step = first = None
     if seen.token_s is not None:
         step = math.log(seen.token_s / tpot_s)
