@@ -254,7 +254,9 @@ def _environment(env: dict[str, str], table: FlagTable, removed: Callable[[], Re
         gone = removed().env.get(name)
         if gone is not None:
             instead = f"use {gone.instead}" if gone.instead else "remove it"
-            yield _finding("VER003", "warning", f"{name} is gone since vLLM {gone.gone_by}", instead)
+            identity, severity = (gone.rule, "error") if gone.rule is not None else ("VER003", "warning")
+            instead = f"use {gone.use[0]}" if gone.use and not gone.instead else instead
+            yield _finding(identity, severity, f"{name} is gone since vLLM {gone.gone_by}", instead)
         else:
             close = difflib.get_close_matches(name, table.env, n=1, cutoff=0.8)
             remedy = f"did you mean {close[0]}?" if close else "remove it"

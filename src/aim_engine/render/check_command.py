@@ -39,6 +39,9 @@ _LONG_OF_SHORT = {
 }
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _WRAPPERS = ("exec", "sudo", "nohup", "time", "env", "command")
+_WHEELS = "wheels.vllm.ai/rocm"
+WHEEL_PYTHON = "3.12"
+"""Source: vllm-project/vllm:docs/getting_started/installation/gpu.rocm.inc.md@v0.33.0."""
 _SEPARATOR = re.compile(r"[;&|()<>]+")
 
 
@@ -85,11 +88,29 @@ def check(content: str, backend: Backend, version: str | None = None) -> tuple[F
             why="neither `vllm serve` nor `docker run` was found in it",
             hint="vllm serve MODEL ...",
         )
-    found: list[Finding] = []
+    found: list[Finding] = list(_installs(content))
     for index, line in enumerate(lines):
         where = "command" if len(lines) == 1 else f"command {index + 1}"
         found += check_line(line, where, backend, version)
     return tuple(dict.fromkeys(found))
+
+
+def _installs(content: str) -> Iterator[Finding]:
+    """Installations of the engine's ROCm wheel by a Python that it is not built for."""
+    for line in commands(content):
+        words = line.words
+        if "install" not in words or not any(_WHEELS in word for word in words):
+            continue
+        named = [
+            match[1] for word in words if (match := re.search(r"^(?:.*/)?(?:python|pip)?(3\.\d+)$", word)) is not None
+        ]
+        if named and named[0] != WHEEL_PYTHON:
+            yield error(
+                "VER005",
+                f"the ROCm wheel is built for Python {WHEEL_PYTHON} only, and Python {named[0]} installs it",
+                f"Python {WHEEL_PYTHON}; with another one the CUDA wheel is taken without a word",
+                "command: install",
+            )
 
 
 def check_line(line: Line, where: str, backend: Backend, version: str | None) -> Iterator[Finding]:
@@ -191,6 +212,8 @@ def _described(options: list[tuple[str, str]], rest: tuple[str, ...], where: str
         published=tuple(_published(all_of("--publish"))),
         capabilities=all_of("--cap-add", "--cap-drop"),
         mounts=tuple(_targets(all_of("--volume"), all_of("--mount"))),
+        user=last("--user") or "",
+        groups=all_of("--group-add"),
     )
 
 

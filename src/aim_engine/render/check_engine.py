@@ -62,7 +62,13 @@ def check(container: Container, backend: Backend, version: str | None) -> tuple[
     exact = named_release(tag) if version is None else None
     found += [
         _at(container, "args", finding)
-        for finding in backend.check(args, dict(container.env), release, exact=exact if exact != release else None)
+        for finding in backend.check(
+            args,
+            dict(container.env),
+            release,
+            exact=exact if exact != release else None,
+            about={"official_image": repository.endswith(OFFICIAL)},
+        )
     ]
     found += _risks(container, args)
     if args and not _names_model(args):
