@@ -11,6 +11,7 @@ table is an error: every name, choice and default printed is the release's own.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import importlib
 import importlib.abc
@@ -184,10 +185,21 @@ def main() -> None:
         "version": asked.version,
         "source": f"ServerArgs.add_cli_args and variables named in the package {PACKAGE} {asked.version}",
         "env": sorted(variables(asked.folder / PACKAGE)),
+        "architectures": sorted(architectures(asked.folder / PACKAGE)),
         "flags": flags,
     }
     json.dump(document, sys.stdout, indent=0, sort_keys=True)
     sys.stdout.write("\n")
+
+
+def architectures(package: Path) -> set[str]:
+    """The model classes that the package registers."""
+    found: set[str] = set()
+    for path in (package / "srt/models").rglob("*.py"):
+        for node in ast.parse(path.read_bytes()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EntryClass":
+                found |= {each.id for each in ast.walk(node.value) if isinstance(each, ast.Name)}
+    return found
 
 
 def row(action: argparse.Action) -> dict[str, Any]:

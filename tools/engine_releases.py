@@ -108,6 +108,7 @@ def ask_sglang(python: str, package: Path, version: str) -> dict[str, list[objec
         check=True,
         capture_output=True,
         text=True,
+        env={**os.environ, "PYTHONHASHSEED": "0"},  # some choices come out of sets
     ).stdout
     found: dict[str, list[object]] = json.loads(said)
     return found

@@ -300,7 +300,7 @@ def select_for(request: Request, spec: ModelSpec, cluster: Cluster, gpu: Gpu, se
         inputs,
         backend=engine,
         calibration=calibration.pick(calibration.load(overlay, measured(settings)), gpu),
-        known=RecipeDatabase(overlay).load_recipes(spec.model_id),
+        known=RecipeDatabase(overlay).load_recipes(spec.model_id, request.engine),
         catalogue=lambda: [catalog.load(name, overlay) for name in catalog.names(overlay)],
     )
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import specs
 from aim_engine import backend, facts
-from aim_engine.backend import engine, release, rules, subject
+from aim_engine.backend import engine, release, rules, sglang_subject, subject
 from aim_engine.backend.rules import Rule
 from aim_engine.errors import Corrupt
 from aim_engine.hardware import catalog
@@ -34,7 +34,17 @@ def everything() -> dict[str, Any]:
         family=RecipeDatabase().family("meta-llama/Llama-3.3-70B-Instruct"),
         gpu=catalog.load("MI300X"),
     )
-    return {**engine.UNPLANNED, **found, "mxfp4_sibling": None}
+    other = sglang_subject.of_command(
+        ("--model-path", "m", "--mem-fraction-static", "0.8"),
+        {},
+        "0.5.23",
+        release.flags("sglang", "0.5.23"),
+        release=release.load("sglang", "0.5.23"),
+        model=specs.mixture(),
+        family=RecipeDatabase().family("meta-llama/Llama-3.3-70B-Instruct"),
+        gpu=catalog.load("MI300X"),
+    )
+    return {**other, **engine.UNPLANNED, **found, "mxfp4_sibling": None}
 
 
 HOST = {

@@ -190,6 +190,10 @@ class Backend(Protocol):
         """The command line and environment with every remedy that has one right answer, and what was changed."""
         ...
 
+    def sibling(self, name: str) -> Backend:
+        """Another engine that knows the same of models, card and host. Raises: InvalidInput."""
+        ...
+
     def knowing(
         self, describe: Callable[[str], ModelSpec | None], gpu: Gpu | None, around: Mapping[str, Any] | None = None
     ) -> Backend:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from aim_engine.backend import lint, release, rules, translate
-from aim_engine.backend.base import Defaults, Image, Release, Translation
+from aim_engine.backend.base import Backend, Defaults, Image, Release, Translation
 from aim_engine.backend.release import Family as NamedFamily
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
@@ -38,12 +38,13 @@ class Engine(abc.ABC):
         self._describe = None if describe is None else functools.cache(describe)
         self._gpu = gpu
         self._around: Mapping[str, Any] = around or {}
+        self._siblings: dict[str, Backend] = {}
         self._facts = functools.cache(lambda version: release.load(self.name, version, overlay))
         self._flags = functools.cache(lambda version: release.flags(self.name, version.removeprefix("v"), overlay))
         self._removed = functools.cache(lambda: release.removed(self.name, overlay))
         self._database = RecipeDatabase(overlay)
         self._bundled = functools.cache(self._database.family)
-        self._by_name = functools.cache(lambda model_id: release.family(self.name, model_id, overlay))
+        self._by_name = functools.cache(lambda model_id: release.family("vllm", model_id, overlay))
 
     def versions(self) -> tuple[str, ...]:
         """Known releases, newest first."""
@@ -178,6 +179,15 @@ class Engine(abc.ABC):
         if named is not None:
             found.setdefault("model_id", named)
         return rules.judge({**UNPLANNED, **self._around, **found, **(about or {})}, self.name, self._overlay)
+
+    def sibling(self, name: str) -> Backend:
+        """Another engine that knows the same of models, card and host. Raises: InvalidInput."""
+        from aim_engine import backend
+
+        if name not in self._siblings:
+            plain = backend.get(name, self._overlay)
+            self._siblings[name] = plain.knowing(self._describe or (lambda _: None), self._gpu, self._around)
+        return self._siblings[name]
 
     @abc.abstractmethod
     def _subject(

@@ -50,6 +50,8 @@ class FlagTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     source: str
     env: frozenset[str]
     flags: tuple[Flag, ...]
+    architectures: frozenset[str] = frozenset()
+    """Model classes of the release, where the table lists them."""
 
 
 class Tuned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,7 +98,7 @@ def versions(engine: str, overlay: Path | None = None) -> tuple[str, ...]:
         for root in (facts.BUNDLED, overlay)
         if root is not None
         for path in (root / "engines" / engine).glob("*.yaml")
-        if re.fullmatch(r"\d+(\.\d+)+", path.stem)
+        if re.fullmatch(r"\d+(\.\d+)+(\.post\d+)?", path.stem)
     }
     return tuple(sorted(found, key=number, reverse=True))
 

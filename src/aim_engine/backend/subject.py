@@ -56,12 +56,12 @@ def of_command(
         if images and images[0].rocm is not None:
             found |= {"rocm": rules.version_of(images[0].rocm), "rocm_text": images[0].rocm}
     if family is not None:
-        found |= _family(family)
+        found |= family_names(family)
     if gpu is not None:
-        found |= _card(gpu)
+        found |= card_names(gpu)
         found |= _limits(found, gpu, release)
     if model is not None:
-        found |= _model(model)
+        found |= model_names(model)
         found["serves_pp"] = model.architecture not in tuned("vllm", overlay).no_pipeline
     if gpu is not None and model is not None and model.moe is not None:
         found |= _tables(found, model, model.moe, gpu, overlay)
@@ -134,7 +134,8 @@ def _command(args: tuple[str, ...], env: Mapping[str, str], table: FlagTable) ->
     }
 
 
-def _family(family: Family) -> dict[str, Any]:
+def family_names(family: Family) -> dict[str, Any]:
+    """What the recipe database says of the model's family."""
     least = family.least_vllm
     return {
         "family_tool_parser": family.tool_parser,
@@ -146,7 +147,8 @@ def _family(family: Family) -> dict[str, Any]:
     }
 
 
-def _card(gpu: Gpu) -> dict[str, Any]:
+def card_names(gpu: Gpu) -> dict[str, Any]:
+    """What is known of the card."""
     links = gpu.links
     return {
         "arch": gpu.arch,
@@ -173,7 +175,8 @@ def _limits(found: Mapping[str, Any], gpu: Gpu, release: ReleaseFacts | None) ->
     }
 
 
-def _model(model: ModelSpec) -> dict[str, Any]:
+def model_names(model: ModelSpec) -> dict[str, Any]:
+    """What is known of the model."""
     scheme, moe = model.quantization, model.moe
     return {
         "model_type": model.model_type,
@@ -196,7 +199,7 @@ def _model(model: ModelSpec) -> dict[str, Any]:
         "form": model.format,
         "kv_calibrated": scheme is not None and scheme.kv_cache_dtype == "fp8",
         "expert_width": moe.intermediate_size if moe is not None else 0,
-        "total_gib": _weight_bytes(model) // GIB,
+        "total_gib": weight_bytes(model) // GIB,
         **({"gated": model.gated} if model.gated is not None else {}),
     }
 
@@ -225,10 +228,10 @@ def _together(
         )
     longest = found["max_len"] or model.max_position_embeddings
     ranks = found["world"] if found["ep"] else found["tp"] * found["pp"]
-    left = found["wanted_gib"] - _weight_bytes(model) / ranks / GIB - RUNTIME_GIB if "wanted_gib" in found else None
+    left = found["wanted_gib"] - weight_bytes(model) / ranks / GIB - RUNTIME_GIB if "wanted_gib" in found else None
     return {
         **({} if left is None else {"kv_left_gib": round(left, 1)}),
-        "least_tp": next((n for n in (1, 2, 4, 8) if _weight_bytes(model) <= n * gpu.memory_bytes * ROOMY_FRACTION), 8),
+        "least_tp": next((n for n in (1, 2, 4, 8) if weight_bytes(model) <= n * gpu.memory_bytes * ROOMY_FRACTION), 8),
         "best_attention": best.attention_backend,
         "fixed_block": best.block_size if best.block_size not in (None, 64, 1) else None,
         "objection": against,
@@ -262,7 +265,7 @@ def _tables(found: Mapping[str, Any], model: ModelSpec, moe: Moe, gpu: Gpu, over
     }
 
 
-def _weight_bytes(model: ModelSpec) -> int:
+def weight_bytes(model: ModelSpec) -> int:
     """Bytes of the checkpoint: read from it, else parameters times the bytes of its format."""
     scheme = model.quantization
     return model.weight_bytes or int(model.served_parameters * (scheme.bytes_per_weight if scheme is not None else 2))

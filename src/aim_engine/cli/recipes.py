@@ -69,23 +69,31 @@ def show(model: str, as_json: bool) -> None:
 @click.option("--gpus", metavar="NxCARD", required=True, help="Hardware to match, such as 8xMI300X.")
 @click.option("--precision", help="Weight format to match.")
 @click.option("--objective", type=click.Choice(["throughput", "latency"]), help="What it was made for.")
+@click.option("--engine", "engine_name", default="vllm", show_default=True, help="Serving engine.")
 @click.option("--engine-version", metavar="X.Y.Z", help="Engine release. Default: the newest known.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def match(
-    model: str, gpus: str, precision: str | None, objective: str | None, engine_version: str | None, as_json: bool
+    model: str,
+    gpus: str,
+    precision: str | None,
+    objective: str | None,
+    engine_name: str,
+    engine_version: str | None,
+    as_json: bool,
 ) -> int:
     """List the recipes of MODEL that fit the hardware, best first, with what speaks for each."""
     from aim_engine.hardware import catalog
 
     settings = all_settings.load()
     count, gpu = catalog.parse_request(gpus, workflow.overlay_dir(settings))
-    engine = _backend()
+    engine = _backend(engine_name)
     asked = {
         "model_id": model,
         "gpu": gpu.name,
         "gpu_count": count,
         "precision": precision,
         "objective": objective,
+        "engine": engine.name,
         "engine_version": engine_version or engine.versions()[0],
     }
     found = _database().match(asked)
@@ -98,18 +106,19 @@ def match(
 
 @recipes.command(epilog="Example: aim-engine recipes lint --engine-version 0.30.0")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("--engine", "engine_name", default="vllm", show_default=True, help="Whose recipes to check.")
 @click.option("--engine-version", metavar="X.Y.Z", help="Engine release to check against. Default: the newest known.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def lint(models: tuple[str, ...], engine_version: str | None, as_json: bool) -> int:
+def lint(models: tuple[str, ...], engine_name: str, engine_version: str | None, as_json: bool) -> int:
     """Check recipes, all of them without MODEL, against a release: what it would rename, drop or refuse."""
-    engine, database = _backend(), _database()
+    engine, database = _backend(engine_name), _database()
     version = engine.release(engine_version or engine.versions()[0]).version
     rows: list[tuple[str, str, str, str, str]] = []
     errors = 0
     for model in models or database.models():
         if models and database.file(model) is None:
             raise _unknown(model, database)
-        for known in database.load_recipes(model):
+        for known in database.load_recipes(model, engine.name):
             said = engine.translate(known.extra_args, {**known.env, **known.lossy_env}, version)
             rows += [(model, known.split, change.kind, change.what, change.to or change.why) for change in said.changes]
             wrong = [f for f in engine.check(said.args, said.env, version) if f.severity == "error"]
@@ -125,7 +134,7 @@ def lint(models: tuple[str, ...], engine_version: str | None, as_json: bool) -> 
             }
         )
     elif rows:
-        output.table(f"vLLM {version}", ("model", "split", "kind", "what", "to"), rows)
+        output.table(f"{engine.title} {version}", ("model", "split", "kind", "what", "to"), rows)
     if not as_json:
         output.text(f"{len(rows)} findings, {errors} that translation does not answer")
     return 1 if errors else 0
@@ -180,7 +189,7 @@ def export(model: str, shape: str, gpu: str | None) -> None:
     from aim_engine.recipe import exchange
 
     database = _database()
-    found = [known for known in database.load_recipes(model) if gpu is None or gpu in known.gpus]
+    found = [known for known in database.load_recipes(model, "vllm") if gpu is None or gpu in known.gpus]
     if not found:
         raise _unknown(model, database)
     if shape == "catalogue":
@@ -210,7 +219,7 @@ def diff(model: str, old: str, new: str, as_json: bool) -> None:
     if database.file(model) is None:
         raise _unknown(model, database)
     rows = []
-    for known in database.load_recipes(model):
+    for known in database.load_recipes(model, "vllm"):
         before = engine.translate(known.extra_args, known.env, engine.release(old).version)
         after = engine.translate(before.args, before.env, engine.release(new).version)
         rows += [(known.split, change.what, change.to, change.why) for change in after.changes]
@@ -259,10 +268,10 @@ def _show_family(family: Family | None) -> None:
 def _table(found: list[Known]) -> None:
     output.table(
         None,
-        ("model", "cards", "split", "precision", "for"),
+        ("model", "cards", "split", "precision", "engine", "for"),
         [
-            (k.model_id, ", ".join(k.gpus), k.split, k.precision, k.objective or "")
-            for k in sorted(found, key=lambda k: (k.model_id, k.gpus, k.split, k.objective or ""))
+            (k.model_id, ", ".join(k.gpus), k.split, k.precision, k.engine, k.objective or "")
+            for k in sorted(found, key=lambda k: (k.model_id, k.engine, k.gpus, k.split, k.objective or ""))
         ],
     )
 
@@ -322,10 +331,10 @@ def _today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
-def _backend() -> Backend:
+def _backend(name: str = "vllm") -> Backend:
     from aim_engine import backend
 
-    return backend.get("vllm", workflow.overlay_dir(all_settings.load()))
+    return backend.get(name, workflow.overlay_dir(all_settings.load()))
 
 
 def _database() -> RecipeDatabase:

@@ -171,19 +171,23 @@ def _knowing(engine: Backend, card: str | None, facts: dict[str, Any], settings:
 
 
 def _fixed_line(words: tuple[str, ...], checker: Checker) -> tuple[str, ...]:
-    """A `vllm serve` line repaired and shown beside the old one; another command as it is."""
+    """A line that starts an engine repaired and shown beside the old one; `docker run` as it is."""
     import shlex
 
     from aim_engine.backend import lint
 
     start = len(words) - len(_without_assignments(words))
     plain = words[start:]
-    if plain[0].rsplit("/", 1)[-1] != "vllm" or plain[1:2] != ("serve",):
-        output.note("only `vllm serve` lines are rewritten; the remedies below are for you to apply")
+    try:
+        line = lint.parse_command_line(shlex.join(words))
+    except InvalidInput:
+        output.note("only lines with an engine's own command are rewritten; the remedies below are for you to apply")
         return words
-    line = lint.parse_command_line(shlex.join(words))
-    done = checker.backend.repair(line.args, line.env, checker.version or checker.backend.versions()[0])
-    new = (*(f"{name}={value}" for name, value in done.env.items()), *plain[:2], *done.args)
+    engine = checker.backend.sibling("sglang" if any("sglang" in word for word in line.program) else "vllm")
+    done = engine.repair(line.args, line.env, checker.version or engine.versions()[0])
+    old = line.program[-1].startswith("vllm.entrypoints")
+    head = ("vllm", "serve") if old else plain[: len(plain) - len(line.args)]
+    new = (*(f"{name}={value}" for name, value in done.env.items()), *head, *done.args)
     if done.changes:
         output.text(f"- {shlex.join(words)}")
         output.text(f"+ {shlex.join(new)}")

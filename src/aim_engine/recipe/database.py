@@ -37,6 +37,8 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     gpu_memory_utilization: float | None = None
     objective: str | None = None
     """latency or throughput, where the source names one."""
+    engine: str = "vllm"
+    """What served it; its arguments and variables are in this engine's words."""
     engine_version: str | None = None
     """Release it was run with, where the source names one; its figures count for that release only."""
     extra_args: tuple[str, ...] = ()
@@ -133,18 +135,19 @@ class RecipeDatabase:
             return None
         return found.family or self.family(found.base_model or "")
 
-    def load_recipes(self, model_id: str) -> tuple[Known, ...]:
-        """Everything known about one model; empty when nothing is. Raises: InvalidInput on a broken file."""
+    def load_recipes(self, model_id: str, engine: str | None = None) -> tuple[Known, ...]:
+        """Everything known about one model, or what is known of it with one engine. Raises: InvalidInput on a broken file."""
         found = self.file(model_id)
         if found is None:
             return ()
         name = f"recipes/{model_id}.yaml"
-        return tuple(facts.msgspec_convert({"model_id": model_id, **entry}, Known, name) for entry in found.recipes)
+        known = (facts.msgspec_convert({"model_id": model_id, **entry}, Known, name) for entry in found.recipes)
+        return tuple(each for each in known if engine in (None, each.engine))
 
     def match(self, requirements: Mapping[str, Any]) -> tuple[Match, ...]:
-        """Known configurations for `model_id` beside `gpu`, `gpu_count`, `precision`, `objective` and `engine_version`.
+        """Known configurations for `model_id` beside `gpu`, `gpu_count`, `precision`, `objective`, `engine` and `engine_version`.
 
-        Those that cannot serve (another card, more devices than there are, another precision) are left out; the rest is
+        Those that cannot serve (another card, more devices than there are, another precision or engine) are left out; the rest is
         ordered by objective, release, a named split and the number of devices, in this order.
         Raises: InvalidInput without a model_id.
         """
@@ -172,6 +175,8 @@ def _score(known: Known, requirements: Mapping[str, Any]) -> Match | None:
     if precision is not None and precision != known.precision:
         return None
     if count is not None and known.gpu_count > count:
+        return None
+    if requirements.get("engine", known.engine) != known.engine:
         return None
     score, reasons = 0, []
     if gpu is not None:

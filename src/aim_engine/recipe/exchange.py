@@ -52,6 +52,10 @@ def read(document: Mapping[str, Any], *, source: str, checked: str) -> Known:
 
 def write(known: Known, shape: Shape) -> dict[str, Any]:
     """`known` in the shape of others. Raises: InvalidInput when that shape needs a split and none is named."""
+    if known.engine != "vllm":
+        raise InvalidInput(
+            f"the recipe of {known.model_id} is one of {known.engine}, and this shape holds vLLM's arguments"
+        )
     if known.parallelism is None:
         raise InvalidInput(
             f"the recipe of {known.model_id} names no split", hint="aim-engine plan works one out; export its recipe"

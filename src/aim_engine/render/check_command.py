@@ -85,7 +85,7 @@ def check(content: str, backend: Backend, version: str | None = None) -> tuple[F
     if not lines:
         raise InvalidInput(
             "this starts no engine",
-            why="neither `vllm serve` nor `docker run` was found in it",
+            why="neither `vllm serve`, `sglang.launch_server` nor `docker run` was found in it",
             hint="vllm serve MODEL ...",
         )
     found: list[Finding] = list(_installs(content))
@@ -118,10 +118,13 @@ def check_line(line: Line, where: str, backend: Backend, version: str | None) ->
     words = _container_words(line.words)
     if words is None:
         container = Container(where=where, image="", entrypoint=line.words, env=line.env)
-        engine, found = check_engine.check(container, backend, version or backend.versions()[0])
+        name = check_engine.engine_of(container, "", backend.name)
+        named = backend if name == backend.name else backend.sibling(name)
+        known = named.versions()
+        engine, found = check_engine.check(container, named, version if version in known else known[0])
         yield from (finding for finding in found if finding.id != "VER009")
         if engine is not None:
-            yield from _reach(engine.args, line.env, where)
+            yield from _reach(engine, line.env, where)
         return
     container, problems = docker_run(words, where)
     yield from problems
@@ -235,14 +238,17 @@ def _targets(volumes: tuple[str, ...], mounts: tuple[str, ...]) -> Iterator[str]
             yield match[1].strip('"')
 
 
-def _reach(args: tuple[str, ...], env: Mapping[str, str], where: str) -> Iterator[Finding]:
-    host = check_engine.option(args, "--host")
-    keyed = "VLLM_API_KEY" in env or check_engine.option(args, "--api-key") is not None
+def _reach(engine: check_engine.Engine, env: Mapping[str, str], where: str) -> Iterator[Finding]:
+    host = check_engine.option(engine.args, "--host")
+    if host is None and engine.name == "sglang":
+        return  # which listens on 127.0.0.1 unless told otherwise
+    keyed = "VLLM_API_KEY" in env or check_engine.option(engine.args, "--api-key") is not None
     if not keyed and host in (None, "0.0.0.0", "::"):  # noqa: S104 - compared with, not listened on
         yield warning(
             "SEC001",
             "the engine listens on every network and asks for no key",
-            "--host 127.0.0.1, or set VLLM_API_KEY",
+            "--host 127.0.0.1"
+            + (", or set VLLM_API_KEY" if engine.name == "vllm" else ", or a proxy that asks for one"),
             where,
         )
 
@@ -259,8 +265,8 @@ def _container_words(words: tuple[str, ...]) -> tuple[str, ...] | None:
 
 def _serves(words: tuple[str, ...]) -> bool:
     for word, after in itertools.pairwise(words):
-        if (word.rsplit("/", 1)[-1] == "vllm" and after == "serve") or (
-            word == "-m" and after.startswith("vllm.entrypoints")
+        if (word.rsplit("/", 1)[-1] in ("vllm", "sglang") and after == "serve") or (
+            word == "-m" and after.startswith(("vllm.entrypoints", "sglang.launch_server"))
         ):
             return True
     return False
