@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from aim_engine.model.spec import ModelSpec
 from aim_engine.perf import calibration
 from aim_engine.planner.plan import Inputs, Plan
 from aim_engine.planner.select import select
+from aim_engine.recipe.recipe import Recipe
 from aim_engine.settings import Settings
 from aim_engine.workload import Objective, Slo, Workload
 
@@ -40,6 +42,8 @@ PRECISIONS = {
     "bf16": ("bf16",),
     "fp16": ("bf16", "fp16"),
 }
+SPLIT = re.compile(r"(?:\d+x )?(tp\d+(?: ep)?) (?!pp|dp|ep)")
+"""The split of a recipe's key or of a family that was refused."""
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "agreement.md"
 
 
@@ -116,8 +120,8 @@ def judge(row: Row) -> Verdict:
         return Verdict(row=row, verdict="different", ours="no plan", note=plan.hint)
     recipe = plan.chosen.recipe
     split, ours = (recipe.parallelism.tp, recipe.parallelism.ep), f"{recipe.replicas} x {recipe.parallelism.describe()}"
-    wrong = [f"{k}={v}" for k, v in row.switches.items() if recipe.env.get(k, "0") != v]
-    if recipe.precision not in PRECISIONS.get(row.precision, ()):
+    wrong = [f"{name}={value}" for name, value in row.switches.items() if not holds(recipe, name, value)]
+    if recipe.online_quantization is not None and recipe.precision not in PRECISIONS.get(row.precision, ()):
         return Verdict(row=row, verdict="different", ours=ours, note=f"{recipe.precision}, not {row.precision}")
     if wrong:
         return Verdict(row=row, verdict="different", ours=ours, note=f"without {', '.join(wrong)}")
@@ -127,22 +131,28 @@ def judge(row: Row) -> Verdict:
     return against(row, plan, ours)
 
 
+def holds(recipe: Recipe, name: str, value: str) -> bool:
+    """Whether a published variable of AITER has its effect in our choice.
+
+    AITER's parts are on wherever AITER is, unless said otherwise. Its FA attention is off when another backend is named.
+    """
+    if name == "VLLM_ROCM_USE_AITER_MHA" and value == "0":
+        return recipe.attention_backend not in (None, "ROCM_AITER_FA") or recipe.env.get(name) == "0"
+    return recipe.env.get(name, "0" if name == "VLLM_ROCM_USE_AITER" else "1") == value
+
+
 def against(row: Row, plan: Plan, ours: str) -> Verdict:
-    """What the plan itself says of the published split: how far behind, or why refused."""
-    assert plan.chosen is not None
-    for other in plan.alternatives:
-        parallelism = other.recipe.parallelism
-        if parallelism.pp == parallelism.dp == 1 and (parallelism.tp, parallelism.ep) in row.splits:
-            best, rate = plan.chosen.estimate, other.estimate
-            note = (
-                f"{parallelism.describe()}: {rate.output_tok_s_per_user:.0f} tok/s per user and {rate.output_tok_s_per_gpu:.0f} per GPU, "
-                f"ours {best.output_tok_s_per_user:.0f} and {best.output_tok_s_per_gpu:.0f}"
-            )
-            return Verdict(row=row, verdict="explained", ours=ours, note=note)
+    """What the plan itself says of the published split: by how much it is behind, or why it was refused."""
+    wanted = {f"tp{tp}{' ep' if ep else ''}" for tp, ep in row.splits}
+    for near in plan.neighbours:
+        found = SPLIT.match(near.recipe)
+        if found is not None and found[1] in wanted and not near.change.startswith(("replicas", "max_num")):
+            return Verdict(row=row, verdict="explained", ours=ours, note=f"{found[1]}: {near.reason}")
     for rejection in plan.rejected:
-        if any(rejection.recipe.startswith(f"tp{tp}{' ep' if ep else ''} ") for tp, ep in row.splits):
-            return Verdict(row=row, verdict="explained", ours=ours, note=rejection.reason)
-    return Verdict(row=row, verdict="different", ours=ours, note="the published split is not among the alternatives")
+        found = SPLIT.match(rejection.recipe)
+        if found is not None and found[1] in wanted:
+            return Verdict(row=row, verdict="explained", ours=ours, note=f"{found[1]}: {rejection.reason}")
+    return Verdict(row=row, verdict="different", ours=ours, note="the plan does not speak of the published split")
 
 
 def choose(row: Row, spec: ModelSpec) -> Plan:
@@ -170,9 +180,10 @@ def page(found: list[Verdict]) -> str:
         "# Agreement with published choices",
         "",
         "What AMD engineers and benchmark authors published for AMD cards, beside the first choice of `aim-engine plan` without its",
-        "recipe database. *Equal*: same tensor and expert parallelism, precision and AITER switch. *Explained*: another split was",
-        "chosen, and the plan shows the published one with its own figures, or why it was refused. The figures behind that are modelled,",
-        "not measured. Models without a catalogue entry are left out.",
+        "recipe database. *Equal*: same checkpoint as it is, same tensor and expert parallelism, same AITER switches. *Explained*: another",
+        "split was chosen, and the plan's own list of neighbours (`--explain`) says by how much the published one is behind, or why it was",
+        "refused. The lowest load of a benchmark is asked for latency, its others for the best product of speed per user and per GPU. The",
+        "figures behind that are modelled, not measured. Models without a catalogue entry are left out.",
         "",
         "| source | model | card | rows | equal | explained | different |",
         "|---|---|---|--:|--:|--:|--:|",
@@ -224,7 +235,7 @@ def _searched(document: Any) -> Iterator[Row]:
                             card=card,
                             precision=entry["precision"],
                             gpus=8,
-                            objective="balanced",
+                            objective="latency" if load == min(loads) < max(loads) else "balanced",
                             workload=Workload(
                                 input_tokens=scenario["isl"], output_tokens=scenario["osl"], concurrency=load
                             ),
@@ -242,7 +253,7 @@ def _profiles(document: Any) -> Iterator[Row]:
         if card is None or entry["model"] == "general":
             continue
         ep = "enable-expert-parallel" in entry["engine_args"]
-        switch = entry["env"].get("VLLM_ROCM_USE_AITER")
+        switches = {k: str(v) for k, v in entry["env"].items() if k.startswith("VLLM_ROCM_USE_AITER")}
         for profile in entry["profiles"]:
             split, metric, kind = profile.split("/")[:3]
             if kind != "optimized":
@@ -257,7 +268,7 @@ def _profiles(document: Any) -> Iterator[Row]:
                 objective="latency" if metric == "latency" else "throughput",
                 workload=Workload(),
                 splits=frozenset({(tp, ep)}),
-                switches={"VLLM_ROCM_USE_AITER": str(switch)} if switch is not None else {},
+                switches=switches,
             )
 
 

@@ -27,7 +27,7 @@ Matches = Callable[[Recipe], bool]
 def neighbours(
     chosen: Candidate, candidates: Sequence[Candidate], rejected: Sequence[Rejection], inputs: Inputs
 ) -> tuple[Neighbour, ...]:
-    """The best of those one step away from the choice, each with the number that lost it; those that do not fit with why."""
+    """The best of every other split and of those one step away, each with the number that lost it, or why it does not fit."""
     found = []
     for change, family, matches in _changes(chosen.recipe, candidates):
         near = [c for c in candidates if matches(c.recipe)]
@@ -62,10 +62,14 @@ def doubt(chosen: Candidate, runner_up: Candidate | None, inputs: Inputs) -> str
 def _changes(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[tuple[str, str | None, Matches]]:
     """What could be one step different: a name, the family whose rejection answers when nothing fits, and a test."""
     split = recipe.parallelism
-    for tp in (split.tp // 2, split.tp * 2):
-        if tp >= 1:
-            other = msgspec.structs.replace(split, tp=tp)
-            yield f"tp {tp} instead of {split.tp}", _family(other, recipe), _split_is(other, recipe)
+    degrees = {c.recipe.parallelism.tp for c in candidates if c.recipe.parallelism.pp == split.pp}
+    for tp in sorted((degrees | {split.tp // 2, split.tp * 2}) - {split.tp, 0}):
+        other = msgspec.structs.replace(split, tp=tp)
+        yield f"tp {tp} instead of {split.tp}", _family(other, recipe), _split_is(other, recipe)
+        turned = msgspec.structs.replace(other, ep=not split.ep)
+        if turned in {c.recipe.parallelism for c in candidates}:
+            how = "sliced over ranks" if split.ep else "whole on each rank"
+            yield f"tp {tp} instead of {split.tp}, experts {how}", None, _split_is(turned, recipe)
     if any(c.recipe.parallelism.ep for c in candidates):
         other = msgspec.structs.replace(split, ep=not split.ep)
         name = "experts sliced over ranks" if split.ep else "experts whole on each rank"

@@ -61,8 +61,14 @@ def parallelisms(spec: ModelSpec, available: int) -> Iterator[Parallelism]:
             if spec.is_mla:
                 yield Parallelism(dp=tp, ep=True)
         for pp in (2, 4, 8):
-            if tp * pp <= available and memory.split_problem(spec, Parallelism(tp=tp * pp)) is not None:
+            if tp * pp <= available and not _splits_by_tensor(spec, tp * pp):
                 yield Parallelism(tp=tp, pp=pp)
+
+
+def _splits_by_tensor(spec: ModelSpec, devices: int) -> bool:
+    """Whether tensor parallelism spreads the model over so many devices, with experts sliced or whole."""
+    ways = (Parallelism(tp=devices), *((Parallelism(tp=devices, ep=True),) if spec.is_moe else ()))
+    return any(memory.split_problem(spec, way) is None for way in ways)
 
 
 def weights_options(inputs: Inputs, backend: Backend) -> tuple[tuple[Weights, ...], tuple[Rejection, ...]]:
