@@ -32,7 +32,7 @@ from aim_engine.recipe.recipe import Recipe
 from aim_engine.settings import Settings
 from aim_engine.workload import Objective, Slo, Workload
 
-ENGINE = backend.get("vllm")
+ENGINES = {name: backend.get(name) for name in backend.NAMES}
 SETS = calibration.load()
 CARDS = {"mi300x": "MI300X", "mi325x": "MI325X", "mi350x": "MI350X", "mi355x": "MI355X", "mi250x": "MI250X"}
 PRECISIONS = {
@@ -57,6 +57,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     gpus: int
     objective: Objective
     workload: Workload
+    engine: str
+    """The one it was published for, as far as we know it; else vllm."""
     splits: frozenset[tuple[int, bool]]
     """(tp, ep) that the experts serve this with."""
     switches: dict[str, str] = {}
@@ -166,11 +168,11 @@ def choose(row: Row, spec: ModelSpec) -> Plan:
         workload=row.workload,
         slo=Slo(),
         objective=row.objective,
-        engine="vllm",
-        engine_version=ENGINE.newest(gpu),
+        engine=row.engine,
+        engine_version=ENGINES[row.engine].newest(gpu),
         max_model_len=min(32768, longest),
     )
-    return select(inputs, backend=ENGINE, calibration=calibration.pick(SETS, gpu))
+    return select(inputs, backend=ENGINES[row.engine], calibration=calibration.pick(SETS, gpu))
 
 
 def page(found: list[Verdict]) -> str:
@@ -234,6 +236,7 @@ def _searched(document: Any) -> Iterator[Row]:
                             model=entry["model"],
                             card=card,
                             precision=entry["precision"],
+                            engine=entry["engine"] if entry["engine"] in ENGINES else "vllm",
                             gpus=8,
                             objective="latency" if load == min(loads) < max(loads) else "balanced",
                             workload=Workload(
@@ -264,6 +267,7 @@ def _profiles(document: Any) -> Iterator[Row]:
                 model=entry["model"],
                 card=card,
                 precision=entry["precision"],
+                engine="vllm",
                 gpus=tp,
                 objective="latency" if metric == "latency" else "throughput",
                 workload=Workload(),

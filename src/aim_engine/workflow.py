@@ -300,7 +300,9 @@ def select_for(request: Request, spec: ModelSpec, cluster: Cluster, gpu: Gpu, se
         inputs,
         backend=engine,
         calibration=calibration.pick(calibration.load(overlay, measured(settings)), gpu),
-        known=RecipeDatabase(overlay).load_recipes(spec.model_id, request.engine),
+        known=RecipeDatabase(overlay, Path(settings.state_dir).expanduser()).load_recipes(
+            spec.model_id, request.engine
+        ),
         catalogue=lambda: [catalog.load(name, overlay) for name in catalog.names(overlay)],
     )
 

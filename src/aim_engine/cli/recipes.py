@@ -18,6 +18,8 @@ from aim_engine.errors import InvalidInput
 from aim_engine.recipe.database import Family, Known, Match, RecipeDatabase
 
 SCHEMA = "aim-engine/recipes/v1"
+KEPT = ("ttft_ms", "tpot_ms", "e2e_ms", "output_tok_s", "requests_s")
+"""Figures of a run that are kept with its recipe."""
 
 
 @click.group(epilog="Example: aim-engine recipes show Qwen/Qwen3-32B")
@@ -43,11 +45,13 @@ def show(model: str, as_json: bool) -> None:
     """Show what is known to work for MODEL, with its source, and what its family needs."""
     database = _database()
     entry = database.file(model)
-    if entry is None:
-        raise _unknown(model, database)
     found, family = database.load_recipes(model), database.family(model)
+    if entry is None and not found:
+        raise _unknown(model, database)
+    unsupported = entry.unsupported if entry is not None else ()
     if as_json:
-        about = {"family": family, "unsupported": entry.unsupported, "least_memory_bytes": entry.least_memory_bytes}
+        least = entry.least_memory_bytes if entry is not None else None
+        about = {"family": family, "unsupported": unsupported, "least_memory_bytes": least}
         output.data({"schema": SCHEMA, "recipes": found, **about})
         return
     if found:
@@ -56,8 +60,13 @@ def show(model: str, as_json: bool) -> None:
         settings = " ".join((*known.extra_args, *(f"{name}={value}" for name, value in known.env.items())))
         if settings:
             output.text(f"{known.split} on {', '.join(known.gpus)}: {settings}")
-    if entry.unsupported:
-        output.text(f"does not run on: {', '.join(entry.unsupported)}")
+        if known.measured:
+            figures = ", ".join(f"{name} {value:g}" for name, value in known.measured.items())
+            output.text(
+                f"{known.split} on {', '.join(known.gpus)}, measured with {known.engine} {known.engine_version}: {figures}"
+            )
+    if unsupported:
+        output.text(f"does not run on: {', '.join(unsupported)}")
     _show_family(family)
     for source in dict.fromkeys(known.provenance.source for known in found):
         output.text(f"source: {source}")
@@ -116,7 +125,7 @@ def lint(models: tuple[str, ...], engine_name: str, engine_version: str | None, 
     rows: list[tuple[str, str, str, str, str]] = []
     errors = 0
     for model in models or database.models():
-        if models and database.file(model) is None:
+        if models and database.file(model) is None and not database.load_recipes(model):
             raise _unknown(model, database)
         for known in database.load_recipes(model, engine.name):
             said = engine.translate(known.extra_args, {**known.env, **known.lossy_env}, version)
@@ -176,6 +185,31 @@ def import_(items: tuple[Path, ...], folder: Path | None, engine_version: str | 
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
         output.text(f"{target}: {len(entries)} recipes")
+
+
+@recipes.command(epilog="Example: aim-engine recipes keep qwen3-32b")
+@click.argument("name", metavar="DEPLOYMENT")
+def keep(name: str) -> None:
+    """Keep the recipe of a running DEPLOYMENT with what its engine measured, for every later plan.
+
+    Figures are those since the engine's start. The recipe is kept beside the state, in the shape of the catalogue's files.
+    """
+    from aim_engine.deploy.records import Store
+    from aim_engine.monitor import report, scrape
+    from aim_engine.recipe import measured
+
+    settings = all_settings.load()
+    store = Store(settings.state_dir)
+    record = store.load(store.members(name)[0])
+    plan = store.plan(record.name)
+    if plan.chosen is None:
+        raise InvalidInput(f"the plan of {name} chose nothing, so there is no recipe to keep")
+    seen = report.summarise(None, scrape.fetch(record.endpoint), endpoint=record.endpoint)
+    figures = {kpi: value for kpi in KEPT if (value := seen.value(kpi)) is not None}
+    known = measured.of_run(plan.chosen.recipe, plan.inputs.gpu.name, figures, image=record.image, checked=_today())
+    path = measured.keep(Path(settings.state_dir).expanduser(), known)
+    output.note(f"kept in {path}: " + ", ".join(f"{kpi} {value:g}" for kpi, value in known.measured.items()))
+    output.next_step(f"aim-engine recipes show {known.model_id}")
 
 
 @recipes.command(epilog="Example: aim-engine recipes export Qwen/Qwen3-32B --shape aim")
@@ -338,4 +372,5 @@ def _backend(name: str = "vllm") -> Backend:
 
 
 def _database() -> RecipeDatabase:
-    return RecipeDatabase(workflow.overlay_dir(all_settings.load()))
+    settings = all_settings.load()
+    return RecipeDatabase(workflow.overlay_dir(settings), Path(settings.state_dir).expanduser())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 
@@ -169,7 +170,7 @@ def _family(
                     gpu_memory_utilization=defaults.gpu_memory_utilization,
                     trust_remote_code=spec.needs_remote_code,
                     resources=resources(spec, parallelism, gpu),
-                    provenance="curated" if source is not None else "generated",
+                    provenance=_provenance(source),
                     provenance_note=source.provenance.source if source is not None else "",
                 )
                 if source is not None:
@@ -379,6 +380,12 @@ def _known_for(known: tuple[Known, ...], parallelism: Parallelism, option: Weigh
         if entry.parallelism == parallelism and same_format and inputs.gpu.name in entry.gpus:
             return entry
     return None
+
+
+def _provenance(source: Known | None) -> Literal["generated", "curated", "measured"]:
+    if source is None:
+        return "generated"
+    return "measured" if source.measured else "curated"
 
 
 def _worst(family: str, reasons: list[Rejection]) -> Rejection:

@@ -311,4 +311,5 @@ def requirements(inputs: Inputs) -> Mapping[str, object]:
         "gpu_count": usable_devices(inputs.cluster, inputs.gpu),
         "precision": inputs.precision,
         "objective": inputs.objective,
+        "engine": inputs.engine,
     }

@@ -45,6 +45,8 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     env: dict[str, str] = {}
     lossy_env: dict[str, str] = {}
     """Variables that change answers, used only where the user allows that."""
+    measured: dict[str, float] = {}
+    """Figures of the run by their names in the vocabulary, such as tpot_ms; they count for its release only."""
     provenance: Provenance
 
     @property
@@ -103,15 +105,16 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecipeDatabase:
-    """The bundled recipes, with a user's overlay folder on top."""
+    """The bundled recipes, with a user's overlay folder on top, and those that were measured on this machine."""
 
-    def __init__(self, overlay: Path | None = None) -> None:
+    def __init__(self, overlay: Path | None = None, measured: Path | None = None) -> None:
         self._overlay = overlay
+        self._measured = measured
 
     def models(self) -> tuple[str, ...]:
         """Ids of all models with a file, sorted."""
         found = set()
-        for root in (self._overlay, facts.BUNDLED):
+        for root in (self._measured, self._overlay, facts.BUNDLED):
             if root is not None:
                 base = root / "recipes"
                 found |= {path.relative_to(base).with_suffix("").as_posix() for path in base.glob("**/*.yaml")}
@@ -137,18 +140,28 @@ class RecipeDatabase:
 
     def load_recipes(self, model_id: str, engine: str | None = None) -> tuple[Known, ...]:
         """Everything known about one model, or what is known of it with one engine. Raises: InvalidInput on a broken file."""
-        found = self.file(model_id)
-        if found is None:
-            return ()
         name = f"recipes/{model_id}.yaml"
-        known = (facts.msgspec_convert({"model_id": model_id, **entry}, Known, name) for entry in found.recipes)
+        files = (self._own(model_id), self.file(model_id))
+        known = (
+            facts.msgspec_convert({"model_id": model_id, **entry}, Known, name)
+            for found in files
+            if found is not None
+            for entry in found.recipes
+        )
         return tuple(each for each in known if engine in (None, each.engine))
+
+    def _own(self, model_id: str) -> RecipeFile | None:
+        """What was measured here of a model; it stands beside the catalogue's and hides nothing of it."""
+        if self._measured is None or ".." in model_id.split("/") or model_id.startswith("/"):
+            return None
+        path = self._measured / "recipes" / f"{model_id}.yaml"
+        return _read(path, path.stat().st_mtime_ns) if path.is_file() else None
 
     def match(self, requirements: Mapping[str, Any]) -> tuple[Match, ...]:
         """Known configurations for `model_id` beside `gpu`, `gpu_count`, `precision`, `objective`, `engine` and `engine_version`.
 
         Those that cannot serve (another card, more devices than there are, another precision or engine) are left out; the rest is
-        ordered by objective, release, a named split and the number of devices, in this order.
+        ordered by own measurement, objective, release, a named split and the number of devices, in this order.
         Raises: InvalidInput without a model_id.
         """
         model_id = requirements.get("model_id")
@@ -190,6 +203,9 @@ def _score(known: Known, requirements: Mapping[str, Any]) -> Match | None:
         same = known.engine_version.split(".")[:2] == str(version).split(".")[:2]
         score += 2000 if same else 0
         reasons.append(f"run with {known.engine_version}" + ("" if same else f": figures do not count for {version}"))
+    if known.measured:
+        score += 8000
+        reasons.append("measured here: " + ", ".join(f"{name} {value:g}" for name, value in known.measured.items()))
     if known.parallelism is not None:
         score += 1000
         reasons.append(known.split)
