@@ -22,6 +22,8 @@ NO_OP = ("--disable-cascade-attn", "--log-config-file", "--ir-op-priority", "--m
 """Arguments without effect, due to be removed. Source: vllm/engine/arg_utils.py@v0.33.0."""
 ROOMY_FRACTION = 0.7
 """Share of a card's memory that weights may take and leave room for a cache worth having."""
+SMALLEST_CDNA3 = 192 * GIB
+"""Memory of an MI300X, the smallest of its kind: what a model is held against where no card is named."""
 READY_S = 600
 """VLLM_ENGINE_READY_TIMEOUT_S when it is not set. Source: vllm/envs.py@v0.33.0."""
 RUNTIME_GIB = 4
@@ -200,6 +202,9 @@ def model_names(model: ModelSpec) -> dict[str, Any]:
         "kv_calibrated": scheme is not None and scheme.kv_cache_dtype == "fp8",
         "expert_width": moe.intermediate_size if moe is not None else 0,
         "total_gib": weight_bytes(model) // GIB,
+        "least_tp_192": next(
+            (n for n in (1, 2, 4, 8) if weight_bytes(model) <= n * SMALLEST_CDNA3 * ROOMY_FRACTION), 8
+        ),
         **({"gated": model.gated} if model.gated is not None else {}),
     }
 
@@ -231,7 +236,9 @@ def _together(
     left = found["wanted_gib"] - weight_bytes(model) / ranks / GIB - RUNTIME_GIB if "wanted_gib" in found else None
     return {
         **({} if left is None else {"kv_left_gib": round(left, 1)}),
-        "least_tp": next((n for n in (1, 2, 4, 8) if weight_bytes(model) <= n * gpu.memory_bytes * ROOMY_FRACTION), 8),
+        "least_tp": _roomy(model, gpu.memory_bytes),
+        "roomy_tp": _roomy(model, gpu.memory_bytes),
+        "roomy_gib": gpu.memory_bytes // GIB,
         "best_attention": best.attention_backend,
         "fixed_block": best.block_size if best.block_size not in (None, 64, 1) else None,
         "objection": against,
@@ -263,6 +270,11 @@ def _tables(found: Mapping[str, Any], model: ModelSpec, moe: Moe, gpu: Gpu, over
         "moe_dtype": form,
         "moe_tuned": (gpu.name, experts, width, form) in tuned("vllm", overlay).experts,
     }
+
+
+def _roomy(model: ModelSpec, memory_bytes: int) -> int:
+    """Cards of that size on which the weights leave room for a cache worth having; 8 where that is not enough."""
+    return next((n for n in (1, 2, 4, 8) if weight_bytes(model) <= n * memory_bytes * ROOMY_FRACTION), 8)
 
 
 def weight_bytes(model: ModelSpec) -> int:

@@ -19,7 +19,16 @@ from aim_engine.model.spec import ModelSpec
 from aim_engine.planner import plan as plans
 from aim_engine.recipe import exchange, seed_shape
 from aim_engine.recipe.recipe import Recipe
-from aim_engine.render import check_command, check_compose, check_host, check_kubernetes, check_values, document
+from aim_engine.render import (
+    check_command,
+    check_compose,
+    check_engine,
+    check_host,
+    check_kubernetes,
+    check_values,
+    document,
+)
+from aim_engine.render.check_engine import Container
 from aim_engine.settings import Settings
 
 if TYPE_CHECKING:
@@ -350,6 +359,8 @@ def _one(content: str, documents: list[Any], shown: str, checker: Checker) -> tu
             return "Compose file", check_compose.check(first, checker.backend, checker.version)
         if check_values.is_values(first):
             return "Helm values", check_values.check(first, checker.backend, checker.version)
+        if isinstance(first.get("model"), str) and not {"image", "recipes", "services"} & set(first):
+            return "engine arguments", _arguments(first, checker)
         if "image" in first and {"args", "command", "devices", "ports"} & set(first):
             container = check_compose.container(first, "container")
             return "container", check_host.check(container, checker.backend, checker.version)
@@ -360,7 +371,7 @@ def _one(content: str, documents: list[Any], shown: str, checker: Checker) -> tu
         return "env file", checker.backend.check((), _env(content), version)
     raise InvalidInput(
         f"{shown} is of no kind this command knows",
-        why="it knows plans, recipes, Kubernetes manifests, Helm values, Compose files, env files and lines with vllm serve or docker run",
+        why="it knows plans, recipes, engine arguments, Kubernetes manifests, Helm values, Compose files, env files and lines with vllm serve or docker run",
     )
 
 
@@ -415,6 +426,15 @@ def _profile(entry: dict[str, Any], checker: Checker) -> tuple[Finding, ...]:
         gpu = None
     found = checker.backend.check(args, env, version, gpu=gpu)
     return tuple(msgspec.structs.replace(finding, evidence="profile") for finding in found)
+
+
+def _arguments(entry: dict[str, Any], checker: Checker) -> tuple[Finding, ...]:
+    """What an engine's configuration file asks for, judged as the command line that it stands for."""
+    engine = checker.backend
+    program = ("vllm", "serve") if engine.name == "vllm" else ("sglang", "serve")
+    container = Container(where="arguments", image="", entrypoint=(*program, *exchange.words_of(entry)))
+    _, found = check_engine.check(container, engine, checker.version or engine.versions()[0])
+    return tuple(finding for finding in found if finding.id != "VER009")
 
 
 def _recipe(entry: dict[str, Any], checker: Checker) -> tuple[Finding, ...]:

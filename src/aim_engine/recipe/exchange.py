@@ -74,6 +74,18 @@ def command_line(document: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str
     return tuple(words), {**known.env, **known.lossy_env}
 
 
+def words_of(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """A mapping of engine arguments by name, as an engine's configuration file holds them, as the words of a command line."""
+    given = {str(name).lstrip("-").replace("_", "-"): value for name, value in arguments.items()}
+    words = [str(given.pop("model"))] if isinstance(given.get("model"), str) else []
+    for name, value in given.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words += [f"--{name}", *(_text(item) for item in (value if isinstance(value, list) else [value]))]
+    return tuple(words)
+
+
 def with_command_line(
     document: Mapping[str, Any], shape: Shape, args: tuple[str, ...], env: Mapping[str, str]
 ) -> dict[str, Any]:
