@@ -202,9 +202,8 @@ def model_names(model: ModelSpec) -> dict[str, Any]:
         "kv_calibrated": scheme is not None and scheme.kv_cache_dtype == "fp8",
         "expert_width": moe.intermediate_size if moe is not None else 0,
         "total_gib": weight_bytes(model) // GIB,
-        "least_tp_192": next(
-            (n for n in (1, 2, 4, 8) if weight_bytes(model) <= n * SMALLEST_CDNA3 * ROOMY_FRACTION), 8
-        ),
+        "roomy_tp": _roomy(model, SMALLEST_CDNA3),
+        "roomy_gib": SMALLEST_CDNA3 // GIB,
         **({"gated": model.gated} if model.gated is not None else {}),
     }
 
