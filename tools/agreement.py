@@ -3,7 +3,7 @@
     AIM_ENGINE_CORPUS=FOLDER python tools/agreement.py [--write] [--rows]
 
 Reads every InferenceX search space and AIM profile set under the corpus. Plans without the recipe database, so that the choice is
-our own. A row is one (model, card, request lengths, requests in flight) or one published profile; models whose shapes are not in
+our own; how many are equal with it is said beside that. A row is one (model, card, request lengths, requests in flight) or one published profile; models whose shapes are not in
 the catalogue are counted apart.
 """
 
@@ -28,6 +28,7 @@ from aim_engine.model.spec import ModelSpec
 from aim_engine.perf import calibration
 from aim_engine.planner.plan import Inputs, Plan
 from aim_engine.planner.select import select
+from aim_engine.recipe.database import RecipeDatabase
 from aim_engine.recipe.recipe import Recipe
 from aim_engine.settings import Settings
 from aim_engine.workload import Objective, Slo, Workload
@@ -81,16 +82,16 @@ def main() -> int:
     options.add_argument("--rows", action="store_true", help="print every row that is not equal")
     asked_for = options.parse_args()
     root = Path(os.environ.get("AIM_ENGINE_CORPUS", "")) / "rocm"
-    found = [
-        judge(row)
-        for path in sorted(root.glob("*.yaml"))
-        for row in rows(facts.parse_yaml(path.read_bytes(), path.name))
+    asked = [
+        row for path in sorted(root.glob("*.yaml")) for row in rows(facts.parse_yaml(path.read_bytes(), path.name))
     ]
+    found = [judge(row) for row in asked]
+    informed = [judge(row, RecipeDatabase()) for row in asked]
     if asked_for.rows:
         for each in found:
             if each.verdict in ("explained", "different"):
                 sys.stdout.write(f"{each.verdict}: {describe(each.row)}: {each.ours}; {each.note}\n")
-    text = page(found)
+    text = page(found, informed)
     sys.stdout.write(text)
     if asked_for.write:
         PAGE.write_text("<!-- Written by tools/agreement.py --write. -->\n\n" + text, encoding="utf-8")
@@ -108,14 +109,14 @@ def rows(document: Any) -> Iterator[Row]:
         yield from _profiles(document)
 
 
-def judge(row: Row) -> Verdict:
+def judge(row: Row, database: RecipeDatabase | None = None) -> Verdict:
     """What we would choose, beside what was published."""
     try:
         spec = workflow.describe(row.model, Settings(offline=True))
     except AimError:
         return Verdict(row=row, verdict="unknown", note="the model is not in the catalogue")
     try:
-        plan = choose(row, spec)
+        plan = choose(row, spec, database)
     except AimError as err:
         return Verdict(row=row, verdict="unknown", note=err.what)
     if plan.chosen is None:
@@ -157,8 +158,9 @@ def against(row: Row, plan: Plan, ours: str) -> Verdict:
     return Verdict(row=row, verdict="different", ours=ours, note="the plan does not speak of the published split")
 
 
-def choose(row: Row, spec: ModelSpec) -> Plan:
+def choose(row: Row, spec: ModelSpec, database: RecipeDatabase | None) -> Plan:
     """Our plan for the row's question."""
+    known = database.load_recipes(row.model, row.engine) if database is not None else ()
     gpu = catalog.load(row.card)
     longest = spec.max_position_embeddings
     inputs = Inputs(
@@ -172,10 +174,10 @@ def choose(row: Row, spec: ModelSpec) -> Plan:
         engine_version=ENGINES[row.engine].newest(gpu),
         max_model_len=min(32768, longest),
     )
-    return select(inputs, backend=ENGINES[row.engine], calibration=calibration.pick(SETS, gpu))
+    return select(inputs, backend=ENGINES[row.engine], calibration=calibration.pick(SETS, gpu), known=known)
 
 
-def page(found: list[Verdict]) -> str:
+def page(found: list[Verdict], informed: list[Verdict]) -> str:
     """The summary as Markdown."""
     known = [each for each in found if each.verdict != "unknown"]
     lines = [
@@ -198,12 +200,17 @@ def page(found: list[Verdict]) -> str:
         lines.append(f"| {source} | {model} | {card} | {counts.total()} | {figures} |")
     total = Counter(each.verdict for each in found)
     share = {name: total[name] / max(1, len(known)) for name in ("equal", "explained", "different")}
+    told = [each for each in informed if each.verdict != "unknown"]
+    equal = sum(each.verdict == "equal" for each in told) / max(1, len(told))
+    agreed = sum(each.verdict in ("equal", "explained") for each in told) / max(1, len(told))
     lines += [
         "",
         (
             f"{len(known)} rows: {share['equal']:.0%} equal, {share['explained']:.0%} explained, {share['different']:.0%} different; "
             f"{total['unknown']} more are of models without a catalogue entry."
         ),
+        "",
+        f"With the recipe database, as `plan` uses it, {equal:.0%} are equal and {agreed:.0%} equal or explained.",
         "",
     ]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 import machines
-from aim_engine import facts
+from aim_engine import backend, facts
+from aim_engine.backend import rules
 from aim_engine.cli import main
+from aim_engine.doctor.examine import CHECKS
 
 CASES = Path(__file__).parent.parent / "rule_cases"
 SOURCES = Path(facts.__file__).parent
@@ -93,6 +96,18 @@ def test_every_rule_that_is_code_has_its_cases() -> None:
 def test_every_rule_on_clusters_and_hosts_is_fed_by_something_real() -> None:
     listed = {case["id"] for name in ("clusters", "hosts", "commands") for case in cases(name)}
     for name in ("kubernetes", "container"):
-        rules = facts.parse_yaml((facts.BUNDLED / f"rules/{name}.yaml").read_bytes(), name)
-        assert isinstance(rules, list)
-        assert {rule["id"] for rule in rules} <= listed
+        entries = facts.parse_yaml((facts.BUNDLED / f"rules/{name}.yaml").read_bytes(), name)
+        assert isinstance(entries, list)
+        assert {rule["id"] for rule in entries} <= listed
+
+
+@pytest.mark.corpus
+def test_every_rule_of_the_list_is_judged_somewhere() -> None:
+    found = facts.parse_yaml((Path(os.environ["AIM_ENGINE_CORPUS"]) / "rocm/validation_rules.yaml").read_bytes(), "")
+    assert isinstance(found, dict)
+    data = {rule.id for name in backend.NAMES for rule in rules.load(name)}
+    coded = {case["id"] for name in ("commands", "clusters", "recipes", "hosts") for case in cases(name)}
+    hosts = {check.id for check in CHECKS}
+    about_the_memory_model = {"PAR005"}
+    """Says how to plan, not how to serve: tests/perf/test_memory.py holds our own model to it."""
+    assert {rule["id"] for rule in found["rules"]} - data - coded - hosts == about_the_memory_model
