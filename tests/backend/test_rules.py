@@ -60,7 +60,7 @@ HOST = {
     "driver_text",
 }
 """What tests/backend/test_around.py reads from a machine."""
-CONTAINER = {"all_devices", "pinned", "by_cdi", "needs_gpu", "run_as", "has_groups"}
+CONTAINER = {"all_devices", "pinned", "by_cdi", "needs_gpu", "run_as", "has_groups", "image_tag"}
 """What render/check_host.py says of a container."""
 CLUSTER = {
     *(

@@ -230,6 +230,15 @@ def test_an_image_for_other_makers_cards_is_told(capsys: pytest.CaptureFixture[s
     assert "VER008" in {f["id"] for f in json.loads(capsys.readouterr().out)["files"][0]["findings"]}
 
 
+def test_an_image_for_another_card_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for tag, expected in (("mi35x", True), ("mi30x", False)):
+        run = ["docker", "run", f"lmsysorg/sglang:v0.5.23-rocm720-{tag}", "sglang", "serve", "--model-path", "m"]
+        main.run(["validate", "--gpu", "MI300X", "--json", "--", *run])
+        found = {f["id"] for f in json.loads(capsys.readouterr().out)["files"][0]["findings"]}
+        assert ("SGL021" in found) is expected
+        assert "VER030" not in found  # the release is read from the tag
+
+
 def test_recipes_of_one_engine_are_not_those_of_another() -> None:
     database = RecipeDatabase()
     found = database.load_recipes("Qwen/Qwen3.5-397B-A17B", "sglang")
