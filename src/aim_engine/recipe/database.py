@@ -154,8 +154,8 @@ class RecipeDatabase:
         """What was measured here of a model; it stands beside the catalogue's and hides nothing of it."""
         if self._measured is None or ".." in model_id.split("/") or model_id.startswith("/"):
             return None
-        path = self._measured / "recipes" / f"{model_id}.yaml"
-        return _read(path, path.stat().st_mtime_ns) if path.is_file() else None
+        path = facts.find_below(self._measured, f"recipes/{model_id}.yaml")
+        return _read(path, path.stat().st_mtime_ns) if path is not None else None
 
     def match(self, requirements: Mapping[str, Any]) -> tuple[Match, ...]:
         """Known configurations for `model_id` beside `gpu`, `gpu_count`, `precision`, `objective`, `engine` and `engine_version`.
