@@ -193,7 +193,7 @@ def _pool_problem(entry: dict[str, Any]) -> str:
     picker = spec.get("endpointPickerRef")
     if not mapping(get(spec, "selector", "matchLabels")):
         return "has no selector"
-    if not 1 <= len(ports) <= 8 or len({port.get("number") for port in ports}) != len(ports):
+    if not 1 <= len(ports) <= 8 or len({str(port.get("number")) for port in ports}) != len(ports):
         return f"has {len(ports)} target ports"
     if not isinstance(picker, dict):
         return "has no endpointPickerRef"
