@@ -3,7 +3,7 @@
     AIM_ENGINE_CORPUS=FOLDER python tools/agreement.py [--write] [--rows]
 
 Reads every InferenceX search space and AIM profile set under the corpus. Plans without the recipe database, so that the choice is
-our own. A row is one (model, card, request lengths, requests in flight) or one published profile; models whose shapes are not in
+our own; how many are equal with it is said beside that. A row is one (model, card, request lengths, requests in flight) or one published profile; models whose shapes are not in
 the catalogue are counted apart.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -27,10 +28,12 @@ from aim_engine.model.spec import ModelSpec
 from aim_engine.perf import calibration
 from aim_engine.planner.plan import Inputs, Plan
 from aim_engine.planner.select import select
+from aim_engine.recipe.database import RecipeDatabase
+from aim_engine.recipe.recipe import Recipe
 from aim_engine.settings import Settings
 from aim_engine.workload import Objective, Slo, Workload
 
-ENGINE = backend.get("vllm")
+ENGINES = {name: backend.get(name) for name in backend.NAMES}
 SETS = calibration.load()
 CARDS = {"mi300x": "MI300X", "mi325x": "MI325X", "mi350x": "MI350X", "mi355x": "MI355X", "mi250x": "MI250X"}
 PRECISIONS = {
@@ -40,6 +43,8 @@ PRECISIONS = {
     "bf16": ("bf16",),
     "fp16": ("bf16", "fp16"),
 }
+SPLIT = re.compile(r"(?:\d+x )?(tp\d+(?: ep)?) (?!pp|dp|ep)")
+"""The split of a recipe's key or of a family that was refused."""
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "agreement.md"
 
 
@@ -53,6 +58,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     gpus: int
     objective: Objective
     workload: Workload
+    engine: str
+    """The one it was published for, as far as we know it; else vllm."""
     splits: frozenset[tuple[int, bool]]
     """(tp, ep) that the experts serve this with."""
     switches: dict[str, str] = {}
@@ -75,16 +82,16 @@ def main() -> int:
     options.add_argument("--rows", action="store_true", help="print every row that is not equal")
     asked_for = options.parse_args()
     root = Path(os.environ.get("AIM_ENGINE_CORPUS", "")) / "rocm"
-    found = [
-        judge(row)
-        for path in sorted(root.glob("*.yaml"))
-        for row in rows(facts.parse_yaml(path.read_bytes(), path.name))
+    asked = [
+        row for path in sorted(root.glob("*.yaml")) for row in rows(facts.parse_yaml(path.read_bytes(), path.name))
     ]
+    found = [judge(row) for row in asked]
+    informed = [judge(row, RecipeDatabase()) for row in asked]
     if asked_for.rows:
         for each in found:
             if each.verdict in ("explained", "different"):
                 sys.stdout.write(f"{each.verdict}: {describe(each.row)}: {each.ours}; {each.note}\n")
-    text = page(found)
+    text = page(found, informed)
     sys.stdout.write(text)
     if asked_for.write:
         PAGE.write_text("<!-- Written by tools/agreement.py --write. -->\n\n" + text, encoding="utf-8")
@@ -102,22 +109,22 @@ def rows(document: Any) -> Iterator[Row]:
         yield from _profiles(document)
 
 
-def judge(row: Row) -> Verdict:
+def judge(row: Row, database: RecipeDatabase | None = None) -> Verdict:
     """What we would choose, beside what was published."""
     try:
         spec = workflow.describe(row.model, Settings(offline=True))
     except AimError:
         return Verdict(row=row, verdict="unknown", note="the model is not in the catalogue")
     try:
-        plan = choose(row, spec)
+        plan = choose(row, spec, database)
     except AimError as err:
         return Verdict(row=row, verdict="unknown", note=err.what)
     if plan.chosen is None:
         return Verdict(row=row, verdict="different", ours="no plan", note=plan.hint)
     recipe = plan.chosen.recipe
     split, ours = (recipe.parallelism.tp, recipe.parallelism.ep), f"{recipe.replicas} x {recipe.parallelism.describe()}"
-    wrong = [f"{k}={v}" for k, v in row.switches.items() if recipe.env.get(k, "0") != v]
-    if recipe.precision not in PRECISIONS.get(row.precision, ()):
+    wrong = [f"{name}={value}" for name, value in row.switches.items() if not holds(recipe, name, value)]
+    if recipe.online_quantization is not None and recipe.precision not in PRECISIONS.get(row.precision, ()):
         return Verdict(row=row, verdict="different", ours=ours, note=f"{recipe.precision}, not {row.precision}")
     if wrong:
         return Verdict(row=row, verdict="different", ours=ours, note=f"without {', '.join(wrong)}")
@@ -127,26 +134,33 @@ def judge(row: Row) -> Verdict:
     return against(row, plan, ours)
 
 
+def holds(recipe: Recipe, name: str, value: str) -> bool:
+    """Whether a published variable of AITER has its effect in our choice.
+
+    AITER's parts are on wherever AITER is, unless said otherwise. Its FA attention is off when another backend is named.
+    """
+    if name == "VLLM_ROCM_USE_AITER_MHA" and value == "0":
+        return recipe.attention_backend not in (None, "ROCM_AITER_FA") or recipe.env.get(name) == "0"
+    return recipe.env.get(name, "0" if name == "VLLM_ROCM_USE_AITER" else "1") == value
+
+
 def against(row: Row, plan: Plan, ours: str) -> Verdict:
-    """What the plan itself says of the published split: how far behind, or why refused."""
-    assert plan.chosen is not None
-    for other in plan.alternatives:
-        parallelism = other.recipe.parallelism
-        if parallelism.pp == parallelism.dp == 1 and (parallelism.tp, parallelism.ep) in row.splits:
-            best, rate = plan.chosen.estimate, other.estimate
-            note = (
-                f"{parallelism.describe()}: {rate.output_tok_s_per_user:.0f} tok/s per user and {rate.output_tok_s_per_gpu:.0f} per GPU, "
-                f"ours {best.output_tok_s_per_user:.0f} and {best.output_tok_s_per_gpu:.0f}"
-            )
-            return Verdict(row=row, verdict="explained", ours=ours, note=note)
+    """What the plan itself says of the published split: by how much it is behind, or why it was refused."""
+    wanted = {f"tp{tp}{' ep' if ep else ''}" for tp, ep in row.splits}
+    for near in plan.neighbours:
+        found = SPLIT.match(near.recipe)
+        if found is not None and found[1] in wanted and not near.change.startswith(("replicas", "max_num")):
+            return Verdict(row=row, verdict="explained", ours=ours, note=f"{found[1]}: {near.reason}")
     for rejection in plan.rejected:
-        if any(rejection.recipe.startswith(f"tp{tp}{' ep' if ep else ''} ") for tp, ep in row.splits):
-            return Verdict(row=row, verdict="explained", ours=ours, note=rejection.reason)
-    return Verdict(row=row, verdict="different", ours=ours, note="the published split is not among the alternatives")
+        found = SPLIT.match(rejection.recipe)
+        if found is not None and found[1] in wanted:
+            return Verdict(row=row, verdict="explained", ours=ours, note=f"{found[1]}: {rejection.reason}")
+    return Verdict(row=row, verdict="different", ours=ours, note="the plan does not speak of the published split")
 
 
-def choose(row: Row, spec: ModelSpec) -> Plan:
+def choose(row: Row, spec: ModelSpec, database: RecipeDatabase | None) -> Plan:
     """Our plan for the row's question."""
+    known = database.load_recipes(row.model, row.engine) if database is not None else ()
     gpu = catalog.load(row.card)
     longest = spec.max_position_embeddings
     inputs = Inputs(
@@ -156,23 +170,24 @@ def choose(row: Row, spec: ModelSpec) -> Plan:
         workload=row.workload,
         slo=Slo(),
         objective=row.objective,
-        engine="vllm",
-        engine_version=ENGINE.newest(gpu),
+        engine=row.engine,
+        engine_version=ENGINES[row.engine].newest(gpu),
         max_model_len=min(32768, longest),
     )
-    return select(inputs, backend=ENGINE, calibration=calibration.pick(SETS, gpu))
+    return select(inputs, backend=ENGINES[row.engine], calibration=calibration.pick(SETS, gpu), known=known)
 
 
-def page(found: list[Verdict]) -> str:
+def page(found: list[Verdict], informed: list[Verdict]) -> str:
     """The summary as Markdown."""
     known = [each for each in found if each.verdict != "unknown"]
     lines = [
         "# Agreement with published choices",
         "",
         "What AMD engineers and benchmark authors published for AMD cards, beside the first choice of `aim-engine plan` without its",
-        "recipe database. *Equal*: same tensor and expert parallelism, precision and AITER switch. *Explained*: another split was",
-        "chosen, and the plan shows the published one with its own figures, or why it was refused. The figures behind that are modelled,",
-        "not measured. Models without a catalogue entry are left out.",
+        "recipe database. *Equal*: same checkpoint as it is, same tensor and expert parallelism, same AITER switches. *Explained*: another",
+        "split was chosen, and the plan's own list of neighbours (`--explain`) says by how much the published one is behind, or why it was",
+        "refused. The lowest load of a benchmark is asked for latency, its others for the best product of speed per user and per GPU. The",
+        "figures behind that are modelled, not measured. Models without a catalogue entry are left out.",
         "",
         "| source | model | card | rows | equal | explained | different |",
         "|---|---|---|--:|--:|--:|--:|",
@@ -185,12 +200,17 @@ def page(found: list[Verdict]) -> str:
         lines.append(f"| {source} | {model} | {card} | {counts.total()} | {figures} |")
     total = Counter(each.verdict for each in found)
     share = {name: total[name] / max(1, len(known)) for name in ("equal", "explained", "different")}
+    told = [each for each in informed if each.verdict != "unknown"]
+    equal = sum(each.verdict == "equal" for each in told) / max(1, len(told))
+    agreed = sum(each.verdict in ("equal", "explained") for each in told) / max(1, len(told))
     lines += [
         "",
         (
             f"{len(known)} rows: {share['equal']:.0%} equal, {share['explained']:.0%} explained, {share['different']:.0%} different; "
             f"{total['unknown']} more are of models without a catalogue entry."
         ),
+        "",
+        f"With the recipe database, as `plan` uses it, {equal:.0%} are equal and {agreed:.0%} equal or explained.",
         "",
     ]
     return "\n".join(lines)
@@ -223,8 +243,9 @@ def _searched(document: Any) -> Iterator[Row]:
                             model=entry["model"],
                             card=card,
                             precision=entry["precision"],
+                            engine=entry["engine"] if entry["engine"] in ENGINES else "vllm",
                             gpus=8,
-                            objective="balanced",
+                            objective="latency" if load == min(loads) < max(loads) else "balanced",
                             workload=Workload(
                                 input_tokens=scenario["isl"], output_tokens=scenario["osl"], concurrency=load
                             ),
@@ -242,7 +263,7 @@ def _profiles(document: Any) -> Iterator[Row]:
         if card is None or entry["model"] == "general":
             continue
         ep = "enable-expert-parallel" in entry["engine_args"]
-        switch = entry["env"].get("VLLM_ROCM_USE_AITER")
+        switches = {k: str(v) for k, v in entry["env"].items() if k.startswith("VLLM_ROCM_USE_AITER")}
         for profile in entry["profiles"]:
             split, metric, kind = profile.split("/")[:3]
             if kind != "optimized":
@@ -253,11 +274,12 @@ def _profiles(document: Any) -> Iterator[Row]:
                 model=entry["model"],
                 card=card,
                 precision=entry["precision"],
+                engine="vllm",
                 gpus=tp,
                 objective="latency" if metric == "latency" else "throughput",
                 workload=Workload(),
                 splits=frozenset({(tp, ep)}),
-                switches={"VLLM_ROCM_USE_AITER": str(switch)} if switch is not None else {},
+                switches=switches,
             )
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from aim_engine import settings
+from aim_engine import backend, settings
+from aim_engine.backend import release, rules
+from aim_engine.backend.base import Flag
 from aim_engine.cli.main import COMMANDS
 from aim_engine.deploy.runner import Deployment
 from aim_engine.doctor.examine import CHECKS
@@ -79,6 +81,8 @@ def pages() -> dict[str, str]:
         "models.md": NOTE + models_page(),
         "documents.md": NOTE + documents_page(),
         "checks.md": NOTE + checks_page(),
+        "rules.md": NOTE + rules_page(),
+        "arguments.md": NOTE + arguments_page(),
     }
     for name, kind, _ in DOCUMENTS:
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
@@ -190,6 +194,64 @@ def checks_page() -> str:
         "|---|---|---|---|---|",
     ]
     lines += [f"| {c.id} | {c.asks} | {c.severity} | {c.effect} | {c.source} |" for c in CHECKS]
+    return "\n".join(lines) + "\n"
+
+
+def rules_page() -> str:
+    """What `validate` judges by data."""
+    by_engine = {name: rules.load(name) for name in backend.NAMES}
+    shared = set.intersection(*({rule.id for rule in found} for found in by_engine.values()))
+    groups = [
+        ("On hosts, containers and clusters, whatever runs there", [r for r in by_engine["vllm"] if r.id in shared])
+    ]
+    groups += [(f"On {name}", [r for r in found if r.id not in shared]) for name, found in by_engine.items()]
+    total = sum(len(found) for _, found in groups)
+    lines = [
+        "# Rules",
+        "",
+        f"The {total} rules that are data. `aim-engine validate` judges those whose facts are known: of the command line always, of the",
+        "model when it is known here, of the card with `--gpu`, of the machine with `--host`, of the cluster with `--kubernetes-version`.",
+        "Names in braces are filled in. Beside them stand the checks of arguments, images, privileges and manifests that are code.",
+    ]
+    for title, found in groups:
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| id | severity | says | because | do | source |",
+            "|---|---|---|---|---|---|",
+        ]
+        for rule in sorted(found, key=lambda rule: rule.id):
+            cells = (rule.id, rule.severity, rule.what, rule.why, rule.fix, rule.source)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def arguments_page() -> str:
+    """Every argument of every engine with the releases that take it."""
+    lines = [
+        "# Arguments of engines",
+        "",
+        "What the known releases' own parsers take: type, default where it is one value, first and last release that has the argument.",
+        "The first known release may not be the first that had it; an empty cell under *last* means the newest still has it.",
+    ]
+    for name in backend.NAMES:
+        known = backend.get(name).versions()[::-1]
+        spans: dict[str, list[str]] = {}
+        newest: dict[str, Flag] = {}
+        for version in known:
+            for flag in release.flags(name, version).flags:
+                if flag.flags:
+                    spans.setdefault(flag.flags[0], []).append(version)
+                    newest[flag.flags[0]] = flag
+        lines += ["", f"## {backend.get(name).title}, {known[0]} to {known[-1]}", ""]
+        lines += ["| argument | type | default | first | last |", "|---|---|---|---|---|"]
+        for word in sorted(spans):
+            flag = newest[word]
+            kind = "switch" if flag.nargs == 0 else flag.type or ""
+            default = "" if flag.default is None or flag.nargs == 0 else f"`{flag.default}`"
+            last = "" if spans[word][-1] == known[-1] else spans[word][-1]
+            lines.append(f"| `{word}` | {kind} | {default} | {spans[word][0]} | {last} |".replace("<lambda>", "text"))
     return "\n".join(lines) + "\n"
 
 

@@ -17,12 +17,17 @@ T = TypeVar("T")
 def find(relative: str, overlay: Path | None = None) -> Path | None:
     """The file at `relative` below the overlay, else below the bundled data; None when neither has it."""
     for root in (overlay, BUNDLED):
-        try:
-            if root is not None and (root / relative).is_file():
-                return root / relative
-        except OSError:  # no file has a name that long
-            return None
+        if root is not None and (found := find_below(root, relative)) is not None:
+            return found
     return None
+
+
+def find_below(root: Path, relative: str) -> Path | None:
+    """The file at `relative` below `root`; None when there is none, or no file can have that name."""
+    try:
+        return root / relative if (root / relative).is_file() else None
+    except (OSError, ValueError):
+        return None
 
 
 def load(relative: str, kind: type[T], overlay: Path | None = None) -> T:

@@ -93,7 +93,7 @@ class RecipeSelector:
         from aim_engine.recipe.database import RecipeDatabase
 
         overlay = workflow.overlay_dir(self._settings)
-        asked = {"model_id": model_id, "gpu": card, "gpu_count": count}
+        asked = {"model_id": model_id, "gpu": card, "gpu_count": count, "engine": "vllm"}
         found = [match.known for match in RecipeDatabase(overlay).match(asked)]
         known = next((each for each in found if each.parallelism is not None), None)
         if known is None or known.parallelism is None:

@@ -319,7 +319,9 @@ def select_for(request: Request, spec: ModelSpec, cluster: Cluster, gpu: Gpu, se
         inputs,
         backend=engine,
         calibration=calibration.pick(calibration.load(overlay, measured(settings)), gpu),
-        known=RecipeDatabase(overlay).load_recipes(spec.model_id),
+        known=RecipeDatabase(overlay, Path(settings.state_dir).expanduser()).load_recipes(
+            spec.model_id, request.engine
+        ),
         catalogue=lambda: [catalog.load(name, overlay) for name in catalog.names(overlay)],
     )
 
@@ -386,11 +388,11 @@ def expect(plan: Plan, workload: Workload, settings: Settings) -> Estimate | Non
 
 
 def engine_version(request: Request, settings: Settings, gpu: Gpu) -> str:
-    """The release asked for, else the one in the settings, else the newest known that runs on this kind of device."""
+    """The release asked for, else the one in the settings (of vLLM), else the newest known that runs on this kind of device."""
     from aim_engine import backend
 
     engine = backend.get(request.engine, overlay_dir(settings))
-    wanted = request.engine_version or settings.engine_version
+    wanted = request.engine_version or (settings.engine_version if engine.name == "vllm" else "")
     if wanted:
         return engine.release(wanted).version
     return engine.newest(gpu)

@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 
 import specs
 from aim_engine import backend, facts
-from aim_engine.backend import release, rules, subject
+from aim_engine.backend import engine, release, rules, sglang_subject, subject
 from aim_engine.backend.rules import Rule
 from aim_engine.errors import Corrupt
 from aim_engine.hardware import catalog
 from aim_engine.recipe.database import RecipeDatabase
 
-RULES = rules.load()
+RULES = tuple({rule.id: rule for name in backend.NAMES for rule in rules.load(name)}.values())
 ENGINE = backend.get("vllm")
 TABLE = release.flags("vllm", "0.33.0")
 
 
 def everything() -> dict[str, Any]:
-    """A subject with every name that can be known."""
-    return subject.of_command(
+    """A subject with every name that can be known of a command line, its host and its use."""
+    found = subject.of_command(
         ("m", "--port", "1"),
         {},
         "0.33.0",
@@ -34,6 +34,70 @@ def everything() -> dict[str, Any]:
         family=RecipeDatabase().family("meta-llama/Llama-3.3-70B-Instruct"),
         gpu=catalog.load("MI300X"),
     )
+    other = sglang_subject.of_command(
+        ("--model-path", "m", "--mem-fraction-static", "0.8"),
+        {},
+        "0.5.23",
+        release.flags("sglang", "0.5.23"),
+        release=release.load("sglang", "0.5.23"),
+        model=specs.mixture(),
+        family=RecipeDatabase().family("meta-llama/Llama-3.3-70B-Instruct"),
+        gpu=catalog.load("MI300X"),
+    )
+    return {**other, **engine.UNPLANNED, **found, "mxfp4_sibling": None}
+
+
+HOST = {
+    "host_gpus",
+    "host_card",
+    "host_free_gib",
+    "host_used_percent",
+    "host_partition",
+    "host_memory_gib",
+    "host_mec",
+    "host_cdi",
+    "driver",
+    "driver_text",
+}
+"""What tests/backend/test_around.py reads from a machine."""
+CONTAINER = {"all_devices", "pinned", "by_cdi", "needs_gpu", "run_as", "has_groups", "image_tag"}
+"""What render/check_host.py says of a container."""
+CLUSTER = {
+    *(
+        "object_kind",
+        "object_api",
+        "asks_plugin",
+        "asks_claim",
+        "gpu_resource",
+        "pod_nodes",
+        "loose_labels",
+        "product_name",
+    ),
+    *(
+        "binds_memory",
+        "seccomp",
+        "serves_engine",
+        "replicas",
+        "has_budget",
+        "has_alerts",
+        "is_watched",
+        "plugin_on",
+        "dra_on",
+    ),
+    *(
+        "cluster",
+        "cluster_text",
+        "naming",
+        "dra",
+        "dra_text",
+        "group_restart",
+        "own_image",
+        "pool_problem",
+        "gpu_profile",
+    ),
+    *("kept_free", "least_replicas", "start_s", "scaled_by"),
+}
+"""What render/check_cluster.py says of an object; tests/render/test_check_cluster.py has a manifest for each rule."""
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
@@ -55,13 +119,13 @@ def test_a_rule_says_what_why_and_how_in_the_users_values(rule: Rule) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
 def test_a_rule_asks_only_for_names_that_can_be_known(rule: Rule) -> None:
-    assert set(rule.triggers) | set(rule.passes) <= set(everything()), rule.id
+    assert set(rule.triggers) | set(rule.passes) <= {*everything(), *HOST, *CONTAINER, *CLUSTER}, rule.id
 
 
 def test_ids_are_unique_over_all_files() -> None:
     listed = [
         entry["id"]
-        for path in sorted((facts.BUNDLED / "rules").glob("*.yaml"))
+        for path in sorted((facts.BUNDLED / "rules").glob("**/*.yaml"))
         for entry in facts.parse_yaml(path.read_bytes(), path.name)  # type: ignore[attr-defined]
     ]
     assert len(listed) == len(set(listed)) == len(RULES)
@@ -112,5 +176,5 @@ def test_an_own_rule_replaces_the_bundled_one_of_its_id(tmp_path: Path) -> None:
         "- {id: SEC002, severity: error, what: two nodes, why: ours, fix: one, source: us, when: 'nnodes > 2', "
         "triggers: {nnodes: 3}, passes: {nnodes: 2}}\n"
     )
-    assert {rule.id: rule for rule in rules.load(tmp_path)}["SEC002"].severity == "error"
-    assert len(rules.load(tmp_path)) == len(RULES)
+    assert {rule.id: rule for rule in rules.load("vllm", tmp_path)}["SEC002"].severity == "error"
+    assert len(rules.load("vllm", tmp_path)) == len(rules.load("vllm"))

@@ -76,7 +76,9 @@ def test_what_was_translated_needs_no_more_translation(known: object, old: str, 
 
 
 def test_adopting_takes_switches_and_leaves_what_takes_abilities_away() -> None:
-    (known,) = (k for k in RecipeDatabase().load_recipes("MiniMaxAI/MiniMax-M3-MXFP8") if k.gpus == ("MI300X",))
+    (known,) = (
+        k for k in RecipeDatabase().load_recipes("MiniMaxAI/MiniMax-M3-MXFP8") if k.gpus == ("MI300X",) and k.env
+    )
     recipe = ENGINE.adopt(specs.recipe(specs.dense(), engine_version="0.33.0"), known)
     assert "--language-model-only" not in recipe.extra_args
     assert recipe.env["VLLM_ROCM_USE_AITER_MHA"] == "0"

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import plans
 from aim_engine.cli import main
-from aim_engine.deploy import local, process
+from aim_engine.deploy import chat, local, process
 from aim_engine.deploy.local import LocalRunner
 from aim_engine.deploy.records import Store
 from aim_engine.deploy.runner import Deployment
@@ -119,6 +120,16 @@ def test_the_log_is_shown_from_its_end(store: Store, capsys: Output) -> None:
     assert document["schema"] == "aim-engine/log/v1"
     assert any("startup complete" in line for line in document["lines"])
     assert main.run(["logs", "demo", "--json", "--follow"]) == 2
+
+
+def test_what_a_deployment_measured_is_kept_as_a_recipe(store: Store, capsys: Output) -> None:
+    made = start(store)
+    store.save(made, plans.dense_on_all())
+    chat.ask(made.endpoint, made.served_as, "hello")
+    assert main.run(["recipes", "keep", "demo"]) == 0
+    assert "ttft_ms 50" in capsys.readouterr().err
+    assert main.run(["recipes", "show", "Qwen/Qwen3-32B"]) == 0
+    assert "measured with vllm 0.32.0: " in capsys.readouterr().out
 
 
 def test_down_stops_and_forgets(store: Store, capsys: Output) -> None:

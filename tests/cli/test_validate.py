@@ -288,3 +288,42 @@ def test_fix_says_a_line_anew_and_leaves_scripts_alone(tmp_path: Path, capsys: p
     assert main.run(["validate", "--fix", str(script)]) == 1
     assert "not rewritten" in capsys.readouterr().err
     assert script.read_text() == "vllm serve Qwen/Qwen3-32B --swap-space 4\n"
+
+
+LARGE = [
+    *("--model", "meta-llama/Llama-3.1-70B-Instruct", "--dtype", "bf16", "--tensor-parallel-size", "8"),
+    *("--max-model-len", "32768", "--max-num-batched-tokens", "8192", "--trust-remote-code", "--host", "0.0.0.0"),
+]
+
+
+@pytest.mark.parametrize("shape", ["docker", "kubernetes"])
+def test_the_first_specifications_example_of_70b_is_reported_as_what_it_is_today_and_mended(
+    shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content: dict[str, Any] = {**FIRST_DOCKER, "args": LARGE}
+    if shape == "kubernetes":
+        content = json.loads(json.dumps(FIRST_KUBERNETES))
+        content["spec"]["template"]["spec"]["containers"][0]["args"] = LARGE
+    path = write(tmp_path, "first.yaml", content)
+    code, document = run(capsys, path)
+    found = {finding["id"]: finding for finding in document["files"][0]["findings"]}
+    assert code == 1
+    assert {"VER007", "VER009", "VER010", "PAR031", "MOD003", "SEC003", "VER021"} <= set(found)
+    assert "8 GPUs" in found["PAR031"]["message"]
+    assert "--tensor-parallel-size 1" in found["PAR031"]["remedy"]
+    assert all(found[name]["remedy"] for name in ("VER007", "VER010", "MOD003"))
+    main.run(["validate", "--fix", path])
+    capsys.readouterr()
+    left = {finding["id"] for finding in run(capsys, path)[1]["files"][0]["findings"]}
+    assert not {"VER007", "VER009", "VER010", "MOD003", "SEC003", "VER021"} & left
+
+
+def test_engine_arguments_as_a_mapping_are_judged_like_the_line_they_stand_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {"model": "Qwen/Qwen3-32B", "dtype": "bf16", "swap_space": 4, "enable-prefix-caching": True, "port": 8000}
+    code, document = run(capsys, write(tmp_path, "config.yaml", content))
+    (entry,) = document["files"]
+    assert code == 1
+    assert entry["kind"] == "engine arguments"
+    assert {"VER021", "VER002"} <= {finding["id"] for finding in entry["findings"]}

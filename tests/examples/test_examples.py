@@ -20,6 +20,7 @@ from aim_engine.render.targets import TARGETS
 ROOT = Path(__file__).parent.parent.parent
 STARTS_SOMETHING = (
     "cache rm",
+    "recipes keep",
     "cache why",
     "cache export",
     "cache import",

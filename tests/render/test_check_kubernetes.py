@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 
 import plans
 from aim_engine import backend
-from aim_engine.backend.vllm import Vllm
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
 from aim_engine.render import check_kubernetes, check_schema, document
 from aim_engine.render.artifact import Options
 from aim_engine.render.targets import render
 
-ENGINE: Vllm = backend.get("vllm")
+ENGINE = backend.get("vllm")
 Change = Callable[[dict[str, Any]], object]
 
 

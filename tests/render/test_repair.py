@@ -37,7 +37,7 @@ def test_the_first_specifications_container_becomes_one_that_starts() -> None:
         *("--attention-backend", "ROCM_AITER_FA"),
     ]
     wrong = ENGINE.check(tuple(found["args"]), found["environment"], ENGINE.versions()[0])
-    assert not [finding for finding in wrong if finding.severity != "info"]
+    assert {finding.id for finding in wrong if finding.severity != "info"} == {"PAR031"}  # more GPUs than it needs
 
 
 def test_a_pod_keeps_its_secrets_and_its_other_containers() -> None:

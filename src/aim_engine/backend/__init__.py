@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 from aim_engine.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from aim_engine.backend.vllm import Vllm
+    from aim_engine.backend.base import Backend
 
-NAMES = ("vllm",)
+NAMES = ("vllm", "sglang")
 
 
-def get(name: str, overlay: Path | None = None) -> Vllm:
+def get(name: str, overlay: Path | None = None) -> Backend:
     """The engine of that name. Raises: InvalidInput with the known ones."""
-    if name != "vllm":
-        raise InvalidInput(f"'{name}' is not an engine AIM Engine knows", hint=f"known: {', '.join(NAMES)}")
-    from aim_engine.backend.vllm import Vllm
+    if name == "vllm":
+        from aim_engine.backend.vllm import Vllm
 
-    return Vllm(overlay)
+        return Vllm(overlay)
+    if name == "sglang":
+        from aim_engine.backend.sglang import Sglang
+
+        return Sglang(overlay)
+    raise InvalidInput(f"'{name}' is not an engine AIM Engine knows", hint=f"known: {', '.join(NAMES)}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -41,6 +41,8 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     choices: tuple[str, ...] | None = None
     default: object = None
     deprecated: bool = False
+    instead: str | None = None
+    """The flag that replaces a deprecated one, where the release's own parser says it."""
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +109,8 @@ class Backend(Protocol):
     """One serving engine."""
 
     name: str
+    title: str
+    """As its makers write it."""
 
     def newest(self, gpu: Gpu) -> str:
         """The newest known release that can run on this kind of device."""
@@ -161,12 +165,17 @@ class Backend(Protocol):
         model: ModelSpec | None = None,
         gpu: Gpu | None = None,
         exact: str | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> tuple[Finding, ...]:
         """What that release would not accept in a command line and environment, and which rules fire.
 
         `model` and `gpu` are what is known of them; `exact` is the release that runs, where its tables are not known and those
-        of `version` stand in.
+        of `version` stand in; `about` is what else rules may ask for, such as the goal of a plan.
         """
+        ...
+
+    def judge(self, about: Mapping[str, Any]) -> tuple[Finding, ...]:
+        """The rules that fire for facts which are no command line, such as those of a manifest."""
         ...
 
     def repair(
@@ -181,6 +190,15 @@ class Backend(Protocol):
         """The command line and environment with every remedy that has one right answer, and what was changed."""
         ...
 
-    def knowing(self, describe: Callable[[str], ModelSpec | None], gpu: Gpu | None) -> Backend:
-        """The same engine, judging command lines of others with what `describe` and `gpu` tell of model and card."""
+    def sibling(self, name: str) -> Backend:
+        """Another engine that knows the same of models, card and host. Raises: InvalidInput."""
+        ...
+
+    def knowing(
+        self, describe: Callable[[str], ModelSpec | None], gpu: Gpu | None, around: Mapping[str, Any] | None = None
+    ) -> Backend:
+        """The same engine, judging command lines of others.
+
+        `describe` tells of models, `gpu` of the card, `around` of the host.
+        """
         ...

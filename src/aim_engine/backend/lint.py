@@ -1,4 +1,4 @@
-"""Judging a vLLM command line and environment by one release's own tables, the way its parser would."""
+"""Judging an engine's command line and environment by one release's own tables, the way its parser would."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from aim_engine.hardware.cluster import Finding
 _HUMAN = re.compile(r"^\d+(\.\d+)?[kKmMgGtT]?$")
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
 _NESTED = re.compile(r"^(--[a-z][a-z0-9_-]*|-[a-z]{2,})\.")
+TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
+PREFIXES = {"vllm": ("VLLM_",), "sglang": ("SGLANG_", "SGL_")}
+"""What the variables begin with that only this engine reads."""
 DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -32,9 +35,9 @@ class CommandLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_command_line(text: str) -> CommandLine:
-    """`A=1 vllm serve MODEL --flag`, `python3 -m vllm.entrypoints...`, with continuation lines, comments and exports.
+    """`A=1 vllm serve MODEL --flag`, `python3 -m sglang.launch_server ...`, with continuation lines, comments and exports.
 
-    Raises: InvalidInput when it starts no vLLM server.
+    Raises: InvalidInput when it starts no engine.
     """
     joined = re.sub(r"\\\r?\n", " ", text)
     env: dict[str, str] = {}
@@ -53,8 +56,8 @@ def parse_command_line(text: str) -> CommandLine:
             program, args, findings = found
             return CommandLine(env=env, program=program, args=args, findings=findings)
     raise InvalidInput(
-        "this starts no vLLM server",
-        why="no `vllm serve` was found in it",
+        "this starts no engine",
+        why="neither `vllm serve` nor `sglang.launch_server` was found in it",
         hint="give a line such as: vllm serve MODEL --port 8000",
     )
 
@@ -66,6 +69,11 @@ def check(
     found = list(_arguments(args, table, removed))
     found.extend(_environment(env, table, removed))
     return tuple(found)
+
+
+def title(table: FlagTable) -> str:
+    """The engine's name as its makers write it."""
+    return TITLES[table.engine]
 
 
 def values(args: tuple[str, ...], table: FlagTable) -> dict[str, str]:
@@ -82,7 +90,7 @@ def model_of(args: tuple[str, ...], known: dict[str, Flag]) -> str | None:
     """The model that a command line names, in front or behind; None when it names none."""
     found = None
     for words, flag in groups(args, known):
-        if flag is not None and "--model" in flag.flags:
+        if flag is not None and {"--model", "--model-path"} & set(flag.flags):
             found = words[0].partition("=")[2] or " ".join(words[1:])
         elif flag is None and not _is_flag(words[0]):
             return words[0]
@@ -93,6 +101,10 @@ def _server(words: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[F
     for index, word in enumerate(words):
         if word.rsplit("/", 1)[-1] == "vllm" and words[index + 1 : index + 2] == ["serve"]:
             return ("vllm", "serve"), tuple(words[index + 2 :]), ()
+        if word.rsplit("/", 1)[-1] == "sglang" and words[index + 1 : index + 2] == ["serve"]:
+            return ("sglang", "serve"), tuple(words[index + 2 :]), ()
+        if word == "-m" and words[index + 1 : index + 2] == ["sglang.launch_server"]:
+            return ("python3", "-m", "sglang.launch_server"), tuple(words[index + 2 :]), ()
         if word == "-m" and words[index + 1 : index + 2] and words[index + 1].startswith("vllm.entrypoints"):
             module = words[index + 1]
             finding = Finding(
@@ -114,7 +126,8 @@ def _arguments(args: tuple[str, ...], table: FlagTable, removed: Callable[[], Re
             yield _unknown(name, known, table, removed)
             continue
         if flag.deprecated:
-            yield _finding("VER002", "warning", f"{name} is deprecated in vLLM {table.version}", "")
+            instead = f"use {flag.instead}" if flag.instead is not None else ""
+            yield _finding("VER002", "warning", f"{name} is deprecated in {title(table)} {table.version}", instead)
         problem = _value_problem(name, value, flag)
         if problem is not None:
             yield problem
@@ -249,16 +262,18 @@ def _ranges(given: dict[str, str]) -> Iterator[Finding]:
 
 def _environment(env: dict[str, str], table: FlagTable, removed: Callable[[], Removed]) -> Iterator[Finding]:
     for name in sorted(env):
-        if not name.startswith("VLLM_") or name in table.env:
+        if not name.startswith(PREFIXES[table.engine]) or name in table.env:
             continue
         gone = removed().env.get(name)
         if gone is not None:
             instead = f"use {gone.instead}" if gone.instead else "remove it"
-            yield _finding("VER003", "warning", f"{name} is gone since vLLM {gone.gone_by}", instead)
+            identity, severity = (gone.rule, "error") if gone.rule is not None else ("VER003", "warning")
+            instead = f"use {gone.use[0]}" if gone.use and not gone.instead else instead
+            yield _finding(identity, severity, f"{name} is gone since {title(table)} {gone.gone_by}", instead)
         else:
             close = difflib.get_close_matches(name, table.env, n=1, cutoff=0.8)
             remedy = f"did you mean {close[0]}?" if close else "remove it"
-            yield _finding("VER003", "warning", f"vLLM {table.version} does not read {name}", remedy)
+            yield _finding("VER003", "warning", f"{title(table)} {table.version} does not read {name}", remedy)
     hip, cuda = env.get("HIP_VISIBLE_DEVICES"), env.get("CUDA_VISIBLE_DEVICES")
     if hip and cuda and hip != cuda:
         yield _finding(
@@ -270,14 +285,15 @@ def _unknown(name: str, known: dict[str, Flag], table: FlagTable, removed: Calla
     plain = name.replace("_", "-")
     gone = removed().flags.get(plain) or removed().flags.get(plain.replace("--no-", "--", 1))
     if gone is not None:
-        instead = f"use {gone.instead}" if gone.instead.startswith("-") else (gone.instead or "remove it")
-        return _finding("VER002", "error", f"{name} is gone since vLLM {gone.gone_by}", instead)
+        said = gone.instead or " ".join(gone.use)
+        instead = f"use {said}" if said.startswith("-") else (said or "remove it")
+        return _finding("VER002", "error", f"{name} is gone since {title(table)} {gone.gone_by}", instead)
     renamed = negation(plain, known)
     if renamed is not None:
-        return _finding("VER002", "error", f"vLLM {table.version} has no argument {name}", f"use {renamed}")
+        return _finding("VER002", "error", f"{title(table)} {table.version} has no argument {name}", f"use {renamed}")
     close = difflib.get_close_matches(plain, known, n=2, cutoff=0.75)
     remedy = f"did you mean {' or '.join(close)}?" if close else "remove it"
-    return _finding("VER001", "error", f"vLLM {table.version} has no argument {name}", remedy)
+    return _finding("VER001", "error", f"{title(table)} {table.version} has no argument {name}", remedy)
 
 
 def by_flag(table: FlagTable) -> dict[str, Flag]:

@@ -22,6 +22,8 @@ class BatchDefault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     at_least_bytes: int
     max_num_batched_tokens: int
     max_num_seqs: int
+    memory_fraction: float | None = None
+    """Where the share of memory depends on the device; None is the release's own."""
 
 
 class ReleaseFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,6 +50,18 @@ class FlagTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     source: str
     env: frozenset[str]
     flags: tuple[Flag, ...]
+    architectures: frozenset[str] = frozenset()
+    """Model classes of the release, where the table lists them."""
+
+
+class Tuned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The file `engines/<engine>/tuned.json`, generated from one release's package."""
+
+    source: str
+    no_pipeline: frozenset[str]
+    """Architectures that cannot be split into pipeline stages."""
+    experts: frozenset[tuple[str, int, int, str]]
+    """(card, experts, width per rank, format) with a tuned table."""
 
 
 class Gone(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,6 +72,8 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     instead: str = ""
     use: tuple[str, ...] = ()
     """Words that mean the same in later releases; one flag alone takes the old value."""
+    rule: str | None = None
+    """Its own rule, where losing it changes how the engine works; then it is an error."""
 
 
 class Removed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,7 +98,7 @@ def versions(engine: str, overlay: Path | None = None) -> tuple[str, ...]:
         for root in (facts.BUNDLED, overlay)
         if root is not None
         for path in (root / "engines" / engine).glob("*.yaml")
-        if re.fullmatch(r"\d+(\.\d+)+", path.stem)
+        if re.fullmatch(r"\d+(\.\d+)+(\.post\d+)?", path.stem)
     }
     return tuple(sorted(found, key=number, reverse=True))
 
@@ -118,6 +134,18 @@ def flags(engine: str, version: str, overlay: Path | None = None) -> FlagTable:
         return msgspec.json.decode(path.read_bytes(), type=FlagTable)
     except msgspec.DecodeError as err:
         raise Corrupt(f"{path} is not a usable argument table", why=str(err)) from err
+
+
+@functools.cache
+def tuned(engine: str, overlay: Path | None = None) -> Tuned:
+    """What the engine ships for models and cards. Raises: Corrupt, InvalidInput."""
+    path = facts.find(f"engines/{engine}/tuned.json", overlay)
+    if path is None:
+        raise InvalidInput(f"the tuned tables of {engine} are missing", hint="tools/engine_tuned.py writes them")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Tuned)
+    except msgspec.DecodeError as err:
+        raise Corrupt(f"{path} is not usable", why=str(err)) from err
 
 
 @functools.cache

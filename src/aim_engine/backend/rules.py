@@ -1,5 +1,7 @@
 """Rules as data: each file `rules/*.yaml` holds conditions, reasons and remedies, and two cases that show when each fires.
 
+Those of one engine stand in `rules/<engine>/`; the others hold for hosts, containers and clusters whatever runs there.
+
 A condition is an expression over the names of `subject`. It is compiled once and has no access to anything else. A rule that
 asks for something unknown here, such as the heads of a model nobody described, is not judged.
 """
@@ -84,19 +86,25 @@ class _UnknownName(Exception):
 
 
 @functools.cache
-def load(overlay: Path | None = None) -> tuple[Rule, ...]:
-    """Every rule, bundled ones and the user's own; one with the id of a bundled rule replaces it. Raises: InvalidInput."""
+def load(engine: str, overlay: Path | None = None) -> tuple[Rule, ...]:
+    """The rules for an engine, bundled ones and the user's own; one with the id of a bundled rule replaces it.
+
+    Raises: InvalidInput.
+    """
     found: dict[str, Rule] = {}
     for root in (facts.BUNDLED, overlay):
-        for path in sorted((root / "rules").glob("*.yaml")) if root is not None else ():
+        if root is None:
+            continue
+        folder = root / "rules"
+        for path in (*sorted(folder.glob("*.yaml")), *sorted((folder / engine).glob("*.yaml"))):
             for rule in facts.read(path, tuple[Rule, ...]):
                 found[rule.id] = rule
     return tuple(found.values())
 
 
-def judge(subject: Subject, overlay: Path | None = None) -> tuple[Hit, ...]:
+def judge(subject: Subject, engine: str, overlay: Path | None = None) -> tuple[Hit, ...]:
     """The rules that fire for `subject`, in the order of their files."""
-    return tuple(hit for rule in load(overlay) if (hit := apply(rule, subject)) is not None)
+    return tuple(hit for rule in load(engine, overlay) if (hit := apply(rule, subject)) is not None)
 
 
 def apply(rule: Rule, subject: Subject) -> Hit | None:

@@ -28,10 +28,10 @@ def translate(
             if meant is not None and meant in (flag.choices or ()):
                 said = (words[0].partition("=")[0], meant)
                 kept += said
-                why = f"vLLM calls it {meant}"
+                why = f"{lint.title(table)} calls it {meant}"
                 changes.append(Change(what=" ".join(words), to=" ".join(said), kind="renamed", why=why))
                 continue
-            why = f"vLLM {table.version} does not take that value"
+            why = f"{lint.title(table)} {table.version} does not take that value"
             changes.append(Change(what=" ".join(words), to="", kind="dropped", why=why))
             continue
         if flag is not None or not words[0].startswith("-"):
@@ -44,18 +44,18 @@ def translate(
         denied = lint.negation(name, known)
         new = (denied,) if denied is not None else _words(gone, tuple(value), known)
         kept += new
-        changes.append(_change(" ".join(words), new, gone, table.version))
+        changes.append(_change(" ".join(words), new, gone, table))
         if denied is not None and len(words) > 1:
             kept += words[1:]  # it takes no value, so what follows was a positional
     found = dict(env)
     for name in sorted(env):
-        if not name.startswith("VLLM_") or name in table.env:
+        if not name.startswith(lint.PREFIXES[table.engine]) or name in table.env:
             continue
         gone = removed().env.get(name)
         del found[name]
         new = () if gone is None or (gone.use and gone.use[0] in kept) else _words(gone, (env[name],), known)
         kept += new
-        changes.append(_change(f"{name}={env[name]}", new, gone, table.version))
+        changes.append(_change(f"{name}={env[name]}", new, gone, table))
     return Translation(args=tuple(kept), env=found, changes=tuple(changes))
 
 
@@ -111,9 +111,9 @@ def _words(gone: Gone | None, value: tuple[str, ...], known: dict[str, Flag]) ->
     return new
 
 
-def _change(what: str, new: tuple[str, ...], gone: Gone | None, version: str) -> Change:
+def _change(what: str, new: tuple[str, ...], gone: Gone | None, table: FlagTable) -> Change:
     if gone is None:
-        why = f"vLLM {version} does not have it"
+        why = f"{lint.title(table)} {table.version} does not have it"
     else:
-        why = f"gone since vLLM {gone.gone_by}" + (f": {gone.instead}" if gone.instead else "")
+        why = f"gone since {lint.title(table)} {gone.gone_by}" + (f": {gone.instead}" if gone.instead else "")
     return Change(what=what, to=" ".join(new), kind="renamed" if new else "dropped", why=why)

@@ -7,19 +7,17 @@ docs/getting_started at v0.32.0; reports are named where a rule rests on them.
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from aim_engine.backend import kernels, lint, release, rules, subject, translate
-from aim_engine.backend.base import Command, Defaults, Image, Reason, Release, Translation
-from aim_engine.errors import InvalidInput
-from aim_engine.hardware.cluster import Finding
+from aim_engine.backend import kernels, lint, subject, translate
+from aim_engine.backend.base import Command, Reason
+from aim_engine.backend.engine import Engine, without
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
-from aim_engine.recipe.database import Family, Known, RecipeDatabase
+from aim_engine.recipe.database import Known
 from aim_engine.recipe.recipe import Recipe
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -38,82 +36,16 @@ _NOT_ADOPTED = frozenset(
 _CPU_PRECISIONS = ("bf16", "fp16", "fp32", "int8", "int4")
 
 
-class Vllm:
+class Vllm(Engine):
     """The vLLM engine."""
 
     name = "vllm"
 
-    def __init__(self, overlay: Path | None = None) -> None:
-        self._overlay = overlay
-        self._describe: Callable[[str], ModelSpec | None] | None = None
-        self._gpu: Gpu | None = None
-        self._facts = functools.cache(lambda version: release.load("vllm", version, overlay))
-        self._flags = functools.cache(lambda version: release.flags("vllm", version, overlay))
-        self._removed = functools.cache(lambda: release.removed("vllm", overlay))
+    title = "vLLM"
+
+    def __init__(self, overlay: Path | None = None, **knowing: Any) -> None:
+        super().__init__(overlay, **knowing)
         self._chosen = functools.lru_cache(maxsize=256)(self._choose)
-        self._bundled = functools.cache(RecipeDatabase(overlay).family)
-        self._family = functools.cache(lambda model_id: release.family("vllm", model_id, overlay))
-
-    def versions(self) -> tuple[str, ...]:
-        """Known releases, newest first."""
-        return release.versions("vllm", self._overlay)
-
-    def newest(self, gpu: Gpu) -> str:
-        """The newest known release that can run on this kind of device. Raises: InvalidInput."""
-        known = self.versions()
-        if gpu.kind != "cpu":
-            return known[0]
-        for version in known:
-            if self._facts(version).cpu_package is not None:
-                return version
-        raise InvalidInput("no known vLLM release has a CPU build", hint="name one with --engine-version")
-
-    def release(self, version: str) -> Release:
-        """Flags, environment and images of a release. Raises: InvalidInput with the known ones."""
-        found, table = self._facts(version), self._flags(version.removeprefix("v"))
-        return Release(
-            engine="vllm",
-            version=found.version,
-            flags=table.flags,
-            env=table.env,
-            images=found.images,
-            source=table.source,
-        )
-
-    def image(self, version: str, gpu: Gpu) -> Image:
-        """The image of a release for this device. Raises: InvalidInput when none was built for it."""
-        images = self._facts(version).images
-        device = "cpu" if gpu.kind == "cpu" else "rocm"
-        for image in images:
-            if image.device == device and (device == "cpu" or gpu.arch in image.archs):
-                return image
-        built = sorted({arch for image in images for arch in image.archs})
-        raise InvalidInput(
-            f"vLLM {version} has no known image for {'a CPU' if device == 'cpu' else gpu.arch}",
-            why=f"its images are built for {', '.join(built)}",
-            hint="use --target local, or name your own image with --image"
-            if device == "cpu"
-            else "choose another card",
-        )
-
-    def defaults(self, version: str, gpu: Gpu) -> Defaults:
-        """The engine's own defaults on this device; of memory that others partly hold, the same share of what is free.
-
-        The engine refuses to start when less is free than its share of the whole.
-        Source: vllm-project/vllm:vllm/v1/worker/utils.py request_memory@v0.32.0.
-        """
-        found = self._facts(version)
-        device = "cpu" if gpu.kind == "cpu" else "gpu"
-        fitting = [d for d in found.batch_defaults if d.device == device and gpu.memory_bytes >= d.at_least_bytes]
-        best = max(fitting, key=lambda entry: entry.at_least_bytes)
-        share = found.gpu_memory_utilization
-        if gpu.free_fraction < share:
-            share = max(0.001, math.floor(1000 * share * gpu.free_fraction) / 1000)
-        return Defaults(
-            gpu_memory_utilization=share,
-            max_num_seqs=best.max_num_seqs,
-            max_num_batched_tokens=best.max_num_batched_tokens,
-        )
 
     def supports(self, model: ModelSpec, gpu: Gpu, precision: str) -> str | None:
         """None when there are kernels for it, else the reason why not. `kv_fp8` asks about an FP8 KV cache.
@@ -166,7 +98,7 @@ class Vllm:
             if value is not None:
                 args += [flag, str(value)]
         args += self._parsers(model)
-        args = _without(args, recipe.extra_args)
+        args = without(args, recipe.extra_args)
         return msgspec.structs.replace(
             recipe,
             attention_backend=recipe.attention_backend or choice.attention_backend,
@@ -183,7 +115,7 @@ class Vllm:
         return self._chosen(model, gpu.arch, recipe.engine_version, features)
 
     def _choose(self, model: ModelSpec, arch: str, version: str, features: kernels.Features) -> kernels.Choice:
-        table = self._flags(version.removeprefix("v"))
+        table = self._flags(version)
         return kernels.choose(model, arch, version, features, table=table, overlay=self._overlay)
 
     def adopt(self, recipe: Recipe, known: Known, *, allow_lossy: bool = False) -> Recipe:
@@ -202,10 +134,6 @@ class Vllm:
             for word in words
         ]
         return msgspec.structs.replace(recipe, extra_args=(*recipe.extra_args, *args), env={**said.env, **recipe.env})
-
-    def translate(self, args: tuple[str, ...], env: dict[str, str], version: str) -> Translation:
-        """A command line and environment in the words of a release, with every change listed."""
-        return translate.translate(args, env, self._flags(version.removeprefix("v")), self._removed)
 
     def command(self, recipe: Recipe, *, model_ref: str, host: str, port: int) -> Command:
         """How to serve `recipe`. `model_ref` is a hub id or a folder, which is then served under the model's id."""
@@ -241,75 +169,36 @@ class Vllm:
             args.append("--trust-remote-code")
         return Command(argv0=("vllm", "serve"), args=(*args, *recipe.extra_args), env=dict(sorted(recipe.env.items())))
 
-    def check(
-        self,
-        args: tuple[str, ...],
-        env: dict[str, str],
-        version: str,
-        *,
-        model: ModelSpec | None = None,
-        gpu: Gpu | None = None,
-        exact: str | None = None,
-    ) -> tuple[Finding, ...]:
-        """What that release would not accept in a command line and environment, and which rules fire."""
-        found = lint.check(args, env, self._flags(version.removeprefix("v")), self._removed)
-        hits = self._hits(args, env, version, model, gpu, exact)
-        return (*found, *(hit.finding for hit in hits))
-
-    def repair(
-        self,
-        args: tuple[str, ...],
-        env: dict[str, str],
-        version: str,
-        *,
-        model: ModelSpec | None = None,
-        gpu: Gpu | None = None,
-    ) -> Translation:
-        """The command line and environment with every remedy that has one right answer, and what was changed."""
-        done = self.translate(args, env, version)
-        by_flag = lint.by_flag(self._flags(version.removeprefix("v")))
-        seen: set[str] = set()
-        while True:
-            hits = self._hits(done.args, done.env, version, model, gpu, None)
-            hit = next((each for each in hits if each.repair is not None and each.finding.id not in seen), None)
-            if hit is None or hit.repair is None:
-                return done
-            seen.add(hit.finding.id)
-            done = translate.repaired(done, hit.repair, hit.finding, by_flag)
-
-    def knowing(self, describe: Callable[[str], ModelSpec | None], gpu: Gpu | None) -> Vllm:
-        """The same engine, judging command lines of others with what `describe` and `gpu` tell of model and card."""
-        found = Vllm(self._overlay)
-        found._describe, found._gpu = functools.cache(describe), gpu
-        return found
-
-    def _hits(
+    def _subject(
         self,
         args: tuple[str, ...],
         env: dict[str, str],
         version: str,
         model: ModelSpec | None,
+        named: str | None,
         gpu: Gpu | None,
         exact: str | None,
-    ) -> tuple[rules.Hit, ...]:
-        table = self._flags(version.removeprefix("v"))
-        named = model.model_id if model is not None else lint.model_of(args, lint.by_flag(table))
-        if model is None and named is not None and self._describe is not None:
-            model = self._describe(named)
-        about = subject.of_command(
+    ) -> dict[str, Any]:
+        found = subject.of_command(
             args,
             env,
             exact or version.removeprefix("v"),
-            table,
+            self._flags(version),
             release=self._facts(version) if exact is None else None,
             model=model,
             family=self._bundled(named) if named is not None else None,
-            gpu=gpu or self._gpu,
+            gpu=gpu,
             overlay=self._overlay,
         )
         if named is not None:
-            about.setdefault("model_id", named)
-        return rules.judge(about, self._overlay)
+            found["mxfp4_sibling"] = self._sibling(named)
+        return found
+
+    def _sibling(self, model_id: str) -> str | None:
+        """AMD's own MXFP4 checkpoint of a model, where the recipe database has one."""
+        wanted = f"amd/{model_id.rpartition('/')[2]}-MXFP4"
+        entry = self._database.file(wanted)
+        return wanted if entry is not None and entry.base_model == model_id else None
 
     def _supports_cpu(self, model: ModelSpec, precision: str, form: str | None) -> str | None:
         if precision == "kv_fp8":
@@ -325,25 +214,13 @@ class Vllm:
 
     def _parsers(self, model: ModelSpec) -> tuple[str, ...]:
         """The parsers that the recipe database names for the model, else those of its family by name."""
-        family: Family | release.Family = self._bundled(model.model_id) or self._family(model.model_id)
+        family = self._family_of(model.model_id)
         args: list[str] = []
         if family.tool_parser is not None:
             args += ["--enable-auto-tool-choice", "--tool-call-parser", family.tool_parser]
         if family.reasoning_parser is not None:
             args += ["--reasoning-parser", family.reasoning_parser]
         return tuple(args)
-
-
-def _without(args: list[str], given: tuple[str, ...]) -> list[str]:
-    """`args` less those that `given` sets already."""
-    names = {word.partition("=")[0] for word in given if word.startswith("-")}
-    kept: list[str] = []
-    skipping = False
-    for word in args:
-        skipping = word in names if word.startswith("-") else skipping
-        if not skipping:
-            kept.append(word)
-    return kept
 
 
 def _other_formats(precision: str, form: str | None) -> str:

@@ -18,6 +18,8 @@ from aim_engine.errors import InvalidInput
 from aim_engine.recipe.database import Family, Known, Match, RecipeDatabase
 
 SCHEMA = "aim-engine/recipes/v1"
+KEPT = ("ttft_ms", "tpot_ms", "e2e_ms", "output_tok_s", "requests_s")
+"""Figures of a run that are kept with its recipe."""
 
 
 @click.group(epilog="Example: aim-engine recipes show Qwen/Qwen3-32B")
@@ -43,11 +45,13 @@ def show(model: str, as_json: bool) -> None:
     """Show what is known to work for MODEL, with its source, and what its family needs."""
     database = _database()
     entry = database.file(model)
-    if entry is None:
-        raise _unknown(model, database)
     found, family = database.load_recipes(model), database.family(model)
+    if entry is None and not found:
+        raise _unknown(model, database)
+    unsupported = entry.unsupported if entry is not None else ()
     if as_json:
-        about = {"family": family, "unsupported": entry.unsupported, "least_memory_bytes": entry.least_memory_bytes}
+        least = entry.least_memory_bytes if entry is not None else None
+        about = {"family": family, "unsupported": unsupported, "least_memory_bytes": least}
         output.data({"schema": SCHEMA, "recipes": found, **about})
         return
     if found:
@@ -56,8 +60,13 @@ def show(model: str, as_json: bool) -> None:
         settings = " ".join((*known.extra_args, *(f"{name}={value}" for name, value in known.env.items())))
         if settings:
             output.text(f"{known.split} on {', '.join(known.gpus)}: {settings}")
-    if entry.unsupported:
-        output.text(f"does not run on: {', '.join(entry.unsupported)}")
+        if known.measured:
+            figures = ", ".join(f"{name} {value:g}" for name, value in known.measured.items())
+            output.text(
+                f"{known.split} on {', '.join(known.gpus)}, measured with {known.engine} {known.engine_version}: {figures}"
+            )
+    if unsupported:
+        output.text(f"does not run on: {', '.join(unsupported)}")
     _show_family(family)
     for source in dict.fromkeys(known.provenance.source for known in found):
         output.text(f"source: {source}")
@@ -69,23 +78,31 @@ def show(model: str, as_json: bool) -> None:
 @click.option("--gpus", metavar="NxCARD", required=True, help="Hardware to match, such as 8xMI300X.")
 @click.option("--precision", help="Weight format to match.")
 @click.option("--objective", type=click.Choice(["throughput", "latency"]), help="What it was made for.")
+@click.option("--engine", "engine_name", default="vllm", show_default=True, help="Serving engine.")
 @click.option("--engine-version", metavar="X.Y.Z", help="Engine release. Default: the newest known.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def match(
-    model: str, gpus: str, precision: str | None, objective: str | None, engine_version: str | None, as_json: bool
+    model: str,
+    gpus: str,
+    precision: str | None,
+    objective: str | None,
+    engine_name: str,
+    engine_version: str | None,
+    as_json: bool,
 ) -> int:
     """List the recipes of MODEL that fit the hardware, best first, with what speaks for each."""
     from aim_engine.hardware import catalog
 
     settings = all_settings.load()
     count, gpu = catalog.parse_request(gpus, workflow.overlay_dir(settings))
-    engine = _backend()
+    engine = _backend(engine_name)
     asked = {
         "model_id": model,
         "gpu": gpu.name,
         "gpu_count": count,
         "precision": precision,
         "objective": objective,
+        "engine": engine.name,
         "engine_version": engine_version or engine.versions()[0],
     }
     found = _database().match(asked)
@@ -98,18 +115,19 @@ def match(
 
 @recipes.command(epilog="Example: aim-engine recipes lint --engine-version 0.30.0")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("--engine", "engine_name", default="vllm", show_default=True, help="Whose recipes to check.")
 @click.option("--engine-version", metavar="X.Y.Z", help="Engine release to check against. Default: the newest known.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def lint(models: tuple[str, ...], engine_version: str | None, as_json: bool) -> int:
+def lint(models: tuple[str, ...], engine_name: str, engine_version: str | None, as_json: bool) -> int:
     """Check recipes, all of them without MODEL, against a release: what it would rename, drop or refuse."""
-    engine, database = _backend(), _database()
+    engine, database = _backend(engine_name), _database()
     version = engine.release(engine_version or engine.versions()[0]).version
     rows: list[tuple[str, str, str, str, str]] = []
     errors = 0
     for model in models or database.models():
-        if models and database.file(model) is None:
+        if models and database.file(model) is None and not database.load_recipes(model):
             raise _unknown(model, database)
-        for known in database.load_recipes(model):
+        for known in database.load_recipes(model, engine.name):
             said = engine.translate(known.extra_args, {**known.env, **known.lossy_env}, version)
             rows += [(model, known.split, change.kind, change.what, change.to or change.why) for change in said.changes]
             wrong = [f for f in engine.check(said.args, said.env, version) if f.severity == "error"]
@@ -125,7 +143,7 @@ def lint(models: tuple[str, ...], engine_version: str | None, as_json: bool) -> 
             }
         )
     elif rows:
-        output.table(f"vLLM {version}", ("model", "split", "kind", "what", "to"), rows)
+        output.table(f"{engine.title} {version}", ("model", "split", "kind", "what", "to"), rows)
     if not as_json:
         output.text(f"{len(rows)} findings, {errors} that translation does not answer")
     return 1 if errors else 0
@@ -169,6 +187,31 @@ def import_(items: tuple[Path, ...], folder: Path | None, engine_version: str | 
         output.text(f"{target}: {len(entries)} recipes")
 
 
+@recipes.command(epilog="Example: aim-engine recipes keep qwen3-32b")
+@click.argument("name", metavar="DEPLOYMENT")
+def keep(name: str) -> None:
+    """Keep the recipe of a running DEPLOYMENT with what its engine measured, for every later plan.
+
+    Figures are those since the engine's start. The recipe is kept beside the state, in the shape of the catalogue's files.
+    """
+    from aim_engine.deploy.records import Store
+    from aim_engine.monitor import report, scrape
+    from aim_engine.recipe import measured
+
+    settings = all_settings.load()
+    store = Store(settings.state_dir)
+    record = store.load(store.members(name)[0])
+    plan = store.plan(record.name)
+    if plan.chosen is None:
+        raise InvalidInput(f"the plan of {name} chose nothing, so there is no recipe to keep")
+    seen = report.summarise(None, scrape.fetch(record.endpoint), endpoint=record.endpoint)
+    figures = {kpi: value for kpi in KEPT if (value := seen.value(kpi)) is not None}
+    known = measured.of_run(plan.chosen.recipe, plan.inputs.gpu.name, figures, image=record.image, checked=_today())
+    path = measured.keep(Path(settings.state_dir).expanduser(), known)
+    output.note(f"kept in {path}: " + ", ".join(f"{kpi} {value:g}" for kpi, value in known.measured.items()))
+    output.next_step(f"aim-engine recipes show {known.model_id}")
+
+
 @recipes.command(epilog="Example: aim-engine recipes export Qwen/Qwen3-32B --shape aim")
 @click.argument("model")
 @click.option(
@@ -180,7 +223,7 @@ def export(model: str, shape: str, gpu: str | None) -> None:
     from aim_engine.recipe import exchange
 
     database = _database()
-    found = [known for known in database.load_recipes(model) if gpu is None or gpu in known.gpus]
+    found = [known for known in database.load_recipes(model, "vllm") if gpu is None or gpu in known.gpus]
     if not found:
         raise _unknown(model, database)
     if shape == "catalogue":
@@ -210,7 +253,7 @@ def diff(model: str, old: str, new: str, as_json: bool) -> None:
     if database.file(model) is None:
         raise _unknown(model, database)
     rows = []
-    for known in database.load_recipes(model):
+    for known in database.load_recipes(model, "vllm"):
         before = engine.translate(known.extra_args, known.env, engine.release(old).version)
         after = engine.translate(before.args, before.env, engine.release(new).version)
         rows += [(known.split, change.what, change.to, change.why) for change in after.changes]
@@ -259,10 +302,10 @@ def _show_family(family: Family | None) -> None:
 def _table(found: list[Known]) -> None:
     output.table(
         None,
-        ("model", "cards", "split", "precision", "for"),
+        ("model", "cards", "split", "precision", "engine", "for"),
         [
-            (k.model_id, ", ".join(k.gpus), k.split, k.precision, k.objective or "")
-            for k in sorted(found, key=lambda k: (k.model_id, k.gpus, k.split, k.objective or ""))
+            (k.model_id, ", ".join(k.gpus), k.split, k.precision, k.engine, k.objective or "")
+            for k in sorted(found, key=lambda k: (k.model_id, k.engine, k.gpus, k.split, k.objective or ""))
         ],
     )
 
@@ -322,11 +365,12 @@ def _today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
-def _backend() -> Backend:
+def _backend(name: str = "vllm") -> Backend:
     from aim_engine import backend
 
-    return backend.get("vllm", workflow.overlay_dir(all_settings.load()))
+    return backend.get(name, workflow.overlay_dir(all_settings.load()))
 
 
 def _database() -> RecipeDatabase:
-    return RecipeDatabase(workflow.overlay_dir(all_settings.load()))
+    settings = all_settings.load()
+    return RecipeDatabase(workflow.overlay_dir(settings), Path(settings.state_dir).expanduser())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -19,8 +19,20 @@ from aim_engine.model.spec import ModelSpec
 from aim_engine.planner import plan as plans
 from aim_engine.recipe import exchange, seed_shape
 from aim_engine.recipe.recipe import Recipe
-from aim_engine.render import check_command, check_compose, check_host, check_kubernetes, document
+from aim_engine.render import (
+    check_command,
+    check_compose,
+    check_engine,
+    check_host,
+    check_kubernetes,
+    check_values,
+    document,
+)
+from aim_engine.render.check_engine import Container
 from aim_engine.settings import Settings
+
+if TYPE_CHECKING:
+    from aim_engine.doctor.host import Host
 
 _SUFFIXES = (".yaml", ".yml", ".json", ".sh", ".env")
 _ASSIGNMENT = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)")
@@ -40,6 +52,7 @@ class Checker(msgspec.Struct, frozen=True, kw_only=True):
     backend: Backend
     version: str | None
     """Engine release to check against, instead of the one a file names."""
+    kubernetes_version: str | None
     settings: Settings
 
 
@@ -54,6 +67,15 @@ class Checker(msgspec.Struct, frozen=True, kw_only=True):
 @click.option(
     "--gpu", "card", metavar="CARD", help="Card that it will run on, such as MI300X: adds the rules that depend on it."
 )
+@click.option(
+    "--host",
+    "host_root",
+    is_flag=False,
+    flag_value="/",
+    type=click.Path(path_type=Path),
+    help="Judge for this machine, or for a recorded one: adds what `doctor` finds there and the rules that need it.",
+)
+@click.option("--kubernetes-version", metavar="X.Y", help="Release of the cluster that manifests are meant for.")
 @click.option("--fix", is_flag=True, help="Apply the remedies that have one right answer, and show what changed.")
 @click.option("--sarif", "as_sarif", is_flag=True, help="One SARIF 2.1.0 document, as code hosts read it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
@@ -62,6 +84,8 @@ def validate(
     engine_version: str | None,
     engine: str,
     card: str | None,
+    host_root: Path | None,
+    kubernetes_version: str | None,
     fix: bool,
     as_sarif: bool,
     as_json: bool,
@@ -75,9 +99,10 @@ def validate(
 
     settings = all_settings.load()
     overlay = workflow.overlay_dir(settings)
-    chosen = _knowing(backend.get(engine, overlay), card, settings)
+    host, facts = _host(host_root, settings) if host_root is not None else (None, {})
+    chosen = _knowing(backend.get(engine, overlay), card, facts, settings)
     version = chosen.release(engine_version).version if engine_version else None
-    checker = Checker(backend=chosen, version=version, settings=settings)
+    checker = Checker(backend=chosen, version=version, kubernetes_version=kubernetes_version, settings=settings)
     if check_command.starts_engine(check_command.Line(words=_without_assignments(items), env={})):
         if fix:
             items = _fixed_line(items, checker)
@@ -87,6 +112,8 @@ def validate(
         for name in _expanded(items) if fix else ():
             _fix_file(name, checker)
         checked = _files(items, checker)
+    if host is not None:
+        checked.append(Checked(file="host", kind=f"host {host.node.name}", findings=_host_findings(host)))
     errors, warnings = (
         sum(finding.severity == severity for entry in checked for finding in entry.findings)
         for severity in ("error", "warning")
@@ -103,8 +130,38 @@ def validate(
     return 1 if errors else 0
 
 
-def _knowing(engine: Backend, card: str | None, settings: Settings) -> Backend:
-    """The engine with what is known here of models and of the card, so that its rules can ask."""
+def _host(root: Path, settings: Settings) -> tuple[Host, dict[str, Any]]:
+    """The facts of a machine, live or recorded, and what rules may know of them."""
+    from aim_engine import workflow
+    from aim_engine.backend import around
+    from aim_engine.doctor import host as hosts
+    from aim_engine.hardware import recording
+
+    with recording.opened(root) as folder:
+        host = hosts.read(folder, overlay=workflow.overlay_dir(settings))
+        return host, around.of_host(host) | around.of_cdi(folder)
+
+
+def _host_findings(host: Host) -> tuple[Finding, ...]:
+    """What `doctor` finds wrong, in the words of a finding; remarks are left to it."""
+    from aim_engine.doctor.examine import examine
+
+    return tuple(
+        Finding(
+            id=problem.id,
+            severity=problem.severity,
+            message=f"{problem.message}: {problem.effect}" if problem.effect else problem.message,
+            evidence=problem.evidence,
+            remedy="; ".join(problem.fix),
+            source=problem.source,
+        )
+        for problem in examine(host).problems
+        if problem.severity != "info"
+    )
+
+
+def _knowing(engine: Backend, card: str | None, facts: dict[str, Any], settings: Settings) -> Backend:
+    """The engine with what is known here of models, card and host, so that its rules can ask."""
     from aim_engine import workflow
     from aim_engine.hardware import catalog
 
@@ -116,23 +173,30 @@ def _knowing(engine: Backend, card: str | None, settings: Settings) -> Backend:
         except AimError:
             return None
 
-    return engine.knowing(describe, catalog.load(card, workflow.overlay_dir(settings)) if card is not None else None)
+    named = card or facts.get("host_card")
+    return engine.knowing(
+        describe, catalog.load(named, workflow.overlay_dir(settings)) if named is not None else None, facts
+    )
 
 
 def _fixed_line(words: tuple[str, ...], checker: Checker) -> tuple[str, ...]:
-    """A `vllm serve` line repaired and shown beside the old one; another command as it is."""
+    """A line that starts an engine repaired and shown beside the old one; `docker run` as it is."""
     import shlex
 
     from aim_engine.backend import lint
 
     start = len(words) - len(_without_assignments(words))
     plain = words[start:]
-    if plain[0].rsplit("/", 1)[-1] != "vllm" or plain[1:2] != ("serve",):
-        output.note("only `vllm serve` lines are rewritten; the remedies below are for you to apply")
+    try:
+        line = lint.parse_command_line(shlex.join(words))
+    except InvalidInput:
+        output.note("only lines with an engine's own command are rewritten; the remedies below are for you to apply")
         return words
-    line = lint.parse_command_line(shlex.join(words))
-    done = checker.backend.repair(line.args, line.env, checker.version or checker.backend.versions()[0])
-    new = (*(f"{name}={value}" for name, value in done.env.items()), *plain[:2], *done.args)
+    engine = checker.backend.sibling("sglang" if any("sglang" in word for word in line.program) else "vllm")
+    done = engine.repair(line.args, line.env, checker.version or engine.versions()[0])
+    old = line.program[-1].startswith("vllm.entrypoints")
+    head = ("vllm", "serve") if old else plain[: len(plain) - len(line.args)]
+    new = (*(f"{name}={value}" for name, value in done.env.items()), *head, *done.args)
     if done.changes:
         output.text(f"- {shlex.join(words)}")
         output.text(f"+ {shlex.join(new)}")
@@ -221,7 +285,7 @@ def _files(items: tuple[str, ...], checker: Checker) -> list[Checked]:
     if not manifests:
         return checked
     together = [entry for documents, _ in manifests.values() for entry in documents]
-    found = check_kubernetes.check(together, checker.backend, checker.version)
+    found = check_kubernetes.check(together, checker.backend, checker.version, checker.kubernetes_version)
     homes = [(shown, {_object_name(entry) for entry in documents}) for shown, (documents, _) in manifests.items()]
     by_file: dict[str, list[Finding]] = {shown: list(repeated) for shown, (_, repeated) in manifests.items()}
     for finding in found:
@@ -256,6 +320,9 @@ def _documents(content: str, shown: str) -> tuple[list[Any], tuple[Finding, ...]
     """
     if not content.strip():
         raise InvalidInput(f"{shown} is empty")
+    first = next(iter(check_command.commands(content)), None)
+    if shown.endswith(".sh") or (first is not None and check_command.starts_engine(first)):
+        return [], ()  # a script; JSON in its arguments can look like YAML
     try:
         documents, repeated = document.read(content, shown)
     except InvalidInput:
@@ -268,7 +335,11 @@ def _documents(content: str, shown: str) -> tuple[list[Any], tuple[Finding, ...]
 
 
 def _is_script(content: str) -> bool:
-    return any(check_command.starts_engine(line) for line in check_command.commands(content)) or _is_env(content)
+    return _starts_engine(content) or _is_env(content)
+
+
+def _starts_engine(content: str) -> bool:
+    return any(check_command.starts_engine(line) for line in check_command.commands(content))
 
 
 def _one(content: str, documents: list[Any], shown: str, checker: Checker) -> tuple[str, tuple[Finding, ...]]:
@@ -286,17 +357,21 @@ def _one(content: str, documents: list[Any], shown: str, checker: Checker) -> tu
             return "recipes of a catalogue", _catalogue_recipes(first)
         if check_compose.is_compose(first):
             return "Compose file", check_compose.check(first, checker.backend, checker.version)
+        if check_values.is_values(first):
+            return "Helm values", check_values.check(first, checker.backend, checker.version)
+        if isinstance(first.get("model"), str) and not {"image", "recipes", "services"} & set(first):
+            return "engine arguments", _arguments(first, checker)
         if "image" in first and {"args", "command", "devices", "ports"} & set(first):
             container = check_compose.container(first, "container")
             return "container", check_host.check(container, checker.backend, checker.version)
-    elif any(check_command.starts_engine(line) for line in check_command.commands(content)):
+    elif _starts_engine(content):
         return "command line", check_command.check(content, checker.backend, checker.version)
     elif _is_env(content):
         version = checker.version or checker.backend.versions()[0]
         return "env file", checker.backend.check((), _env(content), version)
     raise InvalidInput(
         f"{shown} is of no kind this command knows",
-        why="it knows plans, recipes, Kubernetes manifests, Compose files, env files and lines with vllm serve or docker run",
+        why="it knows plans, recipes, engine arguments, Kubernetes manifests, Helm values, Compose files, env files and lines with vllm serve or docker run",
     )
 
 
@@ -351,6 +426,15 @@ def _profile(entry: dict[str, Any], checker: Checker) -> tuple[Finding, ...]:
         gpu = None
     found = checker.backend.check(args, env, version, gpu=gpu)
     return tuple(msgspec.structs.replace(finding, evidence="profile") for finding in found)
+
+
+def _arguments(entry: dict[str, Any], checker: Checker) -> tuple[Finding, ...]:
+    """What an engine's configuration file asks for, judged as the command line that it stands for."""
+    engine = checker.backend
+    program = ("vllm", "serve") if engine.name == "vllm" else ("sglang", "serve")
+    container = Container(where="arguments", image="", entrypoint=(*program, *exchange.words_of(entry)))
+    _, found = check_engine.check(container, engine, checker.version or engine.versions()[0])
+    return tuple(finding for finding in found if finding.id != "VER009")
 
 
 def _recipe(entry: dict[str, Any], checker: Checker) -> tuple[Finding, ...]:

@@ -33,7 +33,7 @@ def neighbours(
     inputs: Inputs,
     smaller: Sequence[Candidate] = (),
 ) -> tuple[Neighbour, ...]:
-    """The best of those one step away from the choice, each with the number that lost it; those that do not fit with why.
+    """The best of every other split and of those one step away, each with the number that lost it, or why it does not fit.
 
     `smaller`: sizes that were simulated and missed a limit.
     """
@@ -85,10 +85,14 @@ def _changes(chosen: Rated, options: Sequence[Option], *, counts: bool) -> Itera
     `counts`: the number of replicas too, unless each spread was only looked at in the number that it needs.
     """
     split = chosen.split
-    for tp in (split.tp // 2, split.tp * 2):
-        if tp >= 1:
-            other = msgspec.structs.replace(split, tp=tp)
-            yield f"tp {tp} instead of {split.tp}", _family(other, chosen), _split_is(other, chosen)
+    degrees = {option.split.tp for option in options if option.split.pp == split.pp}
+    for tp in sorted((degrees | {split.tp // 2, split.tp * 2}) - {split.tp, 0}):
+        other = msgspec.structs.replace(split, tp=tp)
+        yield f"tp {tp} instead of {split.tp}", _family(other, chosen), _split_is(other, chosen)
+        turned = msgspec.structs.replace(other, ep=not split.ep)
+        if turned in {option.split for option in options}:
+            how = "sliced over ranks" if split.ep else "whole on each rank"
+            yield f"tp {tp} instead of {split.tp}, experts {how}", None, _split_is(turned, chosen)
     if any(option.split.ep for option in options):
         other = msgspec.structs.replace(split, ep=not split.ep)
         name = "experts sliced over ranks" if split.ep else "experts whole on each rank"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -68,8 +68,14 @@ def parallelisms(spec: ModelSpec, available: int) -> Iterator[Parallelism]:
             if spec.is_mla or tp == spec.kv_heads:
                 yield Parallelism(tp=tp, dp=dp, ep=True)
         for pp in (2, 4, 8):
-            if tp * pp <= available and memory.split_problem(spec, Parallelism(tp=tp * pp)) is not None:
+            if tp * pp <= available and not _splits_by_tensor(spec, tp * pp):
                 yield Parallelism(tp=tp, pp=pp)
+
+
+def _splits_by_tensor(spec: ModelSpec, devices: int) -> bool:
+    """Whether tensor parallelism spreads the model over so many devices, with experts sliced or whole."""
+    ways = (Parallelism(tp=devices), *((Parallelism(tp=devices, ep=True),) if spec.is_moe else ()))
+    return any(memory.split_problem(spec, way) is None for way in ways)
 
 
 def weights_options(inputs: Inputs, backend: Backend) -> tuple[tuple[Weights, ...], tuple[Rejection, ...]]:
@@ -197,7 +203,7 @@ def _draft(
         gpu_memory_utilization=defaults.gpu_memory_utilization,
         trust_remote_code=spec.needs_remote_code,
         resources=resources(spec, parallelism, gpu),
-        provenance="curated" if source is not None else "generated",
+        provenance=_provenance(source),
         provenance_note=source.provenance.source if source is not None else "",
     )
 
@@ -257,6 +263,12 @@ def _known_for(known: tuple[Known, ...], parallelism: Parallelism, option: Weigh
         if entry.parallelism == parallelism and same_format and inputs.gpu.name in entry.gpus:
             return entry
     return None
+
+
+def _provenance(source: Known | None) -> Literal["generated", "curated", "measured"]:
+    if source is None:
+        return "generated"
+    return "measured" if source.measured else "curated"
 
 
 def _worst(family: str, reasons: list[Rejection]) -> Rejection:

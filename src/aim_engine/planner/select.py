@@ -256,7 +256,9 @@ def _first_valid(
         candidate = _whole(one)
         errors = [
             finding
-            for finding in validate.recipe_findings(candidate.recipe, inputs.model, inputs.gpu, backend)
+            for finding in validate.recipe_findings(
+                candidate.recipe, inputs.model, inputs.gpu, backend, {"objective": inputs.objective}
+            )
             if finding.severity == "error"
         ]
         if not errors:
@@ -280,7 +282,9 @@ def _findings(inputs: Inputs, chosen: Candidate | None, backend: Backend) -> tup
         for warning in inputs.model.warnings
     )
     if chosen is not None:
-        told = validate.recipe_findings(chosen.recipe, inputs.model, inputs.gpu, backend)
+        told = validate.recipe_findings(
+            chosen.recipe, inputs.model, inputs.gpu, backend, {"objective": inputs.objective}
+        )
         # A small share is no mistake where others hold the rest.
         held = any(finding.id == "MEM101" for finding in found)
         found.extend(finding for finding in told if not (held and finding.id == "MEM013"))
@@ -342,4 +346,5 @@ def requirements(inputs: Inputs) -> Mapping[str, object]:
         "gpu_count": usable_devices(inputs.cluster, inputs.gpu),
         "precision": inputs.precision,
         "objective": inputs.objective,
+        "engine": inputs.engine,
     }

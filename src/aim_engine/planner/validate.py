@@ -10,7 +10,7 @@ from aim_engine.hardware.cluster import Finding
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
 from aim_engine.perf import memory
-from aim_engine.planner.plan import Plan
+from aim_engine.planner.plan import Candidate, Plan
 from aim_engine.recipe.recipe import Recipe
 from aim_engine.units import format_bytes
 from aim_engine.workload import Workload
@@ -19,8 +19,10 @@ HIGH_UTILISATION = 0.95
 """Above it graph capture has been seen to run out of memory."""
 
 
-def recipe_findings(recipe: Recipe, spec: ModelSpec, gpu: Gpu, backend: Backend) -> tuple[Finding, ...]:
-    """Everything wrong or notable about serving `spec` on `gpu` with `recipe`."""
+def recipe_findings(
+    recipe: Recipe, spec: ModelSpec, gpu: Gpu, backend: Backend, about: Mapping[str, Any] | None = None
+) -> tuple[Finding, ...]:
+    """Everything wrong or notable about serving `spec` on `gpu` with `recipe`. `about` is what else rules may ask for."""
     found: list[Finding] = []
     problem = memory.split_problem(spec, recipe.parallelism)
     if problem is not None:
@@ -89,7 +91,14 @@ def recipe_findings(recipe: Recipe, spec: ModelSpec, gpu: Gpu, backend: Backend)
         )
     command = backend.command(recipe, model_ref=spec.model_id, host="127.0.0.1", port=8000)
     said = {finding.id for finding in found}
-    checked = backend.check(command.args, command.env, recipe.engine_version, model=spec, gpu=gpu)
+    checked = backend.check(
+        command.args,
+        command.env,
+        recipe.engine_version,
+        model=spec,
+        gpu=gpu,
+        about={**_measured(recipe, gpu), **(about or {})},
+    )
     found.extend(finding for finding in checked if finding.id not in said)
     return tuple(found)
 
@@ -98,7 +107,8 @@ def plan_findings(plan: Plan, backend: Backend) -> tuple[Finding, ...]:
     """The findings for a plan that was stored: its chosen recipe against its own inputs, and its arithmetic."""
     if plan.chosen is None:
         return (Finding(id="PLN001", severity="error", message="the plan chose nothing", remedy=plan.hint),)
-    found = list(recipe_findings(plan.chosen.recipe, plan.inputs.model, plan.inputs.gpu, backend))
+    about = _planned_for(plan, plan.chosen)
+    found = list(recipe_findings(plan.chosen.recipe, plan.inputs.model, plan.inputs.gpu, backend, about))
     again = memory.breakdown(plan.inputs.model, plan.inputs.gpu, plan.chosen.recipe, plan.inputs.workload)
     if again != plan.chosen.estimate.memory:
         found.append(
@@ -110,6 +120,36 @@ def plan_findings(plan: Plan, backend: Backend) -> tuple[Finding, ...]:
             )
         )
     return tuple(found)
+
+
+def _measured(recipe: Recipe, gpu: Gpu) -> dict[str, Any]:
+    """The minor release that the recipe's figures come from, where it was run on this card."""
+    minors = {run.engine_version.rsplit(".", 1)[0] for run in recipe.verified if run.gpu == gpu.name}
+    ours = recipe.engine_version.rsplit(".", 1)[0]
+    return {"measured_minor": None if not minors else ours if ours in minors else max(minors), "official_image": True}
+
+
+def _planned_for(plan: Plan, chosen: Candidate) -> dict[str, Any]:
+    """The goal and load of a plan, and a smaller configuration that keeps the same limits, where it holds one."""
+    inputs = plan.inputs
+    limited = any(limit is not None for limit in (inputs.slo.ttft_ms, inputs.slo.tpot_ms, inputs.slo.e2e_ms))
+    fewer = min(
+        (
+            other
+            for other in plan.alternatives
+            if limited and other.estimate.meets_slo and other.recipe.gpu_count < chosen.recipe.gpu_count
+        ),
+        key=lambda other: (other.recipe.gpu_count, other.recipe.key),
+        default=None,
+    )
+    shown = None if fewer is None else f"{fewer.recipe.gpu_count} x {fewer.recipe.gpu} ({fewer.recipe.key})"
+    return {
+        "objective": inputs.objective,
+        "tpot_limit": inputs.slo.tpot_ms,
+        "concurrency": inputs.workload.concurrency,
+        "fewer_gpus": shown,
+        "planned_gpus": chosen.recipe.gpu_count,
+    }
 
 
 class ConfigurationValidator:

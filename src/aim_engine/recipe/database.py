@@ -37,12 +37,16 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     gpu_memory_utilization: float | None = None
     objective: str | None = None
     """latency or throughput, where the source names one."""
+    engine: str = "vllm"
+    """What served it; its arguments and variables are in this engine's words."""
     engine_version: str | None = None
     """Release it was run with, where the source names one; its figures count for that release only."""
     extra_args: tuple[str, ...] = ()
     env: dict[str, str] = {}
     lossy_env: dict[str, str] = {}
     """Variables that change answers, used only where the user allows that."""
+    measured: dict[str, float] = {}
+    """Figures of the run by their names in the vocabulary, such as tpot_ms; they count for its release only."""
     provenance: Provenance
 
     @property
@@ -101,15 +105,16 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecipeDatabase:
-    """The bundled recipes, with a user's overlay folder on top."""
+    """The bundled recipes, with a user's overlay folder on top, and those that were measured on this machine."""
 
-    def __init__(self, overlay: Path | None = None) -> None:
+    def __init__(self, overlay: Path | None = None, measured: Path | None = None) -> None:
         self._overlay = overlay
+        self._measured = measured
 
     def models(self) -> tuple[str, ...]:
         """Ids of all models with a file, sorted."""
         found = set()
-        for root in (self._overlay, facts.BUNDLED):
+        for root in (self._measured, self._overlay, facts.BUNDLED):
             if root is not None:
                 base = root / "recipes"
                 found |= {path.relative_to(base).with_suffix("").as_posix() for path in base.glob("**/*.yaml")}
@@ -133,19 +138,30 @@ class RecipeDatabase:
             return None
         return found.family or self.family(found.base_model or "")
 
-    def load_recipes(self, model_id: str) -> tuple[Known, ...]:
-        """Everything known about one model; empty when nothing is. Raises: InvalidInput on a broken file."""
-        found = self.file(model_id)
-        if found is None:
-            return ()
+    def load_recipes(self, model_id: str, engine: str | None = None) -> tuple[Known, ...]:
+        """Everything known about one model, or what is known of it with one engine. Raises: InvalidInput on a broken file."""
         name = f"recipes/{model_id}.yaml"
-        return tuple(facts.msgspec_convert({"model_id": model_id, **entry}, Known, name) for entry in found.recipes)
+        files = (self._own(model_id), self.file(model_id))
+        known = (
+            facts.msgspec_convert({"model_id": model_id, **entry}, Known, name)
+            for found in files
+            if found is not None
+            for entry in found.recipes
+        )
+        return tuple(each for each in known if engine in (None, each.engine))
+
+    def _own(self, model_id: str) -> RecipeFile | None:
+        """What was measured here of a model; it stands beside the catalogue's and hides nothing of it."""
+        if self._measured is None or ".." in model_id.split("/") or model_id.startswith("/"):
+            return None
+        path = facts.find_below(self._measured, f"recipes/{model_id}.yaml")
+        return _read(path, path.stat().st_mtime_ns) if path is not None else None
 
     def match(self, requirements: Mapping[str, Any]) -> tuple[Match, ...]:
-        """Known configurations for `model_id` beside `gpu`, `gpu_count`, `precision`, `objective` and `engine_version`.
+        """Known configurations for `model_id` beside `gpu`, `gpu_count`, `precision`, `objective`, `engine` and `engine_version`.
 
-        Those that cannot serve (another card, more devices than there are, another precision) are left out; the rest is
-        ordered by objective, release, a named split and the number of devices, in this order.
+        Those that cannot serve (another card, more devices than there are, another precision or engine) are left out; the rest is
+        ordered by own measurement, objective, release, a named split and the number of devices, in this order.
         Raises: InvalidInput without a model_id.
         """
         model_id = requirements.get("model_id")
@@ -173,6 +189,8 @@ def _score(known: Known, requirements: Mapping[str, Any]) -> Match | None:
         return None
     if count is not None and known.gpu_count > count:
         return None
+    if requirements.get("engine", known.engine) != known.engine:
+        return None
     score, reasons = 0, []
     if gpu is not None:
         reasons.append(f"run on {gpu}")
@@ -185,6 +203,9 @@ def _score(known: Known, requirements: Mapping[str, Any]) -> Match | None:
         same = known.engine_version.split(".")[:2] == str(version).split(".")[:2]
         score += 2000 if same else 0
         reasons.append(f"run with {known.engine_version}" + ("" if same else f": figures do not count for {version}"))
+    if known.measured:
+        score += 8000
+        reasons.append("measured here: " + ", ".join(f"{name} {value:g}" for name, value in known.measured.items()))
     if known.parallelism is not None:
         score += 1000
         reasons.append(known.split)

@@ -52,6 +52,10 @@ def read(document: Mapping[str, Any], *, source: str, checked: str) -> Known:
 
 def write(known: Known, shape: Shape) -> dict[str, Any]:
     """`known` in the shape of others. Raises: InvalidInput when that shape needs a split and none is named."""
+    if known.engine != "vllm":
+        raise InvalidInput(
+            f"the recipe of {known.model_id} is one of {known.engine}, and this shape holds vLLM's arguments"
+        )
     if known.parallelism is None:
         raise InvalidInput(
             f"the recipe of {known.model_id} names no split", hint="aim-engine plan works one out; export its recipe"
@@ -68,6 +72,18 @@ def command_line(document: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str
         words.append(flag)
         words += [] if value is None else [_text(item) for item in (value if isinstance(value, list) else [value])]
     return tuple(words), {**known.env, **known.lossy_env}
+
+
+def words_of(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """A mapping of engine arguments by name, as an engine's configuration file holds them, as the words of a command line."""
+    given = {str(name).lstrip("-").replace("_", "-"): value for name, value in arguments.items()}
+    words = [str(given.pop("model"))] if isinstance(given.get("model"), str) else []
+    for name, value in given.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words += [f"--{name}", *(_text(item) for item in (value if isinstance(value, list) else [value]))]
+    return tuple(words)
 
 
 def with_command_line(

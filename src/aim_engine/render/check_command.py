@@ -39,6 +39,9 @@ _LONG_OF_SHORT = {
 }
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _WRAPPERS = ("exec", "sudo", "nohup", "time", "env", "command")
+_WHEELS = "wheels.vllm.ai/rocm"
+WHEEL_PYTHON = "3.12"
+"""Source: vllm-project/vllm:docs/getting_started/installation/gpu.rocm.inc.md@v0.33.0."""
 _SEPARATOR = re.compile(r"[;&|()<>]+")
 
 
@@ -82,14 +85,32 @@ def check(content: str, backend: Backend, version: str | None = None) -> tuple[F
     if not lines:
         raise InvalidInput(
             "this starts no engine",
-            why="neither `vllm serve` nor `docker run` was found in it",
+            why="neither `vllm serve`, `sglang.launch_server` nor `docker run` was found in it",
             hint="vllm serve MODEL ...",
         )
-    found: list[Finding] = []
+    found: list[Finding] = list(_installs(content))
     for index, line in enumerate(lines):
         where = "command" if len(lines) == 1 else f"command {index + 1}"
         found += check_line(line, where, backend, version)
     return tuple(dict.fromkeys(found))
+
+
+def _installs(content: str) -> Iterator[Finding]:
+    """Installations of the engine's ROCm wheel by a Python that it is not built for."""
+    for line in commands(content):
+        words = line.words
+        if "install" not in words or not any(_WHEELS in word for word in words):
+            continue
+        named = [
+            match[1] for word in words if (match := re.search(r"^(?:.*/)?(?:python|pip)?(3\.\d+)$", word)) is not None
+        ]
+        if named and named[0] != WHEEL_PYTHON:
+            yield error(
+                "VER005",
+                f"the ROCm wheel is built for Python {WHEEL_PYTHON} only, and Python {named[0]} installs it",
+                f"Python {WHEEL_PYTHON}; with another one the CUDA wheel is taken without a word",
+                "command: install",
+            )
 
 
 def check_line(line: Line, where: str, backend: Backend, version: str | None) -> Iterator[Finding]:
@@ -97,10 +118,13 @@ def check_line(line: Line, where: str, backend: Backend, version: str | None) ->
     words = _container_words(line.words)
     if words is None:
         container = Container(where=where, image="", entrypoint=line.words, env=line.env)
-        engine, found = check_engine.check(container, backend, version or backend.versions()[0])
+        name = check_engine.engine_of(container, "", backend.name)
+        named = backend if name == backend.name else backend.sibling(name)
+        known = named.versions()
+        engine, found = check_engine.check(container, named, version if version in known else known[0])
         yield from (finding for finding in found if finding.id != "VER009")
         if engine is not None:
-            yield from _reach(engine.args, line.env, where)
+            yield from _reach(engine, line.env, where)
         return
     container, problems = docker_run(words, where)
     yield from problems
@@ -191,6 +215,8 @@ def _described(options: list[tuple[str, str]], rest: tuple[str, ...], where: str
         published=tuple(_published(all_of("--publish"))),
         capabilities=all_of("--cap-add", "--cap-drop"),
         mounts=tuple(_targets(all_of("--volume"), all_of("--mount"))),
+        user=last("--user") or "",
+        groups=all_of("--group-add"),
     )
 
 
@@ -212,14 +238,17 @@ def _targets(volumes: tuple[str, ...], mounts: tuple[str, ...]) -> Iterator[str]
             yield match[1].strip('"')
 
 
-def _reach(args: tuple[str, ...], env: Mapping[str, str], where: str) -> Iterator[Finding]:
-    host = check_engine.option(args, "--host")
-    keyed = "VLLM_API_KEY" in env or check_engine.option(args, "--api-key") is not None
+def _reach(engine: check_engine.Engine, env: Mapping[str, str], where: str) -> Iterator[Finding]:
+    host = check_engine.option(engine.args, "--host")
+    if host is None and engine.name == "sglang":
+        return  # which listens on 127.0.0.1 unless told otherwise
+    keyed = "VLLM_API_KEY" in env or check_engine.option(engine.args, "--api-key") is not None
     if not keyed and host in (None, "0.0.0.0", "::"):  # noqa: S104 - compared with, not listened on
         yield warning(
             "SEC001",
             "the engine listens on every network and asks for no key",
-            "--host 127.0.0.1, or set VLLM_API_KEY",
+            "--host 127.0.0.1"
+            + (", or set VLLM_API_KEY" if engine.name == "vllm" else ", or a proxy that asks for one"),
             where,
         )
 
@@ -236,8 +265,8 @@ def _container_words(words: tuple[str, ...]) -> tuple[str, ...] | None:
 
 def _serves(words: tuple[str, ...]) -> bool:
     for word, after in itertools.pairwise(words):
-        if (word.rsplit("/", 1)[-1] == "vllm" and after == "serve") or (
-            word == "-m" and after.startswith("vllm.entrypoints")
+        if (word.rsplit("/", 1)[-1] in ("vllm", "sglang") and after == "serve") or (
+            word == "-m" and after.startswith(("vllm.entrypoints", "sglang.launch_server"))
         ):
             return True
     return False

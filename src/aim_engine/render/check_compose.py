@@ -290,6 +290,8 @@ def container(service: dict[str, Any], where: str) -> HostContainer:
         published=tuple(published(service)),
         capabilities=strings(service.get("cap_add")) + strings(service.get("cap_drop")),
         mounts=tuple(_targets(service)),
+        user=str(service.get("user") or ""),
+        groups=strings(service.get("group_add")),
     )
 
 

@@ -16,8 +16,9 @@ from aim_engine.hardware.cluster import Finding
 OFFICIAL = "vllm/vllm-openai-rocm"
 OLD_ROCM = ("rocm/vllm", "rocm/vllm-dev")
 CUDA = "vllm/vllm-openai"
+SGLANG = ("lmsysorg/sglang", "lmsysorg/sglang-rocm")
 DOCKERFILE = "vllm-project/vllm:docker/Dockerfile.rocm@v0.33.0"
-_RELEASE = re.compile(r"^v?(\d+\.\d+(?:\.\d+)?)$|vllm[_-]v?(\d+\.\d+(?:\.\d+)?)")
+_RELEASE = re.compile(r"^v?(\d+\.\d+(?:\.\d+)?)$|vllm[_-]v?(\d+\.\d+(?:\.\d+)?)|^v?(\d+\.\d+\.\d+(?:\.post\d+)?)-rocm")
 _FLOATING = re.compile(r"latest|nightly|main|master|dev|base|instinct_main", re.IGNORECASE)
 _PINNED_NIGHTLY = re.compile(r"nightly-[0-9a-f]{40}")
 _SECRET_NAME = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD|CREDENTIALS?)$")
@@ -40,7 +41,9 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
-    """The vLLM command that a container runs."""
+    """The engine's command that a container runs."""
+
+    name: str
 
     args: tuple[str, ...]
     version: str
@@ -52,6 +55,8 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
 def check(container: Container, backend: Backend, version: str | None) -> tuple[Engine | None, tuple[Finding, ...]]:
     """The engine in `container`, None when it is another program, and what is wrong. `version` overrides the image's tag."""
     repository, tag, digest = split_image(container.image)
+    name = engine_of(container, repository, backend.name)
+    backend = backend if name == backend.name else backend.sibling(name)
     found: list[Finding] = [*_image(container, repository, tag, digest), *_secrets(container)]
     args, entry_findings = engine_args(container, repository)
     found += [*entry_findings, *_secret_arguments(container, container.args if args is None else args)]
@@ -62,7 +67,13 @@ def check(container: Container, backend: Backend, version: str | None) -> tuple[
     exact = named_release(tag) if version is None else None
     found += [
         _at(container, "args", finding)
-        for finding in backend.check(args, dict(container.env), release, exact=exact if exact != release else None)
+        for finding in backend.check(
+            args,
+            dict(container.env),
+            release,
+            exact=exact if exact != release else None,
+            about=_image_names(repository, tag),
+        )
     ]
     found += _risks(container, args)
     if args and not _names_model(args):
@@ -73,7 +84,23 @@ def check(container: Container, backend: Backend, version: str | None) -> tuple[
                 _finding("MOD006", "warning", "no model is named", "give the model first, or --model"),
             )
         )
-    return Engine(args=args, version=release, gpus=spread(args)), tuple(found)
+    return Engine(name=backend.name, args=args, version=release, gpus=spread(args)), tuple(found)
+
+
+def engine_of(container: Container, repository: str, otherwise: str) -> str:
+    """The engine that a container runs, by its image or its command; `otherwise` where neither says."""
+    words = " ".join((*(container.entrypoint or ()), *container.args))
+    if repository.endswith(SGLANG) or "sglang.launch_server" in words or "sglang serve" in words:
+        return "sglang"
+    if repository.endswith((OFFICIAL, CUDA, *OLD_ROCM)) or "vllm serve" in words or "vllm.entrypoints" in words:
+        return "vllm"
+    return otherwise
+
+
+def _image_names(repository: str, tag: str | None) -> dict[str, object]:
+    """What rules may know of the image."""
+    found: dict[str, object] = {"official_image": repository.endswith((OFFICIAL, *SGLANG))}
+    return found | ({"image_tag": tag} if tag is not None else {})
 
 
 def _risks(container: Container, args: tuple[str, ...]) -> Iterator[Finding]:
@@ -108,12 +135,13 @@ def _risks(container: Container, args: tuple[str, ...]) -> Iterator[Finding]:
 
 
 def spread(args: tuple[str, ...]) -> int:
-    """Devices that the arguments ask for: tensor x pipeline x data parallel."""
+    """Devices that the arguments ask for: tensor x pipeline x data parallel, the last not where it divides the first."""
     total = 1
+    inside = "--enable-dp-attention" in args
     for names in (
-        ("--tensor-parallel-size", "-tp"),
-        ("--pipeline-parallel-size", "-pp"),
-        ("--data-parallel-size", "-dp"),
+        ("--tensor-parallel-size", "-tp", "--tp-size", "--tp"),
+        ("--pipeline-parallel-size", "-pp", "--pp-size"),
+        () if inside else ("--data-parallel-size", "-dp", "--dp-size", "--dp"),
     ):
         value = option(args, *names)
         total *= int(value) if value is not None and value.isdecimal() and int(value) > 0 else 1
@@ -158,6 +186,17 @@ def _image(container: Container, repository: str, tag: str | None, digest: str |
         )
         if tag == "instinct_main":
             yield _at(container, "image", _finding("VER017", "error", f"{name} does not exist", "name a release"))
+    elif repository.endswith(SGLANG) and tag is not None and "rocm" not in tag:
+        yield _at(
+            container,
+            "image",
+            _finding(
+                "VER008",
+                "error",
+                f"{name} is built for CUDA and does not run on AMD GPUs",
+                "lmsysorg/sglang:vX.Y.Z-rocm720-mi30x, or -mi35x for MI350X and MI355X",
+            ),
+        )
     elif repository.endswith(CUDA):
         yield _at(
             container,
@@ -226,7 +265,8 @@ def _after_entrypoint(container: Container) -> tuple[tuple[str, ...] | None, lis
 def _program_args(container: Container, words: tuple[str, ...]) -> tuple[tuple[str, ...] | None, list[Finding]]:
     from aim_engine.backend import lint
 
-    if not any(word.rsplit("/", 1)[-1] == "vllm" or word.startswith("vllm.entrypoints") for word in words):
+    programs = ("vllm.entrypoints", "sglang.launch_server")
+    if not any(word.rsplit("/", 1)[-1] in ("vllm", "sglang") or word.startswith(programs) for word in words):
         return None, []
     try:
         line = lint.parse_command_line(shlex.join(words))
@@ -246,27 +286,30 @@ def _shell_words(script: str) -> list[str]:
 def named_release(tag: str | None) -> str | None:
     """The release that an image's tag names, such as v0.32.0 or rocm7.2_vllm_0.27.0."""
     match = _RELEASE.search(tag) if tag is not None else None
-    return (match[1] or match[2]) if match is not None else None
+    return next(filter(None, match.groups())) if match is not None else None
 
 
 def _release(tag: str | None, backend: Backend, version: str | None) -> tuple[str, Finding | None]:
     """The release whose tables are used, and a note when it is not the one in the image."""
     known = backend.versions()
-    if version is not None:
+    if version is not None and version in known:
         return backend.release(version).version, None
     wanted = named_release(tag)
     if wanted is None:
         return known[0], _finding(
             "VER030",
             "info",
-            f"the release is not known from the image; checked as vLLM {known[0]}",
+            f"the release is not known from the image; checked as {backend.title} {known[0]}",
             "--engine-version names it",
         )
     if wanted in known:
         return wanted, None
     nearest = min(known, key=lambda candidate: (_distance(candidate, wanted), candidate))
     return nearest, _finding(
-        "VER030", "info", f"vLLM {wanted} is not in the catalogue; checked as {nearest}, the nearest", ""
+        "VER030",
+        "info",
+        f"{backend.title} {wanted} is not in the catalogue; checked as {nearest}, the nearest",
+        "",
     )
 
 
@@ -280,7 +323,11 @@ def _distance(one: str, other: str) -> int:
 
 
 def _names_model(args: tuple[str, ...]) -> bool:
-    return not args[0].startswith("-") or option(args, "--model", "--config") is not None or _has_late_positional(args)
+    return (
+        not args[0].startswith("-")
+        or option(args, "--model", "--model-path", "--config") is not None
+        or _has_late_positional(args)
+    )
 
 
 def _has_late_positional(args: tuple[str, ...]) -> bool:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 from aim_engine.backend.base import Backend
 from aim_engine.hardware.cluster import Finding
 from aim_engine.render import check_engine
@@ -25,6 +27,7 @@ CAPABILITIES = frozenset(_CAPABILITY_NAMES.split())
 """Source: capabilities(7)."""
 _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[bkmgt])?b?", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": GIB, "t": 1024 * GIB}
+_VISIBILITY = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "AMD_VISIBLE_DEVICES")
 _CACHES = ("/root/.cache", "/cache", "huggingface", "/models", "/model", "/.cache")
 
 
@@ -46,6 +49,10 @@ class HostContainer(Container, frozen=True, kw_only=True):
     capabilities: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
     """Paths in the container."""
+    user: str = ""
+    """Who runs in it, as written; empty where nothing is said, which is the image's own, mostly root."""
+    groups: tuple[str, ...] = ()
+    """Groups beside the user's own."""
 
 
 def check(container: HostContainer, backend: Backend, version: str | None = None) -> tuple[Finding, ...]:
@@ -54,6 +61,7 @@ def check(container: HostContainer, backend: Backend, version: str | None = None
     more: list[Finding] = [*_capabilities(container)]
     if engine is not None:
         more += _devices(container)
+        more += _by_rules(container, engine.gpus, backend)
         more += _memory(container, engine.gpus)
         more += _reach(container, engine.args)
         more += _caches(container)
@@ -105,6 +113,24 @@ def _devices(container: HostContainer) -> Iterator[Finding]:
             "pass /dev/kfd and /dev/dri as devices",
             container.where,
         )
+
+
+def _by_rules(container: HostContainer, gpus: int, backend: Backend) -> Iterator[Finding]:
+    """The rules of `rules/container.yaml`."""
+    files = [device.split(":")[0].rstrip("/") for device in container.devices]
+    about = {
+        "world": gpus,
+        "all_devices": "/dev/dri" in files or any("amd.com/gpu=all" in file for file in files),
+        "pinned": any(container.env.get(name) for name in _VISIBILITY),
+        "by_cdi": any("amd.com/gpu=" in file for file in files),
+        "needs_gpu": "/dev/kfd" in files or any("amd.com/gpu" in file for file in files),
+        "run_as": container.user,
+        "has_groups": {"video", "render"} <= set(container.groups)
+        or "keep-groups" in container.groups
+        or sum(group.isdecimal() for group in container.groups) > 0,
+    }
+    for finding in backend.judge(about):
+        yield msgspec.structs.replace(finding, evidence=container.where)
 
 
 def _memory(container: HostContainer, gpus: int) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from typing import Any
 from aim_engine.backend.base import Backend
 from aim_engine.hardware.cluster import Finding
 from aim_engine.hardware.quantity import quantity
-from aim_engine.render import check_pod, check_schema
+from aim_engine.render import check_cluster, check_pod, check_schema
 from aim_engine.render.document import get, mapping, mappings, strings, texts, whole
 from aim_engine.render.findings import error, is_port, warning
 
@@ -94,7 +94,7 @@ def check(
         for index, entry in enumerate(documents)
         if not isinstance(entry, dict)
     ]
-    own = rules(objects, backend, version)
+    own = (*rules(objects, backend, version), *check_cluster.check(objects, backend, version, kubernetes_version))
     if check_schema.available():  # which says the same of types, with the full path
         own = tuple(finding for finding in own if finding.id != "MAN003")
     return tuple(dict.fromkeys((*found, *own)))

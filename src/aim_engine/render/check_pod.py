@@ -219,7 +219,7 @@ def _engine(
             f"terminationGracePeriodSeconds: {int(drain) + 60}",
             where,
         )
-    if pod.get("enableServiceLinks") is not False:
+    if engine.name == "vllm" and pod.get("enableServiceLinks") is not False:
         yield Finding(
             id="K8S025",
             severity="info",

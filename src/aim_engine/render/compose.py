@@ -29,12 +29,11 @@ class Compose:
             "services": {container.name: _service(container, secrets, options) for container in found},
             "volumes": {volume: {} for container in found for volume, _ in container.volumes},
         }
-        for section, entries in compose_watch.sections(plan, options, found).items():
-            document[section] = {**document.get(section, {}), **entries}
-        notes = [
-            f"Tokens are read from {secrets} beside this file.",
-            "With --profile monitoring: Prometheus and Grafana on this host's ports 9090 and 3000.",
-        ]
+        notes = [f"Tokens are read from {secrets} beside this file."]
+        if plan.inputs.engine == "vllm":  # whose figures the rules and panels name
+            for section, entries in compose_watch.sections(plan, options, found).items():
+                document[section] = {**document.get(section, {}), **entries}
+            notes.append("With --profile monitoring: Prometheus and Grafana on this host's ports 9090 and 3000.")
         if len(found) > 1:
             notes.append(f"One service per replica, on ports {found[0].port} to {found[-1].port}.")
         if found[0].uses_gpus:

@@ -99,7 +99,7 @@ def _container(plan: Plan, options: Options, backend: Backend, replica: Replica)
         env=text.variables(env),
         devices=devices,
         mounts=tuple(mounts),
-        volumes=((f"{replica.name}-compiled", serving.CONTAINER_ENGINE_CACHE),),
+        volumes=((f"{replica.name}-compiled", f"{serving.CONTAINER_CACHE}/{recipe.engine}"),),
         host=text.ip_address(options.host),
         port=replica.port,
         shm_bytes=recipe.resources.shm_bytes,

@@ -51,7 +51,7 @@ def _job(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
         raise InvalidInput(f"'{model}' is not on the hub", hint="serve a folder with --model-path")
     meta = pod.metadata(plan, options, "-fetch")
     meta["labels"]["app.kubernetes.io/component"] = "fetch"
-    where, mounts = pod.cache_mounts(options)
+    where, mounts = pod.cache_mounts(options, serving.chosen(plan).recipe.engine)
     # Llama's repositories hold the weights a second time, in a folder that engines do not read.
     command = ["hf", "download", model, "--exclude", "original/*"]
     container = {

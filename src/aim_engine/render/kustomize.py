@@ -60,7 +60,7 @@ def _overlays(plan: Plan, options: Options) -> dict[str, tuple[str, list[dict[st
     if not options.offline and not options.model_path and not options.cache_per_replica:
         own = [
             {"op": "add", "path": "/spec/template/spec/containers/0/env/-", "value": {"name": name, "value": "1"}}
-            for name in ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS")
+            for name in ("HF_HUB_OFFLINE", *(("VLLM_NO_USAGE_STATS",) if plan.inputs.engine == "vllm" else ()))
         ]
         closed = [{"op": "replace", "path": "/spec/egress", "value": []}]
         found["offline"] = (

@@ -142,21 +142,21 @@ def _volumes(options: Options) -> list[dict[str, Any]]:
     return found
 
 
-def cache_mounts(options: Options) -> tuple[dict[str, str], list[dict[str, Any]]]:
+def cache_mounts(options: Options, engine: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Where the container keeps weights and compiled code: variables that say so, and mounts."""
     if options.render_gid is not None:
         home = {
             "HOME": USER_CACHE,
             "USER": "aim-engine",  # torch asks for the user's name, and the image does not know one
             "HF_HOME": f"{USER_CACHE}/huggingface",
-            "VLLM_CACHE_ROOT": f"{USER_CACHE}/vllm",
+            serving.CACHE_VARIABLES[engine]: f"{USER_CACHE}/{engine}",
         }
         return home, [{"name": "cache", "mountPath": USER_CACHE}]
     if options.model_path:
         return {}, []
     return {"HF_HOME": serving.CONTAINER_HF_HOME}, [
         {"name": "cache", "mountPath": serving.CONTAINER_HF_HOME, "subPath": "huggingface"},
-        {"name": "cache", "mountPath": serving.CONTAINER_ENGINE_CACHE, "subPath": "vllm"},
+        {"name": "cache", "mountPath": f"{serving.CONTAINER_CACHE}/{engine}", "subPath": engine},
     ]
 
 
@@ -174,7 +174,7 @@ def container(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
         port=serving.CONTAINER_PORT,
         drain=True,
     )
-    where, cache = cache_mounts(options)
+    where, cache = cache_mounts(options, recipe.engine)
     env = {**command.env, **where, **options.env}
     mounts = [dict(SHM), *cache]
     if options.model_path:

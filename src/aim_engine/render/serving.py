@@ -21,8 +21,10 @@ CONTAINER_PORT = 8000
 """Inside a container the engine always listens here; what is published is the user's choice."""
 CONTAINER_HOST = "0.0.0.0"  # noqa: S104 - inside the container's own network; what is published is the user's choice
 CONTAINER_HF_HOME = "/root/.cache/huggingface"
-CONTAINER_ENGINE_CACHE = "/root/.cache/vllm"
-"""Compiled graphs; without it every start compiles again."""
+CONTAINER_CACHE = "/root/.cache"
+"""Below it each engine keeps compiled code in a folder of its own name; without it every start compiles again."""
+CACHE_VARIABLES = {"vllm": "VLLM_CACHE_ROOT", "sglang": "SGLANG_CACHE_DIR"}
+"""What names that folder."""
 CONTAINER_MODEL = "/model"
 """Where a local checkpoint folder is mounted."""
 
@@ -178,7 +180,7 @@ def command(
     if patience > MIN_STARTUP_S and READY_TIMEOUT in backend.release(recipe.engine_version).env:
         env.setdefault(READY_TIMEOUT, str(patience - SERVER_S))
     if options.offline:
-        env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        env |= {"HF_HUB_OFFLINE": "1", **({"VLLM_NO_USAGE_STATS": "1"} if recipe.engine == "vllm" else {})}
     env |= options.env
     for arg in args:
         text.data(arg, "argument")

@@ -113,7 +113,9 @@ def _environment(options: Options, replica: Replica, command: Command, cache: st
     if options.model_path:
         env["HF_HUB_OFFLINE"] = "1"
     home = f"%C/{replica.name}"
-    where = {"HOME": home, "VLLM_CACHE_ROOT": f"{home}/vllm", "HF_HOME": cache or f"{home}/huggingface"}
+    engine = "vllm" if command.argv0[0] == "vllm" else "sglang"
+    kept = {serving.CACHE_VARIABLES[engine]: f"{home}/{engine}"}
+    where = {"HOME": home, **kept, "HF_HOME": cache or f"{home}/huggingface"}
     for name in env:
         where.pop(name, None)
     lines = [f"Environment={unit.bounded(unit.word(f'{name}={value}'))}" for name, value in text.variables(env).items()]

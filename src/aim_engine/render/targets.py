@@ -65,6 +65,22 @@ _WITHOUT = {
 """Additions that a target has no place for; saying so is better than leaving them out."""
 
 
+_ANY_ENGINE = (
+    "env",
+    "shell",
+    "systemd",
+    "slurm",
+    "docker",
+    "compose",
+    "podman",
+    "kubernetes",
+    "kustomize",
+    "helm",
+    "job",
+)
+"""Targets that need nothing of vLLM; the others write its figures' names, or start its ranks on several hosts."""
+
+
 def render(plan: Plan, target: str, options: Options, backend: Backend | None = None) -> tuple[Artifact, ...]:
     """The files that serve `plan` on `target`. `backend` is the plan's own engine unless given. Raises: InvalidInput."""
     if target not in TARGETS:
@@ -76,6 +92,17 @@ def render(plan: Plan, target: str, options: Options, backend: Backend | None = 
         if getattr(options, addition):
             raise InvalidInput(
                 f"{addition} have no place in target {target}", hint=f"drop --{addition.removesuffix('s')}"
+            )
+    if plan.inputs.engine != "vllm":
+        if target not in _ANY_ENGINE:
+            raise InvalidInput(
+                f"target {target} is written for vllm, not for {plan.inputs.engine}",
+                hint=f"one of {', '.join(_ANY_ENGINE)}; or plan with --engine vllm",
+            )
+        if options.api_key_secret:
+            raise InvalidInput(
+                f"{plan.inputs.engine} takes a key only as an argument, which lists of processes show",
+                hint="drop --api-key-secret, and put a gateway that asks for keys in front",
             )
     if backend is None:
         from aim_engine import backend as backends
