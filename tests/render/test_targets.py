@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -24,6 +27,7 @@ CASES = [
     if (target, case) not in (("job", "small-2xw7900"), ("kuberay", "small-cpu"), ("kuberay", "llama-70b-1xmi325x"))
     # A folder needs no fetching; Ray Serve needs a GPU, and asks for no key.
 ]
+ABOUT = re.compile("# (Model|Recipe|Plan): ").match
 OPTIONS = {
     "qwen3-32b-8xmi300x": Options(name="qwen3-32b"),
     "mixture-2x2xmi355x": Options(name="mixture", port=9000, host="0.0.0.0", cache_dir="/srv/hub cache"),
@@ -38,10 +42,16 @@ def files(case: str, target: str) -> tuple[Artifact, ...]:
 
 
 def recorded(artifacts: tuple[Artifact, ...]) -> dict[str, str]:
-    """Path -> content as golden files hold it: without our version, and without what is the same in every chart."""
+    """Path -> content as golden files hold it: without our version, and without what is the same in every chart.
+
+    Nor with the base of a kustomization, which is what target `kubernetes` writes.
+    """
     found = {}
     for file in artifacts:
+        if file.path.startswith("base/") and file.path != "base/kustomization.yaml":
+            continue
         content = file.content.replace(f"aim-engine {__version__}", "aim-engine X.Y.Z")
+        content = re.sub(r"^(# Plan: .* sha256) [0-9a-f]{12}$", r"\1 ...", content, flags=re.MULTILINE)
         if file.path == "Chart.yaml":
             content = content.replace(f'version: "{__version__}"', "version: X.Y.Z")
         if not file.path.startswith("templates/") and file.path != "values.schema.json":
@@ -54,6 +64,16 @@ def test_rendered_files_are_the_golden_ones(
     target: str, case: str, golden: Callable[[str, dict[str, str]], None]
 ) -> None:
     golden(f"{target}/{case}", recorded(files(case, target)))
+
+
+@pytest.mark.parametrize("case", plans.ALL)
+def test_the_base_of_a_kustomization_is_the_plain_manifests(case: str) -> None:
+    base = {
+        file.path.removeprefix("base/"): file.content.replace("for kustomize.", "for kubernetes.")
+        for file in files(case, "kustomize")
+        if file.path.startswith("base/") and file.path != "base/kustomization.yaml"
+    }
+    assert base == {file.path: file.content for file in files(case, "kubernetes")}
 
 
 @pytest.mark.parametrize("case", plans.FURTHER)
@@ -71,7 +91,13 @@ def test_further_plans_differ_from_the_first_as_recorded(
             continue
         lines: list[str] = []
         for path in sorted({*base, *found}):
-            old, new = (text.get(path, "").splitlines(keepends=True) for text in (base, found))
+            # The lines on the plan are the same in every file, and the environment's tell what they are.
+            old, new = (
+                [line for line in text.get(path, "").splitlines(keepends=True) if path == "demo.env" or not ABOUT(line)]
+                for text in (base, found)
+            )
+            if old == new:
+                continue
             changes = difflib.unified_diff(old, new, f"a/{path}", f"b/{path}", n=0)
             # Positions move when anything above them does, which would hide what changed.
             lines += ["@@\n" if line.startswith("@@") else line for line in changes]
@@ -82,6 +108,20 @@ def test_further_plans_differ_from_the_first_as_recorded(
 @pytest.mark.parametrize(("target", "case"), CASES)
 def test_rendering_twice_gives_the_same_bytes(target: str, case: str) -> None:
     assert files(case, target) == files(case, target)
+
+
+def test_the_header_says_which_plan_file_it_was(tmp_path: Path) -> None:
+    """As `sha256sum plan.json` does; another plan has another."""
+    file = tmp_path / "plan.json"
+    file.write_bytes(plan_module.encode(plans.replicas()) + b"\n")
+    summed = hashlib.sha256(file.read_bytes()).hexdigest()
+    for target in TARGETS:
+        written = render(plans.replicas(), target, Options(name="x"))
+        for each in written:
+            inside = "# Plan: " in each.content
+            assert inside is (not each.secret and not each.path.startswith(("templates/", "values.schema"))), each.path
+            assert not inside or f"; sha256 {summed[:12]}\n" in each.content
+        assert all(summed[:12] not in each.content for each in render(plans.dense_on_all(), target, Options(name="x")))
 
 
 @pytest.mark.parametrize("target", TARGETS)

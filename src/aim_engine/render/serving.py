@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import msgspec
@@ -11,6 +12,7 @@ from aim_engine.backend.base import Backend, Command, Image
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Device, Node
 from aim_engine.perf import memory
+from aim_engine.planner import plan as plans
 from aim_engine.planner.plan import Candidate, Plan
 from aim_engine.recipe.recipe import Recipe
 from aim_engine.render import text
@@ -256,10 +258,27 @@ def header(plan: Plan, target: str, *notes: str) -> str:
         f"Written by aim-engine {__version__} for {target}.",
         f"Model:  {plan.inputs.model.model_id}, {format_bytes(weight_bytes(plan))} of weights",
         f"Recipe: {recipe.key} on {where}, {recipe.engine} {recipe.engine_version}",
+        f"Plan:   {_asked_for(plan)}; sha256 {digest(plan)}",
     ]
     for index, note in enumerate(notes):
         lines.extend(("", note) if index == 0 else (note,))
     return text.comment(lines)
+
+
+def digest(plan: Plan) -> str:
+    """What `sha256sum` says of the plan's file, its first twelve digits."""
+    return hashlib.sha256(plans.encode(plan) + b"\n").hexdigest()[:12]
+
+
+def _asked_for(plan: Plan) -> str:
+    """`throughput at 64 requests of 1024 + 512 tokens, ttft within 500 ms`."""
+    workload, slo = plan.inputs.workload, plan.inputs.slo
+    load = f"{workload.rate_requests_s:g} requests/s" if workload.rate_requests_s is not None else ""
+    at = load or f"{workload.concurrency or chosen(plan).estimate.concurrency} requests"
+    limits = (("ttft", slo.ttft_ms), ("tpot", slo.tpot_ms), ("e2e", slo.e2e_ms))
+    kept = [f"{name} within {limit_ms:g} ms" for name, limit_ms in limits if limit_ms is not None]
+    asked = f"{plan.inputs.objective} at {at} of {workload.input_tokens} + {workload.output_tokens} tokens"
+    return ", ".join((asked, *kept))
 
 
 def secrets_file(plan: Plan, options: Options) -> str:
