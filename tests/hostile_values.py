@@ -70,7 +70,7 @@ def plan(words: list[str]) -> Plan:
 def options(words: list[str], target: str) -> Options:
     takes = target not in ("env", "shell", "slurm", "systemd", "docker", "compose", "podman")
     notes = {f"note{index}": value for index, value in enumerate(words)} if takes else {}
-    return Options(name="x", image="local/cpu:v1", annotations=notes)
+    return Options(name="demo", image="local/cpu:v1", annotations=notes)
 
 
 def contains(found: Any, words: list[str], undo: Any) -> bool:

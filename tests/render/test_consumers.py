@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import yaml
 
+import hostile_values
 import plans
+from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
 from aim_engine.render.artifact import Artifact, Options
 from aim_engine.render.targets import render
@@ -17,6 +21,7 @@ from aim_engine.render.watch import panels, rules
 from aim_engine.workload import Slo
 
 pytestmark = pytest.mark.consumers
+COMPOSE = Path(__file__).parents[2] / ".tools" / "compose" / "docker-compose"
 
 
 def written(folder: Path, target: str, case: str) -> list[Path]:
@@ -43,6 +48,50 @@ def test_systemd_finds_nothing_to_say_about_our_units(case: str, tmp_path: Path)
 def test_shellcheck_finds_nothing_to_say_about_our_scripts(target: str, case: str, tmp_path: Path) -> None:
     # SC2030, SC2031: replicas' variables are meant to stay in their subshells.
     assert accepted("shellcheck", "--exclude=SC2030,SC2031", *written(tmp_path, target, case)) == ""
+
+
+def composed(file: Path) -> Any:
+    """What Docker Compose makes of a file, the monitoring profile included. It doubles `$` again where it writes."""
+    if not COMPOSE.exists():
+        pytest.skip("no Docker Compose: make .tools/compose/docker-compose")
+    done = accepted(COMPOSE, "--file", file, "--profile", "monitoring", "config", "--format", "json")
+    return json.loads(done)
+
+
+@pytest.mark.parametrize("case", {**plans.ALL, **plans.FURTHER})
+def test_docker_compose_reads_our_file_as_it_was_meant(case: str, tmp_path: Path) -> None:
+    plan = {**plans.ALL, **plans.FURTHER}[case]()
+    try:
+        files = render(plan, "compose", Options(name="demo", image="registry.local/vllm:v1", labels={"team": "nlp"}))
+    except InvalidInput as err:
+        assert case == "large-16xmi300x", err
+        return
+    for file in files:
+        (tmp_path / file.path).write_text(file.content, encoding="utf-8")
+    written, read = yaml.safe_load(files[0].content), composed(tmp_path / "compose.yaml")
+    assert set(read["services"]) == set(written["services"])
+    assert set(read["configs"]) == set(written["configs"])
+    for name, service in read["services"].items():
+        asked = written["services"][name]
+        assert service.get("command") == asked.get("command")
+        assert service.get("environment") == asked.get("environment")
+        assert service.get("cap_drop", []) == asked.get("cap_drop", [])
+        assert service.get("profiles") == asked.get("profiles")
+        assert len(service.get("volumes", ())) == len(asked.get("volumes", ()))
+
+
+def test_docker_compose_hands_ten_thousand_hostile_values_on_unchanged(tmp_path: Path) -> None:
+    count = 0
+    for words in hostile_values.batches():
+        files = render(hostile_values.plan(words), "compose", Options(name="demo", image="local/cpu:v1"))
+        for file in files:
+            (tmp_path / file.path).write_text(file.content, encoding="utf-8")
+        service = composed(tmp_path / "compose.yaml")["services"]["demo"]
+        assert hostile_values.contains(service["command"], words, hostile_values.undoubled)
+        env = {name: hostile_values.undoubled(value) for name, value in service["environment"].items()}
+        assert [env[f"N{index}"] for index in range(len(words))] == words
+        count += len(words)
+    assert count > 9_900
 
 
 def limited() -> Plan:

@@ -90,7 +90,7 @@ def test_a_model_name_and_a_folder_are_read_back_or_refused(target: str) -> None
         folder = "/srv/" + value.replace("\n", "_").replace("\r", "_")
         made = short.hostile(value, value, value)
         try:
-            files = render(made, target, Options(name="x", image="local/cpu:v1", model_path=folder))
+            files = render(made, target, Options(name="demo", image="local/cpu:v1", model_path=folder))
         except InvalidInput:
             continue
         for file in files:

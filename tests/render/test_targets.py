@@ -116,19 +116,19 @@ def test_the_header_says_which_plan_file_it_was(tmp_path: Path) -> None:
     file.write_bytes(plan_module.encode(plans.replicas()) + b"\n")
     summed = hashlib.sha256(file.read_bytes()).hexdigest()
     for target in TARGETS:
-        written = render(plans.replicas(), target, Options(name="x"))
+        written = render(plans.replicas(), target, Options(name="demo"))
         for each in written:
             inside = "# Plan: " in each.content
             assert inside is (not each.secret and not each.path.startswith(("templates/", "values.schema"))), each.path
             assert not inside or f"; sha256 {summed[:12]}\n" in each.content
-        assert all(summed[:12] not in each.content for each in render(plans.dense_on_all(), target, Options(name="x")))
+        assert all(summed[:12] not in each.content for each in render(plans.dense_on_all(), target, Options(name="demo")))
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_plan_read_back_from_its_file_renders_the_same(target: str) -> None:
     made = plans.replicas()
     again = msgspec.json.decode(plan_module.encode(made), type=Plan)
-    assert render(again, target, Options(name="x")) == render(made, target, Options(name="x"))
+    assert render(again, target, Options(name="demo")) == render(made, target, Options(name="demo"))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -152,15 +152,24 @@ def test_a_name_that_is_no_dns_label_is_refused(target: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_one_letter_names_no_container(target: str) -> None:
+    if target in ("docker", "compose", "podman"):
+        with pytest.raises(InvalidInput, match="'x' cannot be the name of a container"):
+            render(plans.dense_on_all(), target, Options(name="x"))
+    else:
+        assert render(plans.dense_on_all(), target, Options(name="x"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("port", [0, -1, 65536])
 def test_a_port_outside_the_range_is_refused(target: str, port: int) -> None:
     with pytest.raises(InvalidInput, match="is not a port"):
-        render(plans.dense_on_all(), target, Options(name="x", port=port))
+        render(plans.dense_on_all(), target, Options(name="demo", port=port))
 
 
 def test_replicas_that_run_out_of_ports_are_refused() -> None:
     with pytest.raises(InvalidInput, match="65536 is not a port"):
-        render(plans.replicas(), "docker", Options(name="x", port=65535))
+        render(plans.replicas(), "docker", Options(name="demo", port=65535))
 
 
 def test_a_service_called_vllm_is_refused_with_the_reason() -> None:
@@ -172,24 +181,24 @@ def test_a_service_called_vllm_is_refused_with_the_reason() -> None:
 def test_a_relative_model_folder_is_refused() -> None:
     for target in TARGETS:
         with pytest.raises(InvalidInput, match="relative"):
-            render(plans.dense_on_all(), target, Options(name="x", model_path="models/x"))
+            render(plans.dense_on_all(), target, Options(name="demo", model_path="models/x"))
 
 
 def test_a_cpu_plan_without_a_cpu_image_says_so() -> None:
     for target in ("docker", "compose", "podman", "kubernetes", "job"):
         with pytest.raises(InvalidInput, match="no known image for a CPU"):
-            render(plans.on_cpu(), target, Options(name="x"))
+            render(plans.on_cpu(), target, Options(name="demo"))
 
 
 def test_an_unknown_target_lists_the_known_ones() -> None:
     with pytest.raises(InvalidInput) as caught:
-        render(plans.dense_on_all(), "nomad", Options(name="x"))
+        render(plans.dense_on_all(), "nomad", Options(name="demo"))
     assert "kubernetes" in (caught.value.hint or "")
 
 
 def test_a_plan_that_chose_nothing_cannot_be_rendered() -> None:
     with pytest.raises(InvalidInput, match="chose nothing"):
-        render(plans.nothing(), "shell", Options(name="x"))
+        render(plans.nothing(), "shell", Options(name="demo"))
 
 
 def test_the_draining_flag_is_given_only_to_releases_that_have_it() -> None:
@@ -200,7 +209,7 @@ def test_the_draining_flag_is_given_only_to_releases_that_have_it() -> None:
         recipe = replace(made.chosen.recipe, engine_version=version)
         changed = msgspec.structs.replace(made, chosen=msgspec.structs.replace(made.chosen, recipe=recipe))
         has = any("--shutdown-timeout" in flag.flags for flag in engine.release(version).flags)
-        content = "".join(file.content for file in render(changed, "kubernetes", Options(name="x")))
+        content = "".join(file.content for file in render(changed, "kubernetes", Options(name="demo")))
         assert ("--shutdown-timeout" in content) == has
         assert f":v{version}" in content
 
@@ -208,8 +217,8 @@ def test_the_draining_flag_is_given_only_to_releases_that_have_it() -> None:
 def test_loading_more_bytes_gives_more_patience() -> None:
     from aim_engine.render import serving
 
-    options = Options(name="x")
+    options = Options(name="demo")
     small, large = (serving.startup_s(made, options) for made in (plans.detected_part(), plans.gated()))
     assert serving.MIN_STARTUP_S <= small < large
-    here = Options(name="x", model_path="/models/x")
+    here = Options(name="demo", model_path="/models/x")
     assert serving.startup_s(plans.gated(), here) < large

@@ -71,22 +71,22 @@ def test_a_line_that_systemd_would_refuse_is_refused() -> None:
 @pytest.mark.parametrize("folder", ["/a:b", "/a\\b", '/a"b', "relative", "~/x"])
 def test_a_folder_that_a_system_unit_cannot_mount_is_refused(folder: str) -> None:
     with pytest.raises(InvalidInput):
-        render(plans.dense_on_all(), "systemd", Options(name="x", model_path=folder))
+        render(plans.dense_on_all(), "systemd", Options(name="demo", model_path=folder))
 
 
 def test_a_unit_reaches_its_own_devices_and_no_others() -> None:
-    (service, _) = render(plans.detected_part(), "systemd", Options(name="x"))
+    (service, _) = render(plans.detected_part(), "systemd", Options(name="demo"))
     allowed = re.findall(r"^DeviceAllow=(\S+)", service.content, re.MULTILINE)
     assert allowed == ["/dev/kfd", "/dev/dri/renderD128", "/dev/dri/renderD129"]
     assert "DevicePolicy=closed" in service.content
-    (on_cpu, _) = render(plans.on_cpu(), "systemd", Options(name="x"))
+    (on_cpu, _) = render(plans.on_cpu(), "systemd", Options(name="demo"))
     assert "PrivateDevices=yes" in on_cpu.content
     assert "kfd" not in on_cpu.content
 
 
 def test_a_demanded_key_makes_the_file_that_holds_it_necessary() -> None:
     optional, demanded = (
-        render(plans.gated(), "systemd", Options(name="x", api_key_secret=key))[0].content for key in (False, True)
+        render(plans.gated(), "systemd", Options(name="demo", api_key_secret=key))[0].content for key in (False, True)
     )
     assert "EnvironmentFile=-/etc" in optional
     assert "EnvironmentFile=/etc" in demanded
