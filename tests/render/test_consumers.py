@@ -58,13 +58,14 @@ def composed(file: Path) -> Any:
     return json.loads(done)
 
 
-@pytest.mark.parametrize("case", {**plans.ALL, **plans.FURTHER})
+@pytest.mark.parametrize("case", [*plans.ALL, *plans.FURTHER])
 def test_docker_compose_reads_our_file_as_it_was_meant(case: str, tmp_path: Path) -> None:
     plan = {**plans.ALL, **plans.FURTHER}[case]()
     try:
         files = render(plan, "compose", Options(name="demo", image="registry.local/vllm:v1", labels={"team": "nlp"}))
-    except InvalidInput as err:
-        assert case == "large-16xmi300x", err
+    except InvalidInput:
+        if case != "large-16xmi300x":  # two hosts
+            raise
         return
     for file in files:
         (tmp_path / file.path).write_text(file.content, encoding="utf-8")

@@ -39,9 +39,7 @@ for await (const line of createInterface({input: process.stdin})) {
 
 def invalid(objects: list[dict[str, Any]]) -> list[str | None]:
     """What the package's validator says of each object; None when nothing."""
-    lines = [
-        json.dumps({"module": KINDS[each["kind"]][1], "kind": each["kind"], "object": each}) for each in objects
-    ]
+    lines = [json.dumps({"module": KINDS[each["kind"]][1], "kind": each["kind"], "object": each}) for each in objects]
     done = subprocess.run(
         ["node", "--input-type=module", "--eval", CHECK],
         input="\n".join(lines), capture_output=True, text=True, check=True, cwd=PACKAGES,

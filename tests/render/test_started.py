@@ -72,9 +72,7 @@ def options(engine: Environment, weights: Path) -> Options:
     """The test image holds nothing, so the host's programs and the engine are mounted as a user's folders are."""
     folders = [*(outside for outside, _ in dockerd.HOST_FOLDERS), str(engine.root)]
     volumes = tuple(f"{folder}:{folder}:ro" for folder in dict.fromkeys(folders))
-    return Options(
-        name="aim-written", port=free_port(), image=dockerd.IMAGE, model_path=str(weights), volumes=volumes
-    )
+    return Options(name="aim-written", port=free_port(), image=dockerd.IMAGE, model_path=str(weights), volumes=volumes)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +229,9 @@ def test_podman_plays_the_deployment_and_the_engine_in_it_answers(
             assert "Paris" in run(*inside, sys.executable, "-c", ask)
             assert plan.chosen is not None
             limit = str(plan.chosen.recipe.resources.memory_bytes)
-            assert call("inspect", "--format", "{{.HostConfig.Memory}} {{.State.Running}}", container) == f"{limit} true"
+            assert (
+                call("inspect", "--format", "{{.HostConfig.Memory}} {{.State.Running}}", container) == f"{limit} true"
+            )
         finally:
             call("kube", "down", deployment)
         assert call("ps", "--all", "--quiet") == ""

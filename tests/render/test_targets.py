@@ -121,7 +121,9 @@ def test_the_header_says_which_plan_file_it_was(tmp_path: Path) -> None:
             inside = "# Plan: " in each.content
             assert inside is (not each.secret and not each.path.startswith(("templates/", "values.schema"))), each.path
             assert not inside or f"; sha256 {summed[:12]}\n" in each.content
-        assert all(summed[:12] not in each.content for each in render(plans.dense_on_all(), target, Options(name="demo")))
+        assert all(
+            summed[:12] not in each.content for each in render(plans.dense_on_all(), target, Options(name="demo"))
+        )
 
 
 @pytest.mark.parametrize("target", TARGETS)
