@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,43 @@ def accepted(*words: str | Path) -> str:
 @pytest.mark.parametrize("case", plans.ALL)
 def test_systemd_finds_nothing_to_say_about_our_units(case: str, tmp_path: Path) -> None:
     assert accepted("systemd-analyze", "--man=no", "verify", *written(tmp_path, "systemd", case)) == ""
+
+
+def test_systemd_reads_ten_thousand_hostile_values_unchanged(tmp_path: Path) -> None:
+    """As it says itself when it loads the unit: variables as they are, the command in quotes, with `$$` still to be halved."""
+    count = 0
+    for words in hostile_values.batches():
+        (service, _) = render(hostile_values.plan(words), "systemd", Options(name="demo"))
+        (tmp_path / service.path).write_text(service.content, encoding="utf-8", newline="")
+        done = subprocess.run(
+            ["systemd-analyze", "--man=no", "verify", tmp_path / service.path],
+            env={**os.environ, "SYSTEMD_LOG_LEVEL": "debug"}, capture_output=True, check=True,
+        )  # fmt: skip
+        loaded = (done.stdout + done.stderr).decode()
+        (command,) = re.findall(r"^\t+Command Line: (.*)$", loaded.replace("\r", "\0"), re.MULTILINE)
+        arguments = [word.replace("$$", "$") for word in quoted(command.replace("\0", "\r"))]
+        assert hostile_values.contains(arguments, words, str)
+        names = sorted(f"N{index}" for index in range(len(words)))
+        given = {f"N{index}": value for index, value in enumerate(words)}
+        assert "".join(f"\t\tEnvironment: {name}={given[name]}\n" for name in names) in loaded
+        count += len(words)
+    assert count > 9_900
+
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
+
+
+def quoted(line: str) -> list[str]:
+    """The words of a line that systemd wrote: bare, or in double quotes with the escapes of C."""
+    found = []
+    for bare, inside in re.findall(r'([^" ]+)|"((?:[^"\\]|\\.)*)"', line, re.DOTALL):
+        value = re.sub(
+            r"\\([0-7]{3}|.)",
+            lambda match: chr(int(match[1], 8)) if len(match[1]) == 3 else ESCAPES.get(match[1], match[1]),
+            inside,
+        )
+        found.append(bare or value)
+    return found
 
 
 @pytest.mark.parametrize("case", plans.ALL)
