@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 import hostile as short
+import plans
 from aim_engine.planner.plan import Plan
 from aim_engine.recipe.recipe import replace
 from aim_engine.render.artifact import Options
@@ -64,6 +65,14 @@ def plan(words: list[str]) -> Plan:
         env={"VLLM_TARGET_DEVICE": "cpu", **{f"N{index}": value for index, value in enumerate(words)}},
         extra_args=("--chat-template", *words),
     )
+    return msgspec.structs.replace(made, chosen=msgspec.structs.replace(made.chosen, recipe=recipe))
+
+
+def on_gpus(words: list[str]) -> Plan:
+    """Every value as a variable of an engine on a GPU."""
+    made = plans.dense_on_all()
+    assert made.chosen is not None
+    recipe = replace(made.chosen.recipe, env={f"N{index}": value for index, value in enumerate(words)})
     return msgspec.structs.replace(made, chosen=msgspec.structs.replace(made.chosen, recipe=recipe))
 
 

@@ -13,46 +13,14 @@ from aim_engine.errors import InvalidInput
 from aim_engine.render import unit
 from aim_engine.render.artifact import Options
 from aim_engine.render.targets import render
+from hostile import unit_words
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
-_CODES = {"n": "\n", "t": "\t", "r": "\r"}
-
-
-def read(line: str) -> list[str]:
-    """The words of a command line by the rules of systemd.syntax(7) and systemd.service(5), written from the manual."""
-    words: list[str] = []
-    position = 0
-    line = line.replace("\\\n", " ")
-    while position < len(line):
-        if line[position] == " ":
-            position += 1
-            continue
-        value, quoted = "", False
-        while position < len(line) and (quoted or line[position] != " "):
-            character = line[position]
-            if character == '"':
-                quoted = not quoted
-            elif character == "\\":
-                position += 1
-                code = line[position]
-                if code == "x":
-                    value += chr(int(line[position + 1 : position + 3], 16))
-                    position += 2
-                else:
-                    value += _CODES.get(code, code)
-            else:
-                assert character not in "\n\r\t"
-                value += character
-            position += 1
-        assert not quoted
-        assert not re.search(r"(?<!%)(?:%%)*%(?!%)", value)
-        words.append(value.replace("%%", "%").replace("$$", "$"))
-    return words
 
 
 @given(st.lists(TEXT, min_size=1, max_size=5))
 def test_a_command_line_gives_back_its_words(words: list[str]) -> None:
-    assert read(unit.command(words)) == words
+    assert unit_words(unit.command(words)) == words
 
 
 @given(TEXT)
