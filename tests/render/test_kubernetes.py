@@ -70,6 +70,8 @@ def test_with_the_group_of_the_devices_the_pod_keeps_to_the_restricted_standard(
     assert spec["securityContext"]["supplementalGroups"] == [992]
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert not any("hostPath" in volume for volume in spec["volumes"])
     assert found["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -197,7 +199,8 @@ def test_the_job_fills_the_volume_that_an_offline_engine_reads(gid: int | None) 
     (fetcher,), (server,) = spec["containers"], pod(engine)["containers"]
     env, served = ({entry["name"]: entry.get("value") for entry in each["env"]} for each in (fetcher, server))
     assert env["HF_HOME"] == served["HF_HOME"]
-    assert [mount for mount in server["volumeMounts"] if mount["name"] == "cache"] == fetcher["volumeMounts"]
+    cached = [[mount for mount in each["volumeMounts"] if mount["name"] == "cache"] for each in (fetcher, server)]
+    assert cached[0] == cached[1] != []
     selector = engine["Service"]["spec"]["selector"]
     assert not selector.items() <= fetched["Job"]["spec"]["template"]["metadata"]["labels"].items()
     found = check_kubernetes.check(list(fetched.values()), ENGINE)

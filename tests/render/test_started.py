@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import dockerd
@@ -26,7 +27,7 @@ from aim_engine.cache import manager
 from aim_engine.deploy import chat, environment
 from aim_engine.deploy.environment import Environment
 from aim_engine.planner.plan import Plan
-from aim_engine.render import patch, watch
+from aim_engine.render import patch, pod, watch
 from aim_engine.render.artifact import Artifact, Options
 from aim_engine.render.compose_watch import PROMETHEUS
 from aim_engine.render.targets import render
@@ -210,9 +211,12 @@ def network() -> Iterator[tuple[str, ...]]:
             holder.terminate()
 
 
+@pytest.mark.parametrize("gid", [None, 109])
 def test_podman_plays_the_deployment_and_the_engine_in_it_answers(
-    tmp_path: Path, plan: Plan, options: Options, engine: Environment
+    gid: int | None, tmp_path: Path, plan: Plan, options: Options, engine: Environment
 ) -> None:
+    """As the image's user, and as an ordinary one whose root file system is read-only."""
+    options = msgspec.structs.replace(options, render_gid=gid)
     write(tmp_path, render(plan, "kubernetes", options))
     deployment = tmp_path / "deployment.yaml"
     container = f"{options.name}-pod-0-vllm"
@@ -229,9 +233,9 @@ def test_podman_plays_the_deployment_and_the_engine_in_it_answers(
             assert "Paris" in run(*inside, sys.executable, "-c", ask)
             assert plan.chosen is not None
             limit = str(plan.chosen.recipe.resources.memory_bytes)
-            assert (
-                call("inspect", "--format", "{{.HostConfig.Memory}} {{.State.Running}}", container) == f"{limit} true"
-            )
+            asked = "{{.HostConfig.Memory}} {{.HostConfig.ReadonlyRootfs}}"
+            assert call("inspect", "--format", asked, container) == f"{limit} {str(gid is not None).lower()}"
+            assert call("exec", container, "id", "-u") == ("0" if gid is None else str(pod.USER_ID))
         finally:
             call("kube", "down", deployment)
         assert call("ps", "--all", "--quiet") == ""

@@ -205,7 +205,11 @@ def budget(plan: Plan, options: Options) -> dict[str, Any]:
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": pod.metadata(plan, options),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": pod.selector(options)}},
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",  # a replica that does not serve must not hold up a drain
+            "selector": {"matchLabels": pod.selector(options)},
+        },
     }
 
 

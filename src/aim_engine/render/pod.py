@@ -25,10 +25,11 @@ PRE_STOP_S = 10
 GRACE_S = 180
 """preStop, draining and ending workers."""
 STARTUP_PERIOD_S = 10
-USER_ID = 1000
-"""Who the engine is when it is not root; it needs no entry in the image's /etc/passwd."""
+USER_ID = 10001
+"""Who the engine is when it is not root: nobody on a host. It needs no entry in the image's /etc/passwd."""
 USER_CACHE = "/cache"
 """Home of that user, on the cache volume: weights, compiled graphs, kernels that were built at start."""
+TMP = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 - sockets between the engine's processes, compilers at work
 SHM = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - the engine's own place
 
 
@@ -89,7 +90,7 @@ def spec(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
     if claims_devices(plan, options):
         pod["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": f"{options.name}-gpu"}]
     pod["containers"] = [container(plan, options, backend)]
-    pod["volumes"] = [{"name": "shm", "emptyDir": shm}, *_volumes(options)]
+    pod["volumes"] = [{"name": "shm", "emptyDir": shm}, *temporary(options)[0], *_volumes(options)]
     return pod
 
 
@@ -111,9 +112,17 @@ def security(options: Options) -> dict[str, Any]:
     }
 
 
-def container_security() -> dict[str, Any]:
-    """Privileges of a container: none beyond its user's."""
-    return {"privileged": False, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+def container_security(options: Options) -> dict[str, Any]:
+    """Privileges of a container: none beyond its user's. What root builds at start goes into the image's folders, an ordinary user
+    could not write there anyway.
+    """
+    found = {"privileged": False, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return {**found, "readOnlyRootFilesystem": True} if options.render_gid is not None else found
+
+
+def temporary(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes and mounts for what programs put into /tmp where the root file system is read-only."""
+    return ([{"name": "tmp", "emptyDir": {}}], [dict(TMP)]) if options.render_gid is not None else ([], [])
 
 
 def _class_name(name: str) -> str:
@@ -176,7 +185,7 @@ def container(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
     )
     where, cache = cache_mounts(options)
     env = {**command.env, **where, **options.env}
-    mounts = [dict(SHM), *cache]
+    mounts = [dict(SHM), *temporary(options)[1], *cache]
     if options.model_path:
         env["HF_HUB_OFFLINE"] = "1"
         mounts.insert(1, {"name": "model", "mountPath": serving.CONTAINER_MODEL, "readOnly": True})
@@ -199,7 +208,7 @@ def container(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
             **resources(recipe, None if claimed else gpu_resource(plan), hosts=serving.hosts_per_replica(plan)),
             **({"claims": [{"name": "gpu"}]} if claimed else {}),
         },
-        "securityContext": container_security(),
+        "securityContext": container_security(options),
         "startupProbe": _probe(STARTUP_PERIOD_S, math.ceil(startup_s / STARTUP_PERIOD_S)),
         "readinessProbe": _probe(5, 3),
         "livenessProbe": _probe(10, 6),
@@ -272,6 +281,8 @@ def placement(gpu: Gpu, profile: str | None) -> dict[str, Any]:
     if len(gpu.pci_ids) == 1:
         wanted[DEVICE_ID_LABEL] = gpu.pci_ids[0]
     found: dict[str, Any] = {"nodeSelector": wanted} if wanted else {}
+    # Nodes with GPUs are often kept free of other pods by a taint of this name.
+    found["tolerations"] = [{"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}]
     if len(gpu.pci_ids) > 1:
         term = {"matchExpressions": [{"key": DEVICE_ID_LABEL, "operator": "In", "values": sorted(gpu.pci_ids)}]}
         required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
