@@ -157,6 +157,11 @@ REFUSED: dict[str, re.Pattern[str]] = {
     "podman": re.compile(r'[:\\"]'),
 }
 """What a target may refuse to write."""
+FIELDS = {
+    "systemd": ("ExecStart=", r'BindReadOnlyPaths="(.*)"'),
+    "podman": ("Exec=", r"Volume=(.*):/model:ro"),
+}
+"""Where the command and the model's folder stand in a unit."""
 NO_ENGINE = ("gateway", "keda", "hpa", "monitoring")
 
 
@@ -192,22 +197,20 @@ def test_a_model_name_and_a_folder_are_read_back_or_refused(target: str, tmp_pat
             folders = {field.removeprefix("source=") for fields in mounts for field in fields}
             seen = {*args, *folders}
         elif target in ("systemd", "podman"):
-            start, place, undo = {
-                "systemd": ("ExecStart=", r'BindReadOnlyPaths="(.*)"', lambda text: text),
-                "podman": ("Exec=", r"Volume=(.*):/model:ro", lambda text: text.replace("$$", "$")),
-            }[target]
             lines = files[0].content.replace("\\\n", " ").split("\n")
+            start, pattern = FIELDS[target]
             (command,) = (line.removeprefix(start) for line in lines if line.startswith(start))
-            (mounted,) = (found[1] for line in lines if (found := re.fullmatch(place, line)))
-            seen = {*short.unit_words(command), undo(mounted).replace("%%", "%")}
+            (mounted,) = (found[1] for line in lines if (found := re.fullmatch(pattern, line)))
+            read = mounted.replace("$$", "$") if target == "podman" else mounted
+            seen = {*short.unit_words(command), read.replace("%%", "%")}
         elif target == "env":
             _, env = short.run("bash", f"set -a\n{files[0].content}\nset +a\nvllm\n", recorder)
             assert env["FREE"] == value
             continue
         else:
-            read = documents(files)
-            read += [yaml.safe_load(text) for text in scalars(read) if text.startswith("applications:")]
-            seen = {each for text in scalars(read) for each in (text, text.replace("$$", "$"))}
+            objects = documents(files)
+            objects += [yaml.safe_load(text) for text in scalars(objects) if text.startswith("applications:")]
+            seen = {each for text in scalars(objects) for each in (text, text.replace("$$", "$"))}
         assert f"org/{value}" in seen
         assert target == "job" or folder in seen
     assert refused < len(mine) / 2

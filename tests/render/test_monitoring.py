@@ -57,6 +57,26 @@ def test_the_queue_that_may_form_is_what_the_time_limit_leaves() -> None:
     assert signals.queue_per_replica(with_limit(plan, ttft_ms=11)) == 1
 
 
+def test_the_cache_may_be_as_full_as_the_planned_load_makes_it() -> None:
+    plan = plans.replicas()
+    assert plan.chosen is not None
+    assert signals.kv_target_fraction(plan) == signals.KV_TARGET_FRACTION
+
+    def holding(tokens: int) -> Plan:
+        assert plan.chosen is not None
+        memory = msgspec.structs.replace(plan.chosen.estimate.memory, kv_cache_tokens=tokens)
+        estimate = msgspec.structs.replace(plan.chosen.estimate, memory=memory)
+        return msgspec.structs.replace(plan, chosen=msgspec.structs.replace(plan.chosen, estimate=estimate))
+
+    # 32 requests at a replica hold 1024 + 256 tokens each: 40,960, a tenth more is 45,056
+    assert signals.kv_target_fraction(holding(50_000)) == 0.9
+    assert signals.kv_target_fraction(holding(41_000)) == signals.KV_FULL_FRACTION
+    (file,) = render(holding(50_000), "keda", OPTIONS)
+    assert yaml.safe_load(file.content)["spec"]["triggers"][2]["metadata"]["threshold"] == "0.9"
+    hpa = yaml.safe_load(render(holding(50_000), "hpa", OPTIONS)[0].content)
+    assert hpa["spec"]["metrics"][2]["pods"]["target"]["averageValue"] == "900m"
+
+
 def test_a_replica_is_kept_longer_than_it_takes_to_load() -> None:
     for plan in (plans.replicas(), plans.gated()):
         (file,) = render(plan, "keda", OPTIONS)

@@ -222,5 +222,9 @@ def test_loading_more_bytes_gives_more_patience() -> None:
     options = Options(name="demo")
     small, large = (serving.startup_s(made, options) for made in (plans.detected_part(), plans.gated()))
     assert serving.MIN_STARTUP_S <= small < large
+    share = serving.startup_s(plans.gated(), Options(name="demo", read_bytes_s=50_000_000))
+    assert share - large == pytest.approx(serving.weight_bytes(plans.gated()) / 50_000_000, abs=60)
+    with pytest.raises(InvalidInput, match="cannot be read at 0"):
+        serving.startup_s(plans.gated(), Options(name="demo", read_bytes_s=0))
     here = Options(name="demo", model_path="/models/x")
     assert serving.startup_s(plans.gated(), here) < large

@@ -49,6 +49,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The weights are in the cache already (target `job` puts them there), so the engine gets no network to the outside."""
     create_namespace: bool = False
     """Write the Namespace too, with the pod security level that the pods keep."""
+    read_bytes_s: int | None = None
+    """Rate at which the weights are read where it runs, such as a network share's; None is as predicted, a local disk's. Probes
+    wait accordingly."""
     dra: bool = False
     """Claim GPUs through dynamic resource allocation instead of AMD's device plugin."""
     render_gid: int | None = None

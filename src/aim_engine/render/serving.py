@@ -243,7 +243,10 @@ def startup_s(plan: Plan, options: Options) -> int:
     """Seconds a first start may take before something is wrong: loading, compiling, and fetching unless the files are there."""
     candidate = chosen(plan)
     fetch_s = 0.0 if options.model_path or options.offline else weight_bytes(plan) / DOWNLOAD_BYTES_S
-    needed = max(MIN_STARTUP_S, math.ceil(LOAD_MARGIN * candidate.estimate.load_s + fetch_s))
+    if options.read_bytes_s is not None and options.read_bytes_s < 1:
+        raise InvalidInput(f"weights cannot be read at {options.read_bytes_s} bytes/s", hint="for example 200MB/s")
+    read_s = weight_bytes(plan) / options.read_bytes_s if options.read_bytes_s is not None else 0.0
+    needed = max(MIN_STARTUP_S, math.ceil(LOAD_MARGIN * candidate.estimate.load_s + read_s + fetch_s))
     own = options.env.get(READY_TIMEOUT, candidate.recipe.env.get(READY_TIMEOUT, ""))
     if own.isdecimal():
         needed = max(needed, int(own) + SERVER_S)
