@@ -100,3 +100,19 @@ def test_the_diff_with_a_cluster_names_fields_and_missing_objects(
     capsys.readouterr()
     assert main.run([*words, "--port", "9000", "--diff", "cluster"]) == 1
     assert capsys.readouterr().out == "Service/demo: spec.ports[0].port: 8000 -> 9000\n"
+
+
+def test_a_file_of_ones_own_is_carried_along_or_refused(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}\n")
+    words = ["--file", f"{template}:/templates/chat.jinja", "--arg=--chat-template", "--arg=/templates/chat.jinja"]
+    assert main.run(["render", plan, "-t", "kubernetes", "--name", "demo", *words, "-o", str(tmp_path / "out")]) == 0
+    config = yaml.safe_load((tmp_path / "out" / "files.yaml").read_text())
+    assert config["data"] == {"file-0": "{{ messages }}\n"}
+    assert main.run(["render", plan, "-t", "shell", *words]) == 2
+    assert "files have no place in target shell" in capsys.readouterr().err
+    assert main.run(["render", plan, "-t", "kubernetes", "--file", str(template)]) == 2
+    assert "says no place" in capsys.readouterr().err
+    assert main.run(["render", plan, "-t", "kubernetes", "--file", f"{tmp_path}/none:/x"]) == 2

@@ -22,6 +22,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},
     "restricted": {"render_gid": 109, "dra": True, "priority_class": "serving", "api_key_secret": True},
     "stateful": {"cache_per_replica": True, "labels": {"team": "nlp"}},
+    "files": {"files": {"/templates/chat.jinja": "x"}},
     "folder": {"model_path": "/srv/m", "env": {"A": "$x"}},
 }
 

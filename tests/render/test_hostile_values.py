@@ -143,6 +143,31 @@ def test_mounts_are_read_unchanged_or_refused(target: str) -> None:
                 render(plan([]), target, Options(name="demo", image="a:b", volumes=(f"/s/{word}:/t",)))
 
 
+@pytest.mark.parametrize("target", ["kubernetes", "helm", "compose"])
+def test_files_are_read_unchanged(target: str) -> None:
+    for words in batches(most=800_000):
+        fit = [word for word in words if target != "helm" or not {"\x7f", "\x85"} & set(word)]
+        files = {f"/f/{n:04}": word for n, word in enumerate(fit)}
+        (found,) = held(documents(render(plan([]), target, Options(name="demo", image="a:b", files=files))), target)
+        wanted = {f"file-{n}": word for n, word in enumerate(fit)}
+        assert found == wanted
+    for large in VALUES[-3:]:
+        with pytest.raises(InvalidInput, match="too large"):
+            render(plan([]), target, Options(name="demo", image="a:b", files={"/f": large}))
+
+
+def held(found: list[Any], target: str) -> Iterator[dict[str, str]]:
+    """Key -> content of the files in what was written."""
+    for document in found:
+        if target == "compose":
+            entries = {key.removeprefix("demo-"): entry["content"] for key, entry in document["configs"].items()}
+            yield {key: undoubled(text) for key, text in entries.items() if key.startswith("file-")}
+        elif target == "helm" and "files" in document:
+            yield document["files"]["data"]
+        elif document.get("kind") == "ConfigMap":
+            yield document["data"]
+
+
 def test_the_address_of_a_prometheus_is_read_unchanged() -> None:
     for value in VALUES:
         (file,) = render(CPU, "keda", Options(name="demo", prometheus_url=f"http://{value}"))

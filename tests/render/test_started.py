@@ -141,6 +141,7 @@ def test_compose_brings_the_file_up_with_its_monitoring_and_takes_it_down(
     tmp_path: Path, plan: Plan, options: Options, docker_host: str
 ) -> None:
     watcher, port = f"{options.name}-prometheus", free_port()
+    options = msgspec.structs.replace(options, files={"/srv/note.txt": "a $b '${c}\n"})
     files = patch.apply(
         render(plan, "compose", options), [f"services.{watcher}.ports[0].published={json.dumps(str(port))}"], ()
     )
@@ -162,6 +163,7 @@ def test_compose_brings_the_file_up_with_its_monitoring_and_takes_it_down(
     try:
         compose("up", "--detach", "--wait", "--wait-timeout", str(READY_S), options.name, watcher)
         assert "Paris" in chat.ask(f"http://127.0.0.1:{options.port}", MODEL, QUESTION).text
+        assert compose("exec", "--no-TTY", options.name, "cat", "/srv/note.txt") == "a $b '${c}"
         wait_until(scraped, lambda: compose("logs", watcher))
         rules = [rule for group in asked("rules")["groups"] for rule in group["rules"]]
         assert {rule["health"] for rule in rules} == {"ok"}

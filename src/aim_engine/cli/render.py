@@ -84,6 +84,13 @@ _START = {
 @click.option("--env", "env", metavar="NAME=VALUE", multiple=True, help="Variable of the engine.")
 @click.option("--arg", "args", metavar="ARG", multiple=True, help="Argument of the engine, such as --arg=--seed=1.")
 @click.option(
+    "--file",
+    "texts",
+    metavar="FILE:TARGET",
+    multiple=True,
+    help="Small text file to put into the container, such as a chat template.",
+)
+@click.option(
     "--volume",
     "volumes",
     metavar="SOURCE:TARGET[:ro]",
@@ -132,6 +139,7 @@ def render(
     annotations: tuple[str, ...],
     env: tuple[str, ...],
     args: tuple[str, ...],
+    texts: tuple[str, ...],
     volumes: tuple[str, ...],
     values: tuple[str, ...],
     patches: tuple[str, ...],
@@ -173,13 +181,14 @@ def render(
         annotations=_pairs(annotations, "annotation"),
         env=_pairs(env, "env"),
         args=args,
+        files=_files(texts),
         volumes=volumes,
     )
     backend = _backend(document)
     artifacts = render_plan(document, target, options, backend)
     read = [each for name in patches for each in patch.read(files.read_text(name), name)]
     artifacts = patch.apply(artifacts, values, read)
-    if values or read or labels or annotations or env or args or volumes:
+    if values or read or labels or annotations or env or args or texts or volumes:
         found = review.check(artifacts, backend, document.inputs.engine_version)
         if _refused(found):
             return 1
@@ -265,6 +274,17 @@ def _pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
         if "=" not in word:
             raise InvalidInput(f"--{option} '{word}' has no value", hint=f"--{option} KEY=VALUE")
     return {key: value for key, _, value in (word.partition("=") for word in given)}
+
+
+def _files(given: tuple[str, ...]) -> dict[str, str]:
+    """`FILE:TARGET` words as target -> content. Raises: InvalidInput."""
+    found = {}
+    for word in given:
+        name, colon, target = word.rpartition(":")
+        if not colon or not name:
+            raise InvalidInput(f"--file '{word}' says no place", hint="--file chat.jinja:/templates/chat.jinja")
+        found[target] = files.read_text(name)
+    return found
 
 
 def _absolute(path: str) -> str:

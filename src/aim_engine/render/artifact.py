@@ -72,6 +72,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Variables of the engine, over those of the recipe."""
     args: tuple[str, ...] = ()
     """Arguments of the engine, after those of the recipe."""
+    files: dict[str, str] = {}
+    """Small text files to put into the container, such as a chat template: absolute path there -> content."""
     volumes: tuple[str, ...] = ()
     """Further mounts as `SOURCE:TARGET[:ro]`: a folder of the host, or `claim/NAME` in Kubernetes."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -140,6 +141,8 @@ def _volumes(options: Options) -> list[dict[str, Any]]:
             found.append({"name": "cache", "emptyDir": {}})
     elif not options.cache_per_replica:
         found.append({"name": "cache", "persistentVolumeClaim": {"claimName": f"{options.name}-cache"}})
+    if options.files:
+        found.append({"name": "files", "configMap": {"name": f"{options.name}{files_suffix(options)}"}})
     for index, mount in enumerate(serving.mounts(options)):
         if mount.is_claim:
             source: dict[str, Any] = {"persistentVolumeClaim": {"claimName": mount.source}}
@@ -149,6 +152,12 @@ def _volumes(options: Options) -> list[dict[str, Any]]:
             source = {"hostPath": {"path": mount.source, "type": "Directory"}}
         found.append({"name": f"extra-{index}", **source})
     return found
+
+
+def files_suffix(options: Options) -> str:
+    """What the name of the ConfigMap with the files ends in: another content is another object, so that pods are replaced."""
+    written = sorted(serving.files(options).values())
+    return f"-files-{hashlib.sha256(repr(written).encode()).hexdigest()[:8]}"
 
 
 def cache_mounts(options: Options) -> tuple[dict[str, str], list[dict[str, Any]]]:
@@ -189,6 +198,8 @@ def container(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
     if options.model_path:
         env["HF_HUB_OFFLINE"] = "1"
         mounts.insert(1, {"name": "model", "mountPath": serving.CONTAINER_MODEL, "readOnly": True})
+    for key, (place, _) in serving.files(options).items():
+        mounts.append({"name": "files", "mountPath": place, "subPath": key, "readOnly": True})
     for index, mount in enumerate(serving.mounts(options)):
         read_only = {"readOnly": True} if mount.read_only else {}
         mounts.append({"name": f"extra-{index}", "mountPath": mount.target, **read_only})

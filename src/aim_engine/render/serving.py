@@ -41,6 +41,9 @@ DRAIN_S = 120
 STOP_S = 150
 """What the engine gets to stop altogether: draining, then ending its workers."""
 
+MAX_FILES_BYTES = 900_000
+"""A ConfigMap may have 1 MiB, its metadata included. Source: Kubernetes documentation, ConfigMap."""
+
 READY_TIMEOUT = "VLLM_ENGINE_READY_TIMEOUT_S"
 VISIBLE_DEVICES = "HIP_VISIBLE_DEVICES"
 
@@ -208,6 +211,26 @@ def mounts(options: Options) -> tuple[Mount, ...]:
         target = text.host_path(target, "mount point")
         found.append(Mount(source=source, target=target, is_claim=is_claim, read_only=read_only))
     return tuple(found)
+
+
+def files(options: Options) -> dict[str, tuple[str, str]]:
+    """Key -> (path in the container, content) of the files that were asked for. Raises: InvalidInput."""
+    size = sum(len(content.encode(errors="surrogatepass")) for content in options.files.values())
+    if size > MAX_FILES_BYTES:
+        raise InvalidInput(
+            f"files of {size:,} bytes are too large to be written out",
+            why=f"a ConfigMap holds {MAX_FILES_BYTES:,}",
+            hint="--volume mounts a folder",
+        )
+    found = {}
+    for index, target in enumerate(sorted(options.files)):
+        if not target.startswith("/") or target.endswith("/") or ":" in target:
+            raise InvalidInput(
+                f"'{target}' is no file of the container", hint="an absolute path, such as /templates/chat.jinja"
+            )
+        place = text.host_path(target, "file")
+        found[f"file-{index}"] = (place, text.data(options.files[target], f"content of {target}"))
+    return found
 
 
 def image(plan: Plan, options: Options, backend: Backend) -> Image:
