@@ -30,7 +30,7 @@ def documents(files: tuple[Artifact, ...]) -> list[Any]:
     return [yaml.load(file.content, Loader=yaml.CSafeLoader) for file in files if file.is_yaml]
 
 
-@pytest.mark.parametrize("target", ["kubernetes", "kustomize", "helm", "lws", "kserve", "kserve-llm", "compose"])
+@pytest.mark.parametrize("target", ["kubernetes", "helm", "lws", "kserve", "kserve-llm", "compose"])
 def test_arguments_variables_and_annotations_are_read_from_yaml_unchanged(target: str) -> None:
     undo = undoubled
     for words in batches(most=2_000_000):
