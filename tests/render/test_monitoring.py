@@ -39,6 +39,30 @@ def test_every_series_of_the_engine_is_one_that_a_real_engine_exported() -> None
     assert used <= exported
 
 
+EXPORTED = {
+    "gpu_gfx_activity",
+    "gpu_used_vram",
+    "gpu_package_power",
+    "gpu_average_package_power",
+    "gpu_junction_temperature",
+    "gpu_edge_temperature",
+    "gpu_ecc_uncorrect_total",
+}
+"""Names in ROCm/device-metrics-exporter docs/configuration/metricslist.md, without those said to be deprecated."""
+
+
+def test_every_series_of_the_cards_is_one_of_the_exporter_and_only_for_cards_it_knows() -> None:
+    def used(plan: Plan) -> set[str]:
+        return set(re.findall(r"gpu_\w+(?=\{)", json.dumps([rules(plan, OPTIONS), dashboard(plan, OPTIONS)])))
+
+    assert used(plans.replicas()) == EXPORTED
+    for plan in (plans.on_cpu(), plans.radeon(), plans.shared_memory(), plans.detected_part()):
+        assert used(plan) == set()
+        compose = yaml.safe_load(render(plan, "compose", Options(name="demo", image="a:b"))[0].content)
+        assert "demo-exporter" not in compose["services"]
+        assert "exporter" not in compose["configs"]["demo-prometheus"]["content"]
+
+
 def test_a_limit_of_the_plan_becomes_an_alert_and_no_limit_none() -> None:
     def alerts(plan: Plan) -> dict[str, str]:
         return {rule["alert"]: rule["expr"] for group in rules(plan, OPTIONS)["groups"] for rule in group["rules"]}

@@ -27,6 +27,15 @@ DEFAULT_QUEUE = 5
 """Waiting requests per replica without a time limit. Source: vllm-project/production-stack, KEDA example."""
 
 
+EXPORTER_ARCHS = ("gfx90a", "gfx942", "gfx950")
+"""MI200 and MI300 series and their successors, the cards that AMD's exporter has series of. Source: its list of metrics."""
+
+
+def has_card_series(plan: Plan) -> bool:
+    """AMD's exporter says how the planned cards are."""
+    return plan.inputs.gpu.arch in EXPORTER_ARCHS
+
+
 def selector(options: Options) -> str:
     """Label matchers of the deployment's series."""
     return f'namespace="{text.dns_label(options.namespace, "namespace")}",{INSTANCE_LABEL}="{text.dns_label(options.name)}"'
