@@ -41,7 +41,7 @@ pytestmark = [
 ]
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 QUESTION = "What is the capital of France?"
-READY_S = 240
+READY_S = 420
 COMPOSE = Path(__file__).parents[2] / ".tools" / "compose" / "docker-compose"
 
 
