@@ -112,6 +112,15 @@ def test_variables_that_a_controller_sets_are_no_wrong_values() -> None:
     assert {each.id for each in check_kubernetes.rules(documents, ENGINE) if each.severity == "error"} == {"VER022"}
 
 
+def test_a_shells_own_substitutions_do_not_hide_what_is_wrong() -> None:
+    line = "exec vllm serve Qwen/Qwen3-32B --swap-space 4 --max-num-seqs $(nproc)"
+    wrong = FILE.replace("          args: [", f"          command: [/bin/sh, -c, '{line}']\n          args: [")
+    documents, _ = document.read(wrong, "x")
+    assert "VER002" in {each.id for each in check_kubernetes.rules(documents, ENGINE)}
+    documents[1]["spec"]["template"]["spec"]["containers"][0] |= {"command": ["/bin/sh", "-c"], "args": [line]}
+    assert "VER002" in {each.id for each in check_kubernetes.rules(documents, ENGINE)}
+
+
 Container = dict[str, Any]
 IN_PODS: dict[str, tuple[str, Callable[[Container], object]]] = {
     "unit that is none": ("MAN011", lambda c: c["resources"]["limits"].update(memory="256GB")),

@@ -18,7 +18,7 @@ ENGINE_READY_S = 600
 """How long vLLM waits for its own workers unless told otherwise. Source: vllm/envs.py VLLM_ENGINE_READY_TIMEOUT_S."""
 SHM = "/dev/shm"  # noqa: S108 - the place where ranks of an engine share memory, not a file of ours
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
-_UNKNOWN = "\N{OBJECT REPLACEMENT CHARACTER}"
+_UNKNOWN_VALUE = re.compile(r"(?:--?[A-Za-z_-]+=)?\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -246,17 +246,16 @@ def _engine(
 
 
 def _expanded(args: tuple[str, ...], env: dict[str, str]) -> tuple[str, ...]:
-    """`args` as the kubelet hands them on: `$$` is `$`, `$(NAME)` the variable's value. Options whose value nobody can know from the
-    file, such as a controller's variables, are left out. Source: Kubernetes API reference, Container.args.
+    """`args` as the kubelet hands them on: `$$` is `$`, `$(NAME)` the variable's value, or itself where there is none.
+
+    Options whose whole value is one that nobody can know from the file, such as a controller's variable, are left out.
+    Source: Kubernetes API reference, Container.args.
     """
-
-    def read(match: re.Match[str]) -> str:
-        return "$" if match[0] == "$$" else env.get(match[1], _UNKNOWN)
-
     found: list[str] = []
-    for word in (_REFERENCE.sub(read, word) for word in args):
-        if _UNKNOWN not in word:
-            found.append(word)
+    for word in args:
+        unknown = _UNKNOWN_VALUE.fullmatch(word)
+        if unknown is None or unknown[1] in env:
+            found.append(_REFERENCE.sub(lambda it: "$" if it[0] == "$$" else env.get(it[1], it[0]), word))
         elif not word.startswith("-") and found and found[-1].startswith("--"):
             found.pop()
     return tuple(found)
