@@ -288,3 +288,13 @@ def test_fix_says_a_line_anew_and_leaves_scripts_alone(tmp_path: Path, capsys: p
     assert main.run(["validate", "--fix", str(script)]) == 1
     assert "not rewritten" in capsys.readouterr().err
     assert script.read_text() == "vllm serve Qwen/Qwen3-32B --swap-space 4\n"
+
+
+def test_a_folder_of_folders_names_those_that_can_be_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_bytes(plan_module.encode(plans.replicas()))
+    assert main.run(["render", str(plan), "-t", "kustomize", "-o", str(tmp_path / "out")]) == 0
+    assert main.run(["validate", str(tmp_path / "out")]) == 2
+    assert f"aim-engine validate {tmp_path}/out/base" in capsys.readouterr().err

@@ -246,7 +246,12 @@ def _expanded(items: tuple[str, ...]) -> list[str]:
         if (Path(item) / "Chart.yaml").is_file():  # what it holds beside its values is Helm's
             inside = [path for path in inside if Path(path).name.startswith("values") and not path.endswith(".json")]
         if not inside:
-            raise InvalidInput(f"the folder {item} holds nothing to check", why=f"no {', '.join(_SUFFIXES)} files")
+            folders = sorted({str(path.parent) for path in Path(item).glob("*/*") if path.suffix in _SUFFIXES})
+            raise InvalidInput(
+                f"the folder {item} holds nothing to check",
+                why=f"no {', '.join(_SUFFIXES)} files",
+                hint=f"aim-engine validate {' '.join(folders)}" if folders else None,
+            )
         found += inside
     return list(dict.fromkeys(found))
 
