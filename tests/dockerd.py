@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import io
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,12 +78,9 @@ def _answers(docker: Any) -> bool:
     return True
 
 
-def make_image(host: str, path: str) -> None:
-    """An image of links into the host's folders, with `path` as its PATH."""
-    import docker
-
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as archive:
+def save_image(path: Path) -> None:
+    """The files of an image of links into the host's folders, as a tar archive."""
+    with tarfile.open(path, mode="w") as archive:
         for name in ("bin", "lib", "lib64", "sbin"):
             entry = tarfile.TarInfo(name)
             entry.type, entry.linkname = tarfile.SYMTYPE, f"usr/{name}"
@@ -90,7 +89,32 @@ def make_image(host: str, path: str) -> None:
             entry = tarfile.TarInfo(name)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
             archive.addfile(entry)
+
+
+def make_image(host: str, path: str) -> None:
+    """An image of links into the host's folders, with `path` as its PATH."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_image(Path(folder) / "image.tar")
+        _import(host, Path(folder) / "image.tar", IMAGE, [f"ENV PATH={path}"])
+
+
+def make_program_image(host: str, reference: str, program: str, *arguments: str) -> None:
+    """An image called `reference` that holds and starts one program of this host, with the libraries it needs."""
+    path = shutil.which(program)
+    if path is None:
+        pytest.skip(f"no {program}: apt-get install {program}")
+    linked = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(Path(folder) / "image.tar", "w", dereference=True) as archive:
+            for file in (path, *re.findall(r"(?:=> )?(/\S+) \(0x", linked)):
+                archive.add(file, file.lstrip("/"))
+        _import(host, Path(folder) / "image.tar", reference, [f"ENTRYPOINT {json.dumps([path, *arguments])}"])
+
+
+def _import(host: str, archive: Path, reference: str, changes: list[str]) -> None:
+    import docker
+
     client = docker.DockerClient(base_url=host)
-    repository, tag = IMAGE.split(":")
-    client.api.import_image_from_data(content.getvalue(), repository=repository, tag=tag, changes=[f"ENV PATH={path}"])
+    repository, tag = reference.rsplit(":", 1)
+    client.api.import_image_from_file(str(archive), repository=repository, tag=tag, changes=changes)
     client.close()

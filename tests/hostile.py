@@ -136,3 +136,38 @@ def kubelet_expanded(value: str) -> str:
             assert not value.startswith("$(", position), f"the kubelet would look {value!r} up"
             done, position = done + value[position], position + 1
     return done
+
+
+_CODES = {"n": "\n", "t": "\t", "r": "\r"}
+
+
+def unit_words(line: str) -> list[str]:
+    """The words of a command line by the rules of systemd.syntax(7) and systemd.service(5), written from the manual."""
+    words: list[str] = []
+    position = 0
+    line = line.replace("\\\n", " ")
+    while position < len(line):
+        if line[position] == " ":
+            position += 1
+            continue
+        value, quoted = "", False
+        while position < len(line) and (quoted or line[position] != " "):
+            character = line[position]
+            if character == '"':
+                quoted = not quoted
+            elif character == "\\":
+                position += 1
+                code = line[position]
+                if code == "x":
+                    value += chr(int(line[position + 1 : position + 3], 16))
+                    position += 2
+                else:
+                    value += _CODES.get(code, code)
+            else:
+                assert character not in "\n\r\t"
+                value += character
+            position += 1
+        assert not quoted
+        assert not re.search(r"(?<!%)(?:%%)*%(?!%)", value)
+        words.append(value.replace("%%", "%").replace("$$", "$"))
+    return words

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 import hostile as short
+import plans
 from aim_engine.planner.plan import Plan
 from aim_engine.recipe.recipe import replace
 from aim_engine.render.artifact import Options
@@ -67,10 +68,18 @@ def plan(words: list[str]) -> Plan:
     return msgspec.structs.replace(made, chosen=msgspec.structs.replace(made.chosen, recipe=recipe))
 
 
+def on_gpus(words: list[str]) -> Plan:
+    """Every value as a variable of an engine on a GPU."""
+    made = plans.dense_on_all()
+    assert made.chosen is not None
+    recipe = replace(made.chosen.recipe, env={f"N{index}": value for index, value in enumerate(words)})
+    return msgspec.structs.replace(made, chosen=msgspec.structs.replace(made.chosen, recipe=recipe))
+
+
 def options(words: list[str], target: str) -> Options:
     takes = target not in ("env", "shell", "slurm", "systemd", "docker", "compose", "podman")
     notes = {f"note{index}": value for index, value in enumerate(words)} if takes else {}
-    return Options(name="x", image="local/cpu:v1", annotations=notes)
+    return Options(name="demo", image="local/cpu:v1", annotations=notes)
 
 
 def contains(found: Any, words: list[str], undo: Any) -> bool:

@@ -170,6 +170,43 @@ def tools() -> Plan:
     return msgspec.structs.replace(made, inputs=msgspec.structs.replace(made.inputs, slo=slo))
 
 
+def shared_memory() -> Plan:
+    """An APU, whose GPU shares the machine's memory."""
+    spec, gpu = specs.small(), catalog.load("STRIX-HALO")
+    return plan(_recipe(spec, gpu, Parallelism()), spec, gpu, asked(1, gpu), load_s=20.0)
+
+
+def images() -> Plan:
+    """A model that is given images and guesses tokens ahead by n-grams: options whose values are JSON."""
+    spec, gpu = specs.dense(model_id="test/images"), catalog.load("MI300X")
+    words = (
+        "--limit-mm-per-prompt",
+        '{"image": 4, "video": 0}',
+        "--speculative-config",
+        '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}',
+        "--allowed-local-media-path",
+        "/srv/images, scanned",
+    )
+    return plan(_recipe(spec, gpu, Parallelism(tp=2), extra_args=words), spec, gpu, asked(2, gpu))
+
+
+def long_context() -> Plan:
+    """A context of 262,144 tokens of a checkpoint made for 40,960, few requests at once, the KV cache in fp8."""
+    spec, gpu = specs.dense(model_id="test/dense"), catalog.load("MI325X")
+    stretch = '{"rope_scaling": {"rope_type": "yarn", "factor": 6.4, "original_max_position_embeddings": 40960}}'
+    recipe = _recipe(
+        spec,
+        gpu,
+        Parallelism(tp=4),
+        max_model_len=262144,
+        max_num_seqs=8,
+        max_num_batched_tokens=16384,
+        kv_cache_dtype="fp8",
+        extra_args=("--hf-overrides", stretch),
+    )
+    return plan(recipe, spec, gpu, asked(4, gpu))
+
+
 def nothing() -> Plan:
     """A plan that found no way."""
     made = dense_on_all()
@@ -196,6 +233,9 @@ FURTHER = {
     "fp8-2x1xmi325x": fp8,
     "adapters-1xmi300x": adapters,
     "tools-2xmi300x": tools,
+    "small-1xstrix-halo": shared_memory,
+    "images-2xmi300x": images,
+    "long-context-4xmi325x": long_context,
 }
 """Kept as what differs from the first plan, so that a change of all files is read once."""
 

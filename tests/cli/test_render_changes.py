@@ -100,3 +100,61 @@ def test_the_diff_with_a_cluster_names_fields_and_missing_objects(
     capsys.readouterr()
     assert main.run([*words, "--port", "9000", "--diff", "cluster"]) == 1
     assert capsys.readouterr().out == "Service/demo: spec.ports[0].port: 8000 -> 9000\n"
+
+
+def test_a_file_of_ones_own_is_carried_along_or_refused(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}\n")
+    words = ["--file", f"{template}:/templates/chat.jinja", "--arg=--chat-template", "--arg=/templates/chat.jinja"]
+    assert main.run(["render", plan, "-t", "kubernetes", "--name", "demo", *words, "-o", str(tmp_path / "out")]) == 0
+    config = yaml.safe_load((tmp_path / "out" / "files.yaml").read_text())
+    assert config["data"] == {"file-0": "{{ messages }}\n"}
+    assert main.run(["render", plan, "-t", "shell", *words]) == 2
+    assert "files have no place in target shell" in capsys.readouterr().err
+    assert main.run(["render", plan, "-t", "kubernetes", "--file", str(template)]) == 2
+    assert "says no place" in capsys.readouterr().err
+    assert main.run(["render", plan, "-t", "kubernetes", "--file", f"{tmp_path}/none:/x"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "changed", "shown"),
+    [
+        ("lws", "LeaderWorkerSet", ("spec", "replicas"), "spec.replicas: 7 -> 1"),
+        ("keda", "ScaledObject", ("spec", "maxReplicaCount"), "spec.maxReplicaCount: 7 -> 2"),
+        ("kserve", "InferenceService", ("spec", "predictor", "minReplicas"), "spec.predictor.minReplicas: 7 -> 1"),
+        ("gateway", "HTTPRoute", ("spec", "rules"), "spec.rules: 7 -> "),
+        ("monitoring", "PodMonitor", ("spec", "podTargetLabels"), "spec.podTargetLabels: 7 -> "),
+        ("kuberay", "RayService", ("spec", "serveConfigV2"), "spec.serveConfigV2: 7 -> "),
+    ],
+)
+def test_operators_kinds_are_compared_with_a_cluster_too(
+    target: str,
+    kind: str,
+    changed: tuple[str, ...],
+    shown: str,
+    cluster: kube_api.Cluster,
+    plan: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["render", plan, "-t", target, "--name", "demo"]
+    assert main.run([*words, "--diff", "cluster"]) == 1
+    assert f"{kind}/demo: would be made" in capsys.readouterr().out
+    assert main.run([*words, "-o", str(tmp_path / "out")]) == 0
+    written = [yaml.safe_load(file.read_text()) for file in (tmp_path / "out").iterdir() if file.suffix == ".yaml"]
+    for document in written:
+        if document["kind"] == kind:
+            holder = document
+            for step in changed[:-1]:
+                holder = holder[step]
+            holder[changed[-1]] = 7
+        cluster.objects[
+            f"{document['kind'].lower().removesuffix('y')}{'ies' if document['kind'].endswith('y') else 's'}",
+            "default",
+            document["metadata"]["name"],
+        ] = document
+    capsys.readouterr()
+    assert main.run([*words, "--diff", "cluster"]) == 1
+    assert f"{kind}/demo: {shown}" in capsys.readouterr().out

@@ -81,13 +81,13 @@ def write(folder: Path, name: str, content: Any) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("target", [target for target in TARGETS if target not in ("helm", "slurm")])
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "slurm"])
 def test_everything_we_render_validates(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = tmp_path / "plan.json"
     plan.write_bytes(plan_module.encode(plans.replicas()))
     assert main.run(["render", str(plan), "-t", target, "-o", str(tmp_path / "out")]) == 0
     capsys.readouterr()
-    # Templates of a chart are no YAML yet, and a batch script is more than a line that starts the engine.
+    # A batch script is more than a line that starts the engine.
     code, document = run(capsys, str(tmp_path / ("out/base" if target == "kustomize" else "out")))
     assert code == 0
     assert (document["errors"], document["warnings"]) == (0, 0)
@@ -327,3 +327,13 @@ def test_engine_arguments_as_a_mapping_are_judged_like_the_line_they_stand_for(
     assert code == 1
     assert entry["kind"] == "engine arguments"
     assert {"VER021", "VER002"} <= {finding["id"] for finding in entry["findings"]}
+
+
+def test_a_folder_of_folders_names_those_that_can_be_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_bytes(plan_module.encode(plans.replicas()))
+    assert main.run(["render", str(plan), "-t", "kustomize", "-o", str(tmp_path / "out")]) == 0
+    assert main.run(["validate", str(tmp_path / "out")]) == 2
+    assert f"aim-engine validate {tmp_path}/out/base" in capsys.readouterr().err

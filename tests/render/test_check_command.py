@@ -29,7 +29,9 @@ def found(text: str, version: str | None = None) -> set[str]:
 @pytest.mark.parametrize("case", plans.ALL)
 def test_our_own_scripts_are_clean(target: str, case: str) -> None:
     image = "registry.local/vllm:v0.32.0" if case == "small-cpu" else None
-    script = next(file for file in render(plans.ALL[case](), target, Options(name="x", image=image)) if file.executable)
+    script = next(
+        file for file in render(plans.ALL[case](), target, Options(name="demo", image=image)) if file.executable
+    )
     lines = [line for line in check_command.commands(script.content) if check_command.starts_engine(line)]
     recipe = plans.ALL[case]().chosen
     assert recipe is not None

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import yaml
 
+import hostile_values
 import plans
+from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
 from aim_engine.render.artifact import Artifact, Options
 from aim_engine.render.targets import render
@@ -17,6 +23,7 @@ from aim_engine.render.watch import panels, rules
 from aim_engine.workload import Slo
 
 pytestmark = pytest.mark.consumers
+COMPOSE = Path(__file__).parents[2] / ".tools" / "compose" / "docker-compose"
 
 
 def written(folder: Path, target: str, case: str) -> list[Path]:
@@ -38,11 +45,93 @@ def test_systemd_finds_nothing_to_say_about_our_units(case: str, tmp_path: Path)
     assert accepted("systemd-analyze", "--man=no", "verify", *written(tmp_path, "systemd", case)) == ""
 
 
+def test_systemd_reads_ten_thousand_hostile_values_unchanged(tmp_path: Path) -> None:
+    """As it says itself when it loads the unit: variables as they are, the command in quotes, with `$$` still to be halved."""
+    count = 0
+    for words in hostile_values.batches():
+        (service, _) = render(hostile_values.plan(words), "systemd", Options(name="demo"))
+        (tmp_path / service.path).write_text(service.content, encoding="utf-8", newline="")
+        done = subprocess.run(
+            ["systemd-analyze", "--man=no", "verify", tmp_path / service.path],
+            env={**os.environ, "SYSTEMD_LOG_LEVEL": "debug"}, capture_output=True, check=True,
+        )  # fmt: skip
+        loaded = (done.stdout + done.stderr).decode()
+        (command,) = re.findall(r"^\t+Command Line: (.*)$", loaded.replace("\r", "\0"), re.MULTILINE)
+        arguments = [word.replace("$$", "$") for word in quoted(command.replace("\0", "\r"))]
+        assert hostile_values.contains(arguments, words, str)
+        names = sorted(f"N{index}" for index in range(len(words)))
+        given = {f"N{index}": value for index, value in enumerate(words)}
+        assert "".join(f"\t\tEnvironment: {name}={given[name]}\n" for name in names) in loaded
+        count += len(words)
+    assert count > 9_900
+
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
+
+
+def quoted(line: str) -> list[str]:
+    """The words of a line that systemd wrote: bare, or in double quotes with the escapes of C."""
+    found = []
+    for bare, inside in re.findall(r'([^" ]+)|"((?:[^"\\]|\\.)*)"', line, re.DOTALL):
+        value = re.sub(
+            r"\\([0-7]{3}|.)",
+            lambda match: chr(int(match[1], 8)) if len(match[1]) == 3 else ESCAPES.get(match[1], match[1]),
+            inside,
+        )
+        found.append(bare or value)
+    return found
+
+
 @pytest.mark.parametrize("case", plans.ALL)
 @pytest.mark.parametrize("target", ["shell", "docker"])
 def test_shellcheck_finds_nothing_to_say_about_our_scripts(target: str, case: str, tmp_path: Path) -> None:
     # SC2030, SC2031: replicas' variables are meant to stay in their subshells.
     assert accepted("shellcheck", "--exclude=SC2030,SC2031", *written(tmp_path, target, case)) == ""
+
+
+def composed(file: Path) -> Any:
+    """What Docker Compose makes of a file, the monitoring profile included. It doubles `$` again where it writes."""
+    if not COMPOSE.exists():
+        pytest.skip("no Docker Compose: make .tools/compose/docker-compose")
+    done = accepted(COMPOSE, "--file", file, "--profile", "monitoring", "config", "--format", "json")
+    return json.loads(done)
+
+
+@pytest.mark.parametrize("case", [*plans.ALL, *plans.FURTHER])
+def test_docker_compose_reads_our_file_as_it_was_meant(case: str, tmp_path: Path) -> None:
+    plan = {**plans.ALL, **plans.FURTHER}[case]()
+    try:
+        files = render(plan, "compose", Options(name="demo", image="registry.local/vllm:v1", labels={"team": "nlp"}))
+    except InvalidInput:
+        if case != "large-16xmi300x":  # two hosts
+            raise
+        return
+    for file in files:
+        (tmp_path / file.path).write_text(file.content, encoding="utf-8")
+    written, read = yaml.safe_load(files[0].content), composed(tmp_path / "compose.yaml")
+    assert set(read["services"]) == set(written["services"])
+    assert set(read["configs"]) == set(written["configs"])
+    for name, service in read["services"].items():
+        asked = written["services"][name]
+        assert service.get("command") == asked.get("command")
+        assert service.get("environment") == asked.get("environment")
+        assert service.get("cap_drop", []) == asked.get("cap_drop", [])
+        assert service.get("profiles") == asked.get("profiles")
+        assert len(service.get("volumes", ())) == len(asked.get("volumes", ()))
+
+
+def test_docker_compose_hands_ten_thousand_hostile_values_on_unchanged(tmp_path: Path) -> None:
+    count = 0
+    for words in hostile_values.batches():
+        files = render(hostile_values.plan(words), "compose", Options(name="demo", image="local/cpu:v1"))
+        for file in files:
+            (tmp_path / file.path).write_text(file.content, encoding="utf-8")
+        service = composed(tmp_path / "compose.yaml")["services"]["demo"]
+        assert hostile_values.contains(service["command"], words, hostile_values.undoubled)
+        env = {name: hostile_values.undoubled(value) for name, value in service["environment"].items()}
+        assert [env[f"N{index}"] for index in range(len(words))] == words
+        count += len(words)
+    assert count > 9_900
 
 
 def limited() -> Plan:

@@ -53,11 +53,11 @@ def test_every_known_trick_at_once_reaches_the_engine_as_text(shell: str, record
     env = {f"N{index}": value for index, value in enumerate(NASTY)}
     recipe = replace(made.chosen.recipe, env=env, extra_args=NASTY)
     plan = msgspec.structs.replace(made, chosen=msgspec.structs.replace(made.chosen, recipe=recipe))
-    (script,) = render(plan, "shell", Options(name="x"))
+    (script,) = render(plan, "shell", Options(name="demo"))
     args, seen = run(shell, script.content, recorder)
     assert tuple(args[-len(NASTY) :]) == NASTY
     assert {name: seen[name] for name in env} == env
-    container = next(file for file in render(plan, "docker", Options(name="x", image="a:b")) if file.executable)
+    container = next(file for file in render(plan, "docker", Options(name="demo", image="a:b")) if file.executable)
     args, _ = run(shell, container.content, recorder, home=str(recorder.parent / "home"))
     start = args.index("a:b")
     assert [arg for arg in args[start:] if arg in NASTY] == list(NASTY)
@@ -71,7 +71,7 @@ def test_a_shell_hands_text_to_the_engine_unchanged(
     shell: str, recorder: Path, model_id: str, value: str, argument: str, folder: str
 ) -> None:
     plan = hostile(model_id, value, argument)
-    (script,) = render(plan, "shell", Options(name="x", model_path=folder))
+    (script,) = render(plan, "shell", Options(name="demo", model_path=folder))
     args, env = run(shell, script.content, recorder)
     assert args[:2] == ["serve", folder]
     assert args[args.index("--served-model-name") + 1] == f"org/{model_id}"
@@ -85,7 +85,7 @@ def test_docker_gets_text_unchanged(recorder: Path, model_id: str, value: str, a
     home = recorder.parent / "home"
     plan = hostile(model_id, value, argument)
     cache = cache.replace("/", "_").replace("\x7f", "")[:40] or "x"
-    options = Options(name="x", image="local/cpu:v1", cache_dir=f"~/hub/{cache}")
+    options = Options(name="demo", image="local/cpu:v1", cache_dir=f"~/hub/{cache}")
     script = next(file for file in render(plan, "docker", options) if file.executable)
     args, _ = run("sh", script.content, recorder, home=str(home))
     assert f"FREE={value}" in args
@@ -100,9 +100,9 @@ def test_docker_gets_text_unchanged(recorder: Path, model_id: str, value: str, a
 @given(model_id=TEXT, value=TEXT, argument=TEXT, folder=PATH_TEXT)
 def test_compose_reads_text_unchanged(model_id: str, value: str, argument: str, folder: str) -> None:
     plan = hostile(model_id, value, argument)
-    options = Options(name="x", image="local/cpu:v1", model_path=folder)
+    options = Options(name="demo", image="local/cpu:v1", model_path=folder)
     document = yaml.safe_load(render(plan, "compose", options)[0].content)
-    service = compose_interpolated(document)["services"]["x"]
+    service = compose_interpolated(document)["services"]["demo"]
     assert service["environment"]["FREE"] == value
     assert service["command"][service["command"].index("--served-model-name") + 1] == f"org/{model_id}"
     assert service["command"][service["command"].index("--chat-template") + 1] == argument
@@ -113,7 +113,7 @@ def test_compose_reads_text_unchanged(model_id: str, value: str, argument: str, 
 @given(model_id=TEXT, value=TEXT, argument=TEXT, folder=PATH_TEXT)
 def test_kubernetes_reads_text_unchanged(model_id: str, value: str, argument: str, folder: str) -> None:
     plan = hostile(model_id, value, argument)
-    options = Options(name="x", image="local/cpu:v1", model_path=folder)
+    options = Options(name="demo", image="local/cpu:v1", model_path=folder)
     files = {file.path: file.content for file in render(plan, "kubernetes", options)}
     deployment = yaml.safe_load(files["deployment.yaml"])
     assert deployment["metadata"]["annotations"]["aim-engine/model"] == f"org/{model_id}"
@@ -131,7 +131,7 @@ def test_kubernetes_reads_text_unchanged(model_id: str, value: str, argument: st
 def test_an_env_file_reads_back_in_a_shell_or_is_refused(recorder: Path, value: str) -> None:
     plan = hostile("m", value, "x")
     try:
-        (file,) = render(plan, "env", Options(name="x"))
+        (file,) = render(plan, "env", Options(name="demo"))
     except InvalidInput:
         assert re.search(r"['\r\n]", value)
         return
@@ -160,14 +160,14 @@ def test_an_impossible_variable_name_is_refused(target: str, name: str) -> None:
     recipe = replace(made.chosen.recipe, env={name: "1"})
     plan = msgspec.structs.replace(made, chosen=msgspec.structs.replace(made.chosen, recipe=recipe))
     with pytest.raises(InvalidInput, match="environment variable"):
-        render(plan, target, Options(name="x", image="a:b"))
+        render(plan, target, Options(name="demo", image="a:b"))
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("bad", ["a\0b", "a\ud800b"])
 def test_text_that_no_process_can_get_is_refused(target: str, bad: str) -> None:
     with pytest.raises(InvalidInput):
-        render(hostile(bad, "x", "x"), target, Options(name="x", image="a:b"))
+        render(hostile(bad, "x", "x"), target, Options(name="demo", image="a:b"))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -176,20 +176,20 @@ def test_a_model_that_looks_like_an_option_is_refused(target: str) -> None:
     model = msgspec.structs.replace(made.inputs.model, model_id="--trust-remote-code")
     made = msgspec.structs.replace(made, inputs=msgspec.structs.replace(made.inputs, model=model))
     with pytest.raises(InvalidInput, match="take it for an option"):
-        render(made, target, Options(name="x", image="a:b"))
+        render(made, target, Options(name="demo", image="a:b"))
 
 
 @pytest.mark.parametrize("image", ["", "a b", "a;b", "--privileged", "A:b", "a:b:c", "a@sha256:1", "a\n"])
 def test_an_impossible_image_is_refused(image: str) -> None:
     with pytest.raises(InvalidInput, match="image reference"):
-        render(plans.on_cpu(), "docker", Options(name="x", image=image))
+        render(plans.on_cpu(), "docker", Options(name="demo", image=image))
 
 
 @pytest.mark.parametrize("host", ["", "a b", "0.0.0.0;id", "--x", "::1::", "$(id)"])
 def test_an_impossible_address_is_refused(host: str) -> None:
     for target in ("shell", "docker", "compose", "env"):
         with pytest.raises(InvalidInput):
-            render(plans.on_cpu(), target, Options(name="x", image="a:b", host=host))
+            render(plans.on_cpu(), target, Options(name="demo", image="a:b", host=host))
 
 
 def csv_fields(line: str) -> list[str]:
@@ -204,7 +204,7 @@ def csv_fields(line: str) -> list[str]:
 def test_the_real_docker_client_understands_the_script(folder: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    options = Options(name="x", image="local/cpu:v1", cache_dir=f"~{folder}", host="::1")
+    options = Options(name="demo", image="local/cpu:v1", cache_dir=f"~{folder}", host="::1")
     script = next(file for file in render(hostile("m", "v", "a"), "docker", options) if file.executable)
     path = tmp_path / "x.sh"
     path.write_text(script.content)

@@ -12,7 +12,7 @@ import plans
 from aim_engine import backend
 from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
-from aim_engine.render import check_kubernetes
+from aim_engine.render import check_kubernetes, workloads
 from aim_engine.render.artifact import Options
 from aim_engine.render.targets import render
 
@@ -70,6 +70,8 @@ def test_with_the_group_of_the_devices_the_pod_keeps_to_the_restricted_standard(
     assert spec["securityContext"]["supplementalGroups"] == [992]
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert not any("hostPath" in volume for volume in spec["volumes"])
     assert found["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -197,8 +199,45 @@ def test_the_job_fills_the_volume_that_an_offline_engine_reads(gid: int | None) 
     (fetcher,), (server,) = spec["containers"], pod(engine)["containers"]
     env, served = ({entry["name"]: entry.get("value") for entry in each["env"]} for each in (fetcher, server))
     assert env["HF_HOME"] == served["HF_HOME"]
-    assert [mount for mount in server["volumeMounts"] if mount["name"] == "cache"] == fetcher["volumeMounts"]
+    cached = [[mount for mount in each["volumeMounts"] if mount["name"] == "cache"] for each in (fetcher, server)]
+    assert cached[0] == cached[1] != []
     selector = engine["Service"]["spec"]["selector"]
     assert not selector.items() <= fetched["Job"]["spec"]["template"]["metadata"]["labels"].items()
     found = check_kubernetes.check(list(fetched.values()), ENGINE)
     assert [finding for finding in found if finding.severity != "info"] == []
+
+
+FILES = {"/templates/chat.jinja": "{{ messages }} $(x) # 'y'\n", "/etc/serving/note.txt": ""}
+
+
+@pytest.mark.parametrize("target", ["kubernetes", "lws", "kserve", "kserve-llm", "kuberay"])
+def test_files_come_to_where_they_were_asked_for(target: str) -> None:
+    manifests = [
+        yaml.safe_load(file.content) for file in render(plans.replicas(), target, Options(name="demo", files=FILES))
+    ]
+    (config,) = (entry for entry in manifests if entry["kind"] == "ConfigMap")
+    assert config["immutable"] is True
+    (spec, *_) = (pod.spec for entry in manifests for pod in workloads.pods(entry))
+    (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "files")
+    assert volume["configMap"] == {"name": config["metadata"]["name"]}
+    mounts = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "files"]
+    assert {mount["mountPath"]: config["data"][mount["subPath"]] for mount in mounts} == FILES
+    assert all(mount["readOnly"] for mount in mounts)
+    assert [each for each in check_kubernetes.check(manifests, ENGINE) if each.severity != "info"] == []
+
+
+def test_other_files_are_another_object_so_that_pods_are_replaced() -> None:
+    names = {
+        objects(plans.replicas(), Options(name="demo", files=files))["ConfigMap"]["metadata"]["name"]
+        for files in (FILES, {**FILES, "/etc/serving/note.txt": "x"}, {"/a": FILES["/templates/chat.jinja"]})
+    }
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    "files", [{"chat.jinja": ""}, {"/a/": ""}, {"/a:b": ""}, {"/a": "x" * 1_000_000}, {"/a\n": ""}]
+)
+def test_a_file_without_a_place_or_too_large_is_refused(files: dict[str, str]) -> None:
+    for target in ("kubernetes", "compose", "helm"):
+        with pytest.raises(InvalidInput):
+            render(plans.replicas(), target, Options(name="demo", files=files))

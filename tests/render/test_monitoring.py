@@ -54,6 +54,30 @@ def test_every_series_of_the_engine_is_one_that_a_real_engine_exported() -> None
     assert used <= exported
 
 
+EXPORTED = {
+    "gpu_gfx_activity",
+    "gpu_used_vram",
+    "gpu_package_power",
+    "gpu_average_package_power",
+    "gpu_junction_temperature",
+    "gpu_edge_temperature",
+    "gpu_ecc_uncorrect_total",
+}
+"""Names in ROCm/device-metrics-exporter docs/configuration/metricslist.md, without those said to be deprecated."""
+
+
+def test_every_series_of_the_cards_is_one_of_the_exporter_and_only_for_cards_it_knows() -> None:
+    def used(plan: Plan) -> set[str]:
+        return set(re.findall(r"gpu_\w+(?=\{)", json.dumps([rules(plan, OPTIONS), dashboard(plan, OPTIONS)])))
+
+    assert used(plans.replicas()) == EXPORTED
+    for plan in (plans.on_cpu(), plans.radeon(), plans.shared_memory(), plans.detected_part()):
+        assert used(plan) == set()
+        compose = yaml.safe_load(render(plan, "compose", Options(name="demo", image="a:b"))[0].content)
+        assert "demo-exporter" not in compose["services"]
+        assert "exporter" not in compose["configs"]["demo-prometheus"]["content"]
+
+
 def test_a_limit_of_the_plan_becomes_an_alert_and_no_limit_none() -> None:
     def alerts(plan: Plan) -> dict[str, str]:
         return {rule["alert"]: rule["expr"] for group in rules(plan, OPTIONS)["groups"] for rule in group["rules"]}
@@ -70,6 +94,26 @@ def test_the_queue_that_may_form_is_what_the_time_limit_leaves() -> None:
     # 10 ms predicted, 10 requests/s by two replicas: 2 s are worth 9.95 requests each
     assert signals.queue_per_replica(with_limit(plan, ttft_ms=2000)) == 9
     assert signals.queue_per_replica(with_limit(plan, ttft_ms=11)) == 1
+
+
+def test_the_cache_may_be_as_full_as_the_planned_load_makes_it() -> None:
+    plan = plans.replicas()
+    assert plan.chosen is not None
+    assert signals.kv_target_fraction(plan) == signals.KV_TARGET_FRACTION
+
+    def holding(tokens: int) -> Plan:
+        assert plan.chosen is not None
+        memory = msgspec.structs.replace(plan.chosen.estimate.memory, kv_cache_tokens=tokens)
+        estimate = msgspec.structs.replace(plan.chosen.estimate, memory=memory)
+        return msgspec.structs.replace(plan, chosen=msgspec.structs.replace(plan.chosen, estimate=estimate))
+
+    # 32 requests at a replica hold 1024 + 256 tokens each: 40,960, a tenth more is 45,056
+    assert signals.kv_target_fraction(holding(50_000)) == 0.9
+    assert signals.kv_target_fraction(holding(41_000)) == signals.KV_FULL_FRACTION
+    (file,) = render(holding(50_000), "keda", OPTIONS)
+    assert yaml.safe_load(file.content)["spec"]["triggers"][2]["metadata"]["threshold"] == "0.9"
+    hpa = yaml.safe_load(render(holding(50_000), "hpa", OPTIONS)[0].content)
+    assert hpa["spec"]["metrics"][2]["pods"]["target"]["averageValue"] == "900m"
 
 
 def test_a_replica_is_kept_longer_than_it_takes_to_load() -> None:

@@ -143,7 +143,7 @@ def test_only_what_a_patch_touches_changes_and_its_header_stays() -> None:
 
 def test_a_target_without_yaml_has_nothing_to_patch() -> None:
     with pytest.raises(InvalidInput, match="no YAML"):
-        patch.apply(render(plans.on_cpu(), "shell", Options(name="x")), ("a=1",), ())
+        patch.apply(render(plans.on_cpu(), "shell", Options(name="demo")), ("a=1",), ())
 
 
 VALUES = st.recursive(

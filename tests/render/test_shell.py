@@ -25,7 +25,7 @@ def script(tmp_path: Path) -> Path:
         'while [ ! -e "$RECORD/$HIP_VISIBLE_DEVICES.die" ]; do sleep 0.1; done\nexit 7\n'
     )
     engine.chmod(0o755)
-    (file,) = render(plans.replicas(), "shell", Options(name="x", port=9100))
+    (file,) = render(plans.replicas(), "shell", Options(name="demo", port=9100))
     path = tmp_path / "x.sh"
     path.write_text(file.content)
     path.chmod(0o755)

@@ -13,46 +13,14 @@ from aim_engine.errors import InvalidInput
 from aim_engine.render import unit
 from aim_engine.render.artifact import Options
 from aim_engine.render.targets import render
+from hostile import unit_words
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
-_CODES = {"n": "\n", "t": "\t", "r": "\r"}
-
-
-def read(line: str) -> list[str]:
-    """The words of a command line by the rules of systemd.syntax(7) and systemd.service(5), written from the manual."""
-    words: list[str] = []
-    position = 0
-    line = line.replace("\\\n", " ")
-    while position < len(line):
-        if line[position] == " ":
-            position += 1
-            continue
-        value, quoted = "", False
-        while position < len(line) and (quoted or line[position] != " "):
-            character = line[position]
-            if character == '"':
-                quoted = not quoted
-            elif character == "\\":
-                position += 1
-                code = line[position]
-                if code == "x":
-                    value += chr(int(line[position + 1 : position + 3], 16))
-                    position += 2
-                else:
-                    value += _CODES.get(code, code)
-            else:
-                assert character not in "\n\r\t"
-                value += character
-            position += 1
-        assert not quoted
-        assert not re.search(r"(?<!%)(?:%%)*%(?!%)", value)
-        words.append(value.replace("%%", "%").replace("$$", "$"))
-    return words
 
 
 @given(st.lists(TEXT, min_size=1, max_size=5))
 def test_a_command_line_gives_back_its_words(words: list[str]) -> None:
-    assert read(unit.command(words)) == words
+    assert unit_words(unit.command(words)) == words
 
 
 @given(TEXT)
@@ -71,22 +39,22 @@ def test_a_line_that_systemd_would_refuse_is_refused() -> None:
 @pytest.mark.parametrize("folder", ["/a:b", "/a\\b", '/a"b', "relative", "~/x"])
 def test_a_folder_that_a_system_unit_cannot_mount_is_refused(folder: str) -> None:
     with pytest.raises(InvalidInput):
-        render(plans.dense_on_all(), "systemd", Options(name="x", model_path=folder))
+        render(plans.dense_on_all(), "systemd", Options(name="demo", model_path=folder))
 
 
 def test_a_unit_reaches_its_own_devices_and_no_others() -> None:
-    (service, _) = render(plans.detected_part(), "systemd", Options(name="x"))
+    (service, _) = render(plans.detected_part(), "systemd", Options(name="demo"))
     allowed = re.findall(r"^DeviceAllow=(\S+)", service.content, re.MULTILINE)
     assert allowed == ["/dev/kfd", "/dev/dri/renderD128", "/dev/dri/renderD129"]
     assert "DevicePolicy=closed" in service.content
-    (on_cpu, _) = render(plans.on_cpu(), "systemd", Options(name="x"))
+    (on_cpu, _) = render(plans.on_cpu(), "systemd", Options(name="demo"))
     assert "PrivateDevices=yes" in on_cpu.content
     assert "kfd" not in on_cpu.content
 
 
 def test_a_demanded_key_makes_the_file_that_holds_it_necessary() -> None:
     optional, demanded = (
-        render(plans.gated(), "systemd", Options(name="x", api_key_secret=key))[0].content for key in (False, True)
+        render(plans.gated(), "systemd", Options(name="demo", api_key_secret=key))[0].content for key in (False, True)
     )
     assert "EnvironmentFile=-/etc" in optional
     assert "EnvironmentFile=/etc" in demanded

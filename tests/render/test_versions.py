@@ -26,6 +26,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {},
     {"render_gid": 109, "dra": True, "priority_class": "high", "api_key_secret": True, "create_namespace": True},
     {"cache_per_replica": True, "labels": {"team": "nlp"}, "annotations": {"note": "x"}},
+    {"files": {"/templates/chat.jinja": "x"}},
     {"model_path": "/srv/m", "volumes": ("claim/data:/data:ro", "/a:/b")},
 )
 

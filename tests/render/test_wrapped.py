@@ -39,6 +39,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},
     "restricted": {"render_gid": 109, "dra": True, "priority_class": "serving", "api_key_secret": True},
     "stateful": {"cache_per_replica": True, "labels": {"team": "nlp"}, "annotations": {"note": "a: b\n{{ .Values }}"}},
+    "files": {"files": {"/templates/chat.jinja": "{{ bos }}\n  {%- for m in messages -%}\u2028' $x\n", "/b": " \n\n"}},
     "folder": {"model_path": "/srv/{{ .Release.Name }} $x", "env": {"A": "{{ fail `x` }}", "B": "\u2028'\"\\"}},
 }
 

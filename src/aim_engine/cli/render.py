@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from aim_engine import settings as all_settings
+from aim_engine import units
 from aim_engine.backend.base import Backend
 from aim_engine.cli import files, output
 from aim_engine.errors import InvalidInput
@@ -58,6 +59,11 @@ _START = {
     "--create-namespace", is_flag=True, help="Write the Kubernetes namespace too, with its pod security level."
 )
 @click.option("--offline", is_flag=True, help="The weights are in the cache already: the engine gets no way out.")
+@click.option(
+    "--read-speed",
+    metavar="BYTES/s",
+    help="How fast weights are read there, such as 200MB/s from a share. Default: a local disk's.",
+)
 @click.option("--dra", is_flag=True, help="Claim GPUs by dynamic resource allocation, not AMD's device plugin.")
 @click.option(
     "--render-gid",
@@ -77,6 +83,13 @@ _START = {
 @click.option("--annotation", "annotations", metavar="KEY=VALUE", multiple=True, help="Annotation of every object.")
 @click.option("--env", "env", metavar="NAME=VALUE", multiple=True, help="Variable of the engine.")
 @click.option("--arg", "args", metavar="ARG", multiple=True, help="Argument of the engine, such as --arg=--seed=1.")
+@click.option(
+    "--file",
+    "texts",
+    metavar="FILE:TARGET",
+    multiple=True,
+    help="Small text file to put into the container, such as a chat template.",
+)
 @click.option(
     "--volume",
     "volumes",
@@ -115,6 +128,7 @@ def render(
     api_key: bool,
     create_namespace: bool,
     offline: bool,
+    read_speed: str | None,
     dra: bool,
     render_gid: int | None,
     prometheus_url: str | None,
@@ -125,6 +139,7 @@ def render(
     annotations: tuple[str, ...],
     env: tuple[str, ...],
     args: tuple[str, ...],
+    texts: tuple[str, ...],
     volumes: tuple[str, ...],
     values: tuple[str, ...],
     patches: tuple[str, ...],
@@ -155,6 +170,7 @@ def render(
         api_key_secret=api_key,
         create_namespace=create_namespace,
         offline=offline,
+        read_bytes_s=units.parse_bytes(read_speed.removesuffix("/s")) if read_speed else None,
         dra=dra,
         render_gid=render_gid,
         **({"prometheus_url": prometheus_url} if prometheus_url else {}),
@@ -165,13 +181,14 @@ def render(
         annotations=_pairs(annotations, "annotation"),
         env=_pairs(env, "env"),
         args=args,
+        files=_files(texts),
         volumes=volumes,
     )
     backend = _backend(document)
     artifacts = render_plan(document, target, options, backend)
     read = [each for name in patches for each in patch.read(files.read_text(name), name)]
     artifacts = patch.apply(artifacts, values, read)
-    if values or read or labels or annotations or env or args or volumes:
+    if values or read or labels or annotations or env or args or texts or volumes:
         found = review.check(artifacts, backend, document.inputs.engine_version)
         if _refused(found):
             return 1
@@ -257,6 +274,17 @@ def _pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
         if "=" not in word:
             raise InvalidInput(f"--{option} '{word}' has no value", hint=f"--{option} KEY=VALUE")
     return {key: value for key, _, value in (word.partition("=") for word in given)}
+
+
+def _files(given: tuple[str, ...]) -> dict[str, str]:
+    """`FILE:TARGET` words as target -> content. Raises: InvalidInput."""
+    found = {}
+    for word in given:
+        name, colon, target = word.rpartition(":")
+        if not colon or not name:
+            raise InvalidInput(f"--file '{word}' says no place", hint="--file chat.jinja:/templates/chat.jinja")
+        found[target] = files.read_text(name)
+    return found
 
 
 def _absolute(path: str) -> str:

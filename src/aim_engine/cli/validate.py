@@ -23,6 +23,7 @@ from aim_engine.render import (
     check_command,
     check_compose,
     check_engine,
+    check_helm,
     check_host,
     check_kubernetes,
     check_values,
@@ -307,8 +308,15 @@ def _expanded(items: tuple[str, ...]) -> list[str]:
             found.append(item)
             continue
         inside = sorted(str(path) for path in Path(item).iterdir() if path.suffix in _SUFFIXES and path.is_file())
+        if (Path(item) / "Chart.yaml").is_file():  # what it holds beside its values is Helm's
+            inside = [path for path in inside if Path(path).name.startswith("values") and not path.endswith(".json")]
         if not inside:
-            raise InvalidInput(f"the folder {item} holds nothing to check", why=f"no {', '.join(_SUFFIXES)} files")
+            folders = sorted({str(path.parent) for path in Path(item).glob("*/*") if path.suffix in _SUFFIXES})
+            raise InvalidInput(
+                f"the folder {item} holds nothing to check",
+                why=f"no {', '.join(_SUFFIXES)} files",
+                hint=f"aim-engine validate {' '.join(folders)}" if folders else None,
+            )
         found += inside
     return list(dict.fromkeys(found))
 
@@ -355,6 +363,8 @@ def _one(content: str, documents: list[Any], shown: str, checker: Checker) -> tu
             return "recipe", _recipe(first, checker)
         if isinstance(first.get("recipes"), list) and "model_id" in first:
             return "recipes of a catalogue", _catalogue_recipes(first)
+        if check_helm.is_values(first):
+            return "values of a chart", check_helm.check(first, checker.backend, checker.version)
         if check_compose.is_compose(first):
             return "Compose file", check_compose.check(first, checker.backend, checker.version)
         if check_values.is_values(first):

@@ -263,13 +263,17 @@ def live(namespace: str, wanted: list[dict[str, Any]]) -> list[dict[str, Any] | 
     client = connect(namespace)
     from lightkube import codecs
     from lightkube.core.exceptions import LoadResourceError
+    from lightkube.generic_resource import create_namespaced_resource
 
     found: list[dict[str, Any] | None] = []
     for manifest in wanted:
         try:
             ours: Any = codecs.from_dict(manifest)
-        except LoadResourceError as err:
-            raise InvalidInput(f"a {manifest['kind']} cannot be compared with a cluster", why=str(err)[:200]) from err
+        except LoadResourceError:
+            # An operator's kind; all that we write have regular plurals. A cluster that does not know it has none of them.
+            group, _, version = str(manifest["apiVersion"]).rpartition("/")
+            kind = create_namespaced_resource(group, version, manifest["kind"], f"{manifest['kind'].lower()}s")
+            ours = kind.from_dict(manifest)
         with said(f"the cluster could not be asked for {manifest['kind']} {ours.metadata.name}"):
             present = _get(client, type(ours), ours.metadata.name)
         found.append(None if present is None else dict(present.to_dict()))

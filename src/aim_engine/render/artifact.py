@@ -49,6 +49,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The weights are in the cache already (target `job` puts them there), so the engine gets no network to the outside."""
     create_namespace: bool = False
     """Write the Namespace too, with the pod security level that the pods keep."""
+    read_bytes_s: int | None = None
+    """Rate at which the weights are read where it runs, such as a network share's; None is as predicted, a local disk's. Probes
+    wait accordingly."""
     dra: bool = False
     """Claim GPUs through dynamic resource allocation instead of AMD's device plugin."""
     render_gid: int | None = None
@@ -69,6 +72,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Variables of the engine, over those of the recipe."""
     args: tuple[str, ...] = ()
     """Arguments of the engine, after those of the recipe."""
+    files: dict[str, str] = {}
+    """Small text files to put into the container, such as a chat template: absolute path there -> content."""
     volumes: tuple[str, ...] = ()
     """Further mounts as `SOURCE:TARGET[:ro]`: a folder of the host, or `claim/NAME` in Kubernetes."""
 

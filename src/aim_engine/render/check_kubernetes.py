@@ -13,7 +13,7 @@ from typing import Any
 from aim_engine.backend.base import Backend
 from aim_engine.hardware.cluster import Finding
 from aim_engine.hardware.quantity import quantity
-from aim_engine.render import check_cluster, check_pod, check_schema
+from aim_engine.render import check_cluster, check_pod, check_schema, workloads
 from aim_engine.render.document import get, mapping, mappings, strings, texts, whole
 from aim_engine.render.findings import error, is_port, warning
 
@@ -52,15 +52,6 @@ _DEAD_GROUPS = {
     "networking.k8s.io/v1beta1": "1.22",
     "rbac.authorization.k8s.io/v1beta1": "1.22",
     "storage.k8s.io/v1beta1": "1.22",
-}
-_POD_KINDS = {
-    "Pod": (),
-    "Deployment": ("spec", "template"),
-    "ReplicaSet": ("spec", "template"),
-    "StatefulSet": ("spec", "template"),
-    "DaemonSet": ("spec", "template"),
-    "Job": ("spec", "template"),
-    "CronJob": ("spec", "jobTemplate", "spec", "template"),
 }
 _KEPT_RUNNING = ("Deployment", "ReplicaSet", "StatefulSet", "DaemonSet")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -218,30 +209,29 @@ def _quantities(manifest: dict[str, Any]) -> Iterator[Finding]:
 def _workload(
     manifest: dict[str, Any], objects: list[dict[str, Any]], backend: Backend, version: str | None
 ) -> Iterator[Finding]:
-    kind = manifest.get("kind")
-    if not isinstance(kind, str) or kind not in _POD_KINDS:
-        return
-    template = _template(manifest)
-    where = _name(manifest)
-    pod = get(template, "spec")
-    if not isinstance(pod, dict):
-        yield error("MAN002", "has no pod spec", "", where)
-        return
+    where, kind = _name(manifest), manifest.get("kind")
+    replicas = get(manifest, "spec", "replicas")
+    for pod in workloads.pods(manifest):
+        place = f"{where}: {pod.path}" if pod.path else where
+        if not isinstance(pod.spec, dict):
+            yield error("MAN002", "has no pod spec", "", where)
+            return
+        yield from _claims(pod.spec, whole(replicas) or 1, objects, place)
+        volumes = mappings(pod.spec.get("volumes"))
+        claimed = texts(get(manifest, "spec", "volumeClaimTemplates"), "metadata", "name") - texts(volumes, "name")
+        more = [{"name": name} for name in sorted(claimed)]
+        spec = {**pod.spec, "volumes": [*volumes, *more]} if claimed else pod.spec
+        yield from check_pod.check(spec, place, backend, version, complete=pod.complete, starts=pod.starts)
     if kind in _KEPT_RUNNING:
+        template = get(manifest, "spec", "template")
         yield from _selector(manifest, template, where)
-        policy = pod.get("restartPolicy", "Always")
+        policy = get(template, "spec", "restartPolicy")
         if policy in ("Never", "OnFailure"):
             yield error(
                 "MAN010", f"restartPolicy of a {kind} must be Always, not {policy}", "", f"{where}: restartPolicy"
             )
-    replicas = get(manifest, "spec", "replicas")
-    if replicas is not None and whole(replicas) is None and kind in _KEPT_RUNNING:
-        yield error("MAN003", f"replicas {replicas!r} is not a whole number", "", f"{where}: spec.replicas")
-    yield from _claims(pod, whole(replicas) or 1, objects, where)
-    volumes = mappings(pod.get("volumes"))
-    claimed = texts(get(manifest, "spec", "volumeClaimTemplates"), "metadata", "name") - texts(volumes, "name")
-    whole_pod = {**pod, "volumes": [*volumes, *({"name": name} for name in sorted(claimed))]} if claimed else pod
-    yield from check_pod.check(whole_pod, where, backend, version)
+        if replicas is not None and whole(replicas) is None:
+            yield error("MAN003", f"replicas {replicas!r} is not a whole number", "", f"{where}: spec.replicas")
 
 
 def _selector(manifest: dict[str, Any], template: Any, where: str) -> Iterator[Finding]:
@@ -318,11 +308,9 @@ def _service(manifest: dict[str, Any], objects: list[dict[str, Any]]) -> Iterato
 
 
 def _template(manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """The pod that `manifest` is or makes."""
-    kind = manifest.get("kind")
-    if not isinstance(kind, str) or kind not in _POD_KINDS:
-        return None
-    found = get(manifest, *_POD_KINDS[kind]) if _POD_KINDS[kind] else manifest
+    """The pod, with its labels, that `manifest` is or makes, when it is of a kind that Kubernetes has."""
+    paths = workloads.BUILT_IN.get(str(manifest.get("kind")))
+    found = get(manifest, *paths[0].split(".")[:-1]) if paths and paths[0] != "spec" else manifest if paths else None
     return found if isinstance(found, dict) else None
 
 

@@ -17,23 +17,39 @@ GPU = "amd.com/gpu"
 ENGINE_READY_S = 600
 """How long vLLM waits for its own workers unless told otherwise. Source: vllm/envs.py VLLM_ENGINE_READY_TIMEOUT_S."""
 SHM = "/dev/shm"  # noqa: S108 - the place where ranks of an engine share memory, not a file of ours
+_REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
+_UNKNOWN_VALUE = re.compile(r"(?:--?[A-Za-z_-]+=)?\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 
 
-def check(pod: dict[str, Any], where: str, backend: Backend, version: str | None) -> Iterator[Finding]:
-    """What is wrong with a pod's spec. `version` overrides the images' release."""
-    yield from _pod(pod, where)
+def check(
+    pod: dict[str, Any],
+    where: str,
+    backend: Backend,
+    version: str | None,
+    *,
+    complete: bool = True,
+    starts: tuple[str, ...] | None = None,
+) -> Iterator[Finding]:
+    """What is wrong with a pod's spec. `version` overrides the images' release.
+
+    Not `complete`: the cluster adds what is missing, so that only what is there can be wrong. `starts` is what runs in a container
+    without a command, None leaves that to the image.
+    """
+    yield from _pod(pod, where, complete)
+    below = f"{where}." if ": " in where else f"{where}: "
     for index, container in enumerate(mappings(pod.get("containers"))):
-        place = f"{where}: containers[{index}]"
-        yield from _container(container, pod, place)
-        yield from _engine(container, pod, place, backend, version)
+        place = f"{below}containers[{index}]"
+        yield from _container(container, pod, place, complete)
+        started = container if starts is None or container.get("command") else {**container, "command": list(starts)}
+        yield from _engine(started, pod, place, backend, version, complete)
     for index, container in enumerate(mappings(pod.get("initContainers"))):
-        yield from _container(container, pod, f"{where}: initContainers[{index}]")
+        yield from _container(container, pod, f"{below}initContainers[{index}]", complete)
 
 
-def _pod(pod: dict[str, Any], where: str) -> Iterator[Finding]:
-    if not mappings(pod.get("containers")):
+def _pod(pod: dict[str, Any], where: str, complete: bool) -> Iterator[Finding]:
+    if complete and not mappings(pod.get("containers")):
         yield error("MAN002", "has no containers", "", where)
     names = [entry.get("name") for entry in mappings(pod.get("volumes"))]
     for name in sorted({str(name) for name in names if names.count(name) > 1}):
@@ -46,11 +62,11 @@ def _pod(pod: dict[str, Any], where: str) -> Iterator[Finding]:
         )
 
 
-def _container(container: dict[str, Any], pod: dict[str, Any], where: str) -> Iterator[Finding]:
+def _container(container: dict[str, Any], pod: dict[str, Any], where: str, complete: bool) -> Iterator[Finding]:
     name = container.get("name")
     if not isinstance(name, str) or not _LABEL.fullmatch(name) or len(name) > 63:
         yield error("MAN005", f"the container name {name!r} is not a DNS label", "", where)
-    if not container.get("image"):
+    if complete and not container.get("image"):
         yield error("MAN002", "the container has no image", "", where)
     yield from _text_fields(container, where)
     yield from _ports(container, where)
@@ -174,7 +190,7 @@ def _privileges(container: dict[str, Any], where: str) -> Iterator[Finding]:
 
 
 def _engine(
-    container: dict[str, Any], pod: dict[str, Any], where: str, backend: Backend, version: str | None
+    container: dict[str, Any], pod: dict[str, Any], where: str, backend: Backend, version: str | None, complete: bool
 ) -> Iterator[Finding]:
     env = {
         str(entry["name"]): str(entry["value"])
@@ -187,7 +203,7 @@ def _engine(
             where=where,
             image=str(container.get("image") or ""),
             entrypoint=strings(command) if command else None,
-            args=strings(container.get("args")),
+            args=_expanded(strings(container.get("args")), env),
             env=env,
         ),
         backend,
@@ -197,20 +213,20 @@ def _engine(
     if engine is None:
         return
     gpus = amount(get(container, "resources", "limits", GPU) or get(container, "resources", "requests", GPU))
-    if gpus is not None and gpus == gpus.to_integral_value() and engine.gpus > gpus:
+    hosts = check_engine.option(engine.args, "--nnodes") or "1"
+    wanted = engine.gpus // max(1, int(hosts)) if hosts.isdecimal() else engine.gpus
+    if gpus is not None and gpus == gpus.to_integral_value() and wanted > gpus:
         yield error(
-            "PAR006",
-            f"the engine spreads over {engine.gpus} GPUs, the pod has {gpus}",
-            "make them equal",
-            f"{where}: args",
+            "PAR006", f"the engine spreads over {wanted} GPUs, the pod has {gpus}", "make them equal", f"{where}: args"
         )
-    elif gpus is not None and engine.gpus < gpus:
+    elif gpus is not None and wanted < gpus:
         yield warning(
-            "PAR026", f"the engine uses {engine.gpus} of the pod's {gpus} GPUs", "make them equal", f"{where}: args"
+            "PAR026", f"the engine uses {wanted} of the pod's {gpus} GPUs", "make them equal", f"{where}: args"
         )
-    several = max(engine.gpus, int(gpus or 1))
+    several = max(wanted, int(gpus or 1))
     yield from _shared_memory(container, pod, several, where)
-    yield from _patience(container, env, where)
+    if complete and "--headless" not in engine.args:  # such a rank serves no HTTP
+        yield from _patience(container, env, where)
     drain, grace = check_engine.option(engine.args, "--shutdown-timeout"), pod.get("terminationGracePeriodSeconds", 30)
     if drain is not None and drain.isdecimal() and whole(grace) is not None and int(drain) > 0 and grace <= int(drain):
         yield warning(
@@ -227,6 +243,22 @@ def _engine(
             evidence=where,
             remedy="enableServiceLinks: false",
         )
+
+
+def _expanded(args: tuple[str, ...], env: dict[str, str]) -> tuple[str, ...]:
+    """`args` as the kubelet hands them on: `$$` is `$`, `$(NAME)` the variable's value, or itself where there is none.
+
+    Options whose whole value is one that nobody can know from the file, such as a controller's variable, are left out.
+    Source: Kubernetes API reference, Container.args.
+    """
+    found: list[str] = []
+    for word in args:
+        unknown = _UNKNOWN_VALUE.fullmatch(word)
+        if unknown is None or unknown[1] in env:
+            found.append(_REFERENCE.sub(lambda it: "$" if it[0] == "$$" else env.get(it[1], it[0]), word))
+        elif not word.startswith("-") and found and found[-1].startswith("--"):
+            found.pop()
+    return tuple(found)
 
 
 def _shared_memory(container: dict[str, Any], pod: dict[str, Any], gpus: int, where: str) -> Iterator[Finding]:

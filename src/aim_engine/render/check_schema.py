@@ -57,6 +57,11 @@ def _object(manifest: dict[str, Any], version: str) -> list[Finding]:
             break
         except kubernetes_validate.SchemaNotFoundError:
             shown = f"{manifest['apiVersion']} {manifest['kind']}"
+            if (gone := _gone(manifest["kind"], manifest["apiVersion"], version)) is not None:
+                since, instead = gone
+                remedy = f"apiVersion: {instead}" if instead else ""
+                message = f"{shown} is gone since Kubernetes {since}"
+                return [Finding(id="MAN004", severity="error", message=message, evidence=name, remedy=remedy)]
             message = f"there is no schema for {shown}, so its fields were not checked"
             return [Finding(id="MAN003", severity="info", message=message, evidence=name)]
         except kubernetes_validate.ValidationError as err:
@@ -67,6 +72,27 @@ def _object(manifest: dict[str, Any], version: str) -> list[Finding]:
             if not _take_out(rest, path, err):
                 break
     return found
+
+
+def _gone(kind: str, api: str, version: str) -> tuple[str, str] | None:
+    """(first version without `kind` of `api`, what has taken its place or nothing); None when no version known here had it."""
+    from importlib import resources
+
+    from kubernetes_validate import utils
+
+    group, slash, release = api.rpartition("/")
+    short = f"{group.partition('.')[0]}-" if slash else ""
+    known = sorted({utils.major_minor(each) for each in utils.all_versions()}, key=lambda each: int(each.split(".")[1]))
+    folder = resources.files("kubernetes_validate") / "kubernetes-json-schema"
+
+    def has(of: str, api_release: str) -> bool:
+        return (folder / f"v{of}.0-local-strict" / f"{kind.lower()}-{short}{api_release}.json").is_file()
+
+    had = [place for place, each in enumerate(known) if has(each, release)]
+    if not had or had[-1] + 1 >= len(known):
+        return None
+    current = (f"{group}{slash}v{number}" for number in (2, 1) if has(utils.major_minor(version), f"v{number}"))
+    return known[had[-1] + 1], next(current, "")
 
 
 def _take_out(document: dict[str, Any], path: list[Any], err: Any) -> bool:

@@ -29,6 +29,14 @@ class Compose:
             "services": {container.name: _service(container, secrets, options) for container in found},
             "volumes": {volume: {} for container in found for volume, _ in container.volumes},
         }
+        files = {f"{name}-{key}": entry for key, entry in serving.files(options).items()}
+        for service in document["services"].values() if files else ():
+            service["configs"] = [{"source": source, "target": place} for source, (place, _) in files.items()]
+        document |= (
+            {"configs": {key: {"content": text.no_expansion(entry[1])} for key, entry in files.items()}}
+            if files
+            else {}
+        )
         notes = [f"Tokens are read from {secrets} beside this file."]
         if plan.inputs.engine == "vllm":  # whose figures the rules and panels name
             for section, entries in compose_watch.sections(plan, options, found).items():

@@ -1,4 +1,4 @@
-"""The monitoring profile of a Compose file: Prometheus, Grafana and, with GPUs, AMD's exporter, on loopback only.
+"""The monitoring profile of a Compose file: Prometheus, Grafana and, for the cards it knows, AMD's exporter, on loopback only.
 
 The rules and the dashboard are those of a cluster; what they select series by is given to the scraped targets as labels.
 """
@@ -28,10 +28,10 @@ def sections(plan: Plan, options: Options, containers: tuple[Container, ...]) ->
     """`services`, `volumes` and `configs` to add to those of the engine."""
     name = text.dns_label(options.name)
     services = {f"{name}-prometheus": _prometheus(name), f"{name}-grafana": _grafana(name)}
-    if containers[0].uses_gpus:
+    if signals.has_card_series(plan):
         services[f"{name}-exporter"] = _exporter(containers)
     contents = {
-        f"{name}-prometheus": text.yaml_document(_scraping(options, containers)),
+        f"{name}-prometheus": text.yaml_document(_scraping(plan, options, containers)),
         f"{name}-rules": text.yaml_document(watch.rules(plan, options)),
         f"{name}-datasource": text.yaml_document(_datasource(name)),
         f"{name}-dashboards": text.yaml_document(_provider()),
@@ -44,7 +44,7 @@ def sections(plan: Plan, options: Options, containers: tuple[Container, ...]) ->
     }
 
 
-def _scraping(options: Options, containers: tuple[Container, ...]) -> dict[str, Any]:
+def _scraping(plan: Plan, options: Options, containers: tuple[Container, ...]) -> dict[str, Any]:
     def target(address: str, pod: str, **labels: str) -> dict[str, Any]:
         return {"targets": [address], "labels": {"namespace": options.namespace, "pod": pod, **labels}}
 
@@ -57,7 +57,7 @@ def _scraping(options: Options, containers: tuple[Container, ...]) -> dict[str, 
             ],
         }
     ]
-    if containers[0].uses_gpus:
+    if signals.has_card_series(plan):
         address = f"{options.name}-exporter:{EXPORTER_PORT}"
         jobs.append({"job_name": "gpus", "static_configs": [target(address, f"{options.name}-host")]})
     return {

@@ -18,6 +18,8 @@ from aim_engine.units import GIB
 
 CAPABILITIES = ("DAC_OVERRIDE", "FOWNER")
 """What root in the container keeps: writing into a cache folder that belongs to somebody else on the host."""
+MIN_NAME = 2
+"""Source: moby/moby daemon/names/names.go RestrictedNameChars."""
 HEALTH_INTERVAL_S = 10
 HEALTH_RETRIES = 6
 HEALTH_COMMAND = (
@@ -58,6 +60,12 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
 
 def containers(plan: Plan, options: Options, backend: Backend) -> tuple[Container, ...]:
     """The containers that serve `plan` on one host. Raises: InvalidInput."""
+    if len(text.dns_label(options.name)) < MIN_NAME:
+        raise InvalidInput(
+            f"'{options.name}' cannot be the name of a container",
+            why=f"Docker wants at least {MIN_NAME} characters",
+            hint=f"for example {text.suggest_name(plan.inputs.model.model_id)}",
+        )
     return tuple(_container(plan, options, backend, replica) for replica in serving.replicas(plan, options))
 
 

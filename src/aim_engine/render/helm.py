@@ -19,6 +19,7 @@ from aim_engine.render.artifact import Artifact, Options
 TEMPLATES = (
     "_helpers.tpl",
     "cache.yaml",
+    "files.yaml",
     "networkpolicy.yaml",
     "poddisruptionbudget.yaml",
     "resourceclaimtemplate.yaml",
@@ -101,7 +102,7 @@ def _values(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
     templates = spec.pop("volumeClaimTemplates", None)
     replicas = spec.pop("replicas")
     policy = objects["networkpolicy"]["spec"]
-    claim = objects.get("resourceclaimtemplate")
+    claim, files = objects.get("resourceclaimtemplate"), objects.get("files")
     for field in ("selector", "serviceName"):
         spec.pop(field, None)
     return {
@@ -124,6 +125,9 @@ def _values(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
         },
         "networkPolicy": {"enabled": True, "ingress": policy["ingress"], "egress": policy["egress"]},
         "deviceClaim": claim["spec"]["spec"] if claim is not None else None,
+        "files": {"suffix": files["metadata"]["name"].removeprefix(options.name), "data": files["data"]}
+        if files
+        else None,
         "labels": text.labels(options.labels),
         "annotations": text.annotation_values(options.annotations),
         "about": {

@@ -23,7 +23,7 @@ class Hpa:
         targets = (
             str(signals.queue_per_replica(plan)),
             str(signals.running_per_replica(plan)),
-            f"{round(1000 * signals.KV_TARGET_FRACTION)}m",
+            f"{round(1000 * signals.kv_target_fraction(plan))}m",
         )
         document = {
             "apiVersion": "autoscaling/v2",

@@ -64,8 +64,8 @@ def _job(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
             *(entry for entry in pod.secrets(options) if entry["name"] == "HF_TOKEN"),
         ],
         "resources": FETCH_MEMORY,
-        "securityContext": pod.container_security(),
-        "volumeMounts": mounts,
+        "securityContext": pod.container_security(options),
+        "volumeMounts": [*pod.temporary(options)[1], *mounts],
     }
     spec = {
         "restartPolicy": "OnFailure",
@@ -73,7 +73,10 @@ def _job(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
         "enableServiceLinks": False,
         "securityContext": pod.security(options),
         "containers": [container],
-        "volumes": [{"name": "cache", "persistentVolumeClaim": {"claimName": f"{options.name}-cache"}}],
+        "volumes": [
+            *pod.temporary(options)[0],
+            {"name": "cache", "persistentVolumeClaim": {"claimName": f"{options.name}-cache"}},
+        ],
     }
     fetch_s = FETCH_MARGIN * serving.weight_bytes(plan) / serving.DOWNLOAD_BYTES_S
     # Not the engine's labels: its Service and its network policy must not take this pod for one of its own.

@@ -54,5 +54,5 @@ def _triggers(plan: Plan, options: Options) -> list[dict[str, Any]]:
     return [
         trigger("queue", f"sum(vllm:num_requests_waiting{{{own}}})", str(queue), "AverageValue"),
         trigger("running", f"sum(vllm:num_requests_running{{{own}}})", str(running), "AverageValue"),
-        trigger("kv-cache", kv, str(signals.KV_TARGET_FRACTION), "Value"),
+        trigger("kv-cache", kv, str(signals.kv_target_fraction(plan)), "Value"),
     ]

@@ -65,7 +65,7 @@ def _service(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
         {"name": "dashboard", "containerPort": DASHBOARD_PORT},
         *container["ports"],
     ]
-    for field in ("nodeSelector", "affinity", "resourceClaims", "topologySpreadConstraints"):
+    for field in ("nodeSelector", "affinity", "tolerations", "resourceClaims", "topologySpreadConstraints"):
         head["spec"].pop(field, None)  # the head needs no GPU
     pods = recipe.replicas * hosts
     config = text.yaml_document({"applications": [_application(plan, options, backend)]})

@@ -37,7 +37,7 @@ def objects(plan: Plan, options: Options, backend: Backend) -> dict[str, dict[st
 
 
 def before(plan: Plan, options: Options) -> dict[str, dict[str, Any]]:
-    """What any workload needs: account, cache volume, device claim. The Namespace's name sorts first, as kubectl applies by name.
+    """What any workload needs: account, cache volume, files, device claim. The Namespace's name sorts first, as kubectl applies by name.
 
     Raises: InvalidInput.
     """
@@ -63,6 +63,14 @@ def before(plan: Plan, options: Options) -> dict[str, dict[str, Any]]:
     found["serviceaccount"] = {**account, "automountServiceAccountToken": False}
     if claimed:
         found["cache"] = claim(plan, options)
+    if options.files:
+        found["files"] = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": pod.metadata(plan, options, pod.files_suffix(options)),
+            "immutable": True,
+            "data": {key: content for key, (_, content) in serving.files(options).items()},
+        }
     if pod.claims_devices(plan, options):
         found["resourceclaimtemplate"] = {
             "apiVersion": "resource.k8s.io/v1",
@@ -205,7 +213,11 @@ def budget(plan: Plan, options: Options) -> dict[str, Any]:
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": pod.metadata(plan, options),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": pod.selector(options)}},
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",  # a replica that does not serve must not hold up a drain
+            "selector": {"matchLabels": pod.selector(options)},
+        },
     }
 
 

@@ -37,7 +37,7 @@ class Monitoring:
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": board,
-            "data": {f"{options.name}.json": json.dumps(watch.dashboard(plan, options), indent=1)},
+            "data": {f"{options.name}.json": json.dumps(watch.dashboard(plan, options), indent=1) + "\n"},
         }
         notes = ("Labels that your Prometheus selects monitors and rules by are added with --label.",)
         order = ("apiVersion", "kind", "metadata", "spec", "data")

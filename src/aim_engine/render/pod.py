@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -25,10 +26,11 @@ PRE_STOP_S = 10
 GRACE_S = 180
 """preStop, draining and ending workers."""
 STARTUP_PERIOD_S = 10
-USER_ID = 1000
-"""Who the engine is when it is not root; it needs no entry in the image's /etc/passwd."""
+USER_ID = 10001
+"""Who the engine is when it is not root: nobody on a host. It needs no entry in the image's /etc/passwd."""
 USER_CACHE = "/cache"
 """Home of that user, on the cache volume: weights, compiled graphs, kernels that were built at start."""
+TMP = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 - sockets between the engine's processes, compilers at work
 SHM = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - the engine's own place
 
 
@@ -89,7 +91,7 @@ def spec(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
     if claims_devices(plan, options):
         pod["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": f"{options.name}-gpu"}]
     pod["containers"] = [container(plan, options, backend)]
-    pod["volumes"] = [{"name": "shm", "emptyDir": shm}, *_volumes(options)]
+    pod["volumes"] = [{"name": "shm", "emptyDir": shm}, *temporary(options)[0], *_volumes(options)]
     return pod
 
 
@@ -111,9 +113,17 @@ def security(options: Options) -> dict[str, Any]:
     }
 
 
-def container_security() -> dict[str, Any]:
-    """Privileges of a container: none beyond its user's."""
-    return {"privileged": False, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+def container_security(options: Options) -> dict[str, Any]:
+    """Privileges of a container: none beyond its user's. What root builds at start goes into the image's folders, an ordinary user
+    could not write there anyway.
+    """
+    found = {"privileged": False, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return {**found, "readOnlyRootFilesystem": True} if options.render_gid is not None else found
+
+
+def temporary(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes and mounts for what programs put into /tmp where the root file system is read-only."""
+    return ([{"name": "tmp", "emptyDir": {}}], [dict(TMP)]) if options.render_gid is not None else ([], [])
 
 
 def _class_name(name: str) -> str:
@@ -131,6 +141,8 @@ def _volumes(options: Options) -> list[dict[str, Any]]:
             found.append({"name": "cache", "emptyDir": {}})
     elif not options.cache_per_replica:
         found.append({"name": "cache", "persistentVolumeClaim": {"claimName": f"{options.name}-cache"}})
+    if options.files:
+        found.append({"name": "files", "configMap": {"name": f"{options.name}{files_suffix(options)}"}})
     for index, mount in enumerate(serving.mounts(options)):
         if mount.is_claim:
             source: dict[str, Any] = {"persistentVolumeClaim": {"claimName": mount.source}}
@@ -140,6 +152,12 @@ def _volumes(options: Options) -> list[dict[str, Any]]:
             source = {"hostPath": {"path": mount.source, "type": "Directory"}}
         found.append({"name": f"extra-{index}", **source})
     return found
+
+
+def files_suffix(options: Options) -> str:
+    """What the name of the ConfigMap with the files ends in: another content is another object, so that pods are replaced."""
+    written = sorted(serving.files(options).values())
+    return f"-files-{hashlib.sha256(repr(written).encode()).hexdigest()[:8]}"
 
 
 def cache_mounts(options: Options, engine: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
@@ -176,10 +194,12 @@ def container(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
     )
     where, cache = cache_mounts(options, recipe.engine)
     env = {**command.env, **where, **options.env}
-    mounts = [dict(SHM), *cache]
+    mounts = [dict(SHM), *temporary(options)[1], *cache]
     if options.model_path:
         env["HF_HUB_OFFLINE"] = "1"
         mounts.insert(1, {"name": "model", "mountPath": serving.CONTAINER_MODEL, "readOnly": True})
+    for key, (place, _) in serving.files(options).items():
+        mounts.append({"name": "files", "mountPath": place, "subPath": key, "readOnly": True})
     for index, mount in enumerate(serving.mounts(options)):
         read_only = {"readOnly": True} if mount.read_only else {}
         mounts.append({"name": f"extra-{index}", "mountPath": mount.target, **read_only})
@@ -199,7 +219,7 @@ def container(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
             **resources(recipe, None if claimed else gpu_resource(plan), hosts=serving.hosts_per_replica(plan)),
             **({"claims": [{"name": "gpu"}]} if claimed else {}),
         },
-        "securityContext": container_security(),
+        "securityContext": container_security(options),
         "startupProbe": _probe(STARTUP_PERIOD_S, math.ceil(startup_s / STARTUP_PERIOD_S)),
         "readinessProbe": _probe(5, 3),
         "livenessProbe": _probe(10, 6),
@@ -272,6 +292,8 @@ def placement(gpu: Gpu, profile: str | None) -> dict[str, Any]:
     if len(gpu.pci_ids) == 1:
         wanted[DEVICE_ID_LABEL] = gpu.pci_ids[0]
     found: dict[str, Any] = {"nodeSelector": wanted} if wanted else {}
+    # Nodes with GPUs are often kept free of other pods by a taint of this name.
+    found["tolerations"] = [{"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}]
     if len(gpu.pci_ids) > 1:
         term = {"matchExpressions": [{"key": DEVICE_ID_LABEL, "operator": "In", "values": sorted(gpu.pci_ids)}]}
         required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}

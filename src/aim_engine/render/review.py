@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from aim_engine.backend.base import Backend
 from aim_engine.hardware.cluster import Finding
-from aim_engine.render import check_command, check_compose, check_kubernetes, document
+from aim_engine.render import check_command, check_compose, check_helm, check_kubernetes, document
 from aim_engine.render.artifact import Artifact
 
 
@@ -30,6 +30,8 @@ def check(artifacts: Sequence[Artifact], backend: Backend, version: str | None =
             documents, repeated = document.read(artifact.content, artifact.path)
             found += repeated
             for entry in documents:
+                if check_helm.is_values(entry):
+                    found += check_helm.check(entry, backend, version)
                 if is_about_files(artifact, entry):
                     continue
                 if check_compose.is_compose(entry):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import msgspec
@@ -11,6 +12,7 @@ from aim_engine.backend.base import Backend, Command, Image
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Device, Node
 from aim_engine.perf import memory
+from aim_engine.planner import plan as plans
 from aim_engine.planner.plan import Candidate, Plan
 from aim_engine.recipe.recipe import Recipe
 from aim_engine.render import text
@@ -40,6 +42,9 @@ DRAIN_S = 120
 """What requests in flight get to finish when the engine is told to stop."""
 STOP_S = 150
 """What the engine gets to stop altogether: draining, then ending its workers."""
+
+MAX_FILES_BYTES = 900_000
+"""A ConfigMap may have 1 MiB, its metadata included. Source: Kubernetes documentation, ConfigMap."""
 
 READY_TIMEOUT = "VLLM_ENGINE_READY_TIMEOUT_S"
 VISIBLE_DEVICES = "HIP_VISIBLE_DEVICES"
@@ -210,6 +215,26 @@ def mounts(options: Options) -> tuple[Mount, ...]:
     return tuple(found)
 
 
+def files(options: Options) -> dict[str, tuple[str, str]]:
+    """Key -> (path in the container, content) of the files that were asked for. Raises: InvalidInput."""
+    size = sum(len(content.encode(errors="surrogatepass")) for content in options.files.values())
+    if size > MAX_FILES_BYTES:
+        raise InvalidInput(
+            f"files of {size:,} bytes are too large to be written out",
+            why=f"a ConfigMap holds {MAX_FILES_BYTES:,}",
+            hint="--volume mounts a folder",
+        )
+    found = {}
+    for index, target in enumerate(sorted(options.files)):
+        if not target.startswith("/") or target.endswith("/") or ":" in target:
+            raise InvalidInput(
+                f"'{target}' is no file of the container", hint="an absolute path, such as /templates/chat.jinja"
+            )
+        place = text.host_path(target, "file")
+        found[f"file-{index}"] = (place, text.data(options.files[target], f"content of {target}"))
+    return found
+
+
 def image(plan: Plan, options: Options, backend: Backend) -> Image:
     """The image asked for, else that of the recipe's release for the planned device. Raises: InvalidInput when there is none."""
     if options.image is None:
@@ -243,7 +268,10 @@ def startup_s(plan: Plan, options: Options) -> int:
     """Seconds a first start may take before something is wrong: loading, compiling, and fetching unless the files are there."""
     candidate = chosen(plan)
     fetch_s = 0.0 if options.model_path or options.offline else weight_bytes(plan) / DOWNLOAD_BYTES_S
-    needed = max(MIN_STARTUP_S, math.ceil(LOAD_MARGIN * candidate.estimate.load_s + fetch_s))
+    if options.read_bytes_s is not None and options.read_bytes_s < 1:
+        raise InvalidInput(f"weights cannot be read at {options.read_bytes_s} bytes/s", hint="for example 200MB/s")
+    read_s = weight_bytes(plan) / options.read_bytes_s if options.read_bytes_s is not None else 0.0
+    needed = max(MIN_STARTUP_S, math.ceil(LOAD_MARGIN * candidate.estimate.load_s + read_s + fetch_s))
     own = options.env.get(READY_TIMEOUT, candidate.recipe.env.get(READY_TIMEOUT, ""))
     if own.isdecimal():
         needed = max(needed, int(own) + SERVER_S)
@@ -258,10 +286,27 @@ def header(plan: Plan, target: str, *notes: str) -> str:
         f"Written by aim-engine {__version__} for {target}.",
         f"Model:  {plan.inputs.model.model_id}, {format_bytes(weight_bytes(plan))} of weights",
         f"Recipe: {recipe.key} on {where}, {recipe.engine} {recipe.engine_version}",
+        f"Plan:   {_asked_for(plan)}; sha256 {digest(plan)}",
     ]
     for index, note in enumerate(notes):
         lines.extend(("", note) if index == 0 else (note,))
     return text.comment(lines)
+
+
+def digest(plan: Plan) -> str:
+    """What `sha256sum` says of the plan's file, its first twelve digits."""
+    return hashlib.sha256(plans.encode(plan) + b"\n").hexdigest()[:12]
+
+
+def _asked_for(plan: Plan) -> str:
+    """`throughput at 64 requests of 1024 + 512 tokens, ttft within 500 ms`."""
+    workload, slo = plan.inputs.workload, plan.inputs.slo
+    load = f"{workload.rate_requests_s:g} requests/s" if workload.rate_requests_s is not None else ""
+    at = load or f"{workload.concurrency or chosen(plan).estimate.concurrency} requests"
+    limits = (("ttft", slo.ttft_ms), ("tpot", slo.tpot_ms), ("e2e", slo.e2e_ms))
+    kept = [f"{name} within {limit_ms:g} ms" for name, limit_ms in limits if limit_ms is not None]
+    asked = f"{plan.inputs.objective} at {at} of {workload.input_tokens} + {workload.output_tokens} tokens"
+    return ", ".join((asked, *kept))
 
 
 def secrets_file(plan: Plan, options: Options) -> str:

@@ -19,10 +19,21 @@ KV_FULL_FRACTION = 0.95
 """Above it new requests wait for blocks of others. Source: vLLM docs/configuration/optimization.md, preemption."""
 KV_TARGET_FRACTION = 0.8
 """A replica more is started while the others still have blocks for what arrives before it is ready."""
+KV_SPARE = 1.1
+"""Of what the load that was planned for fills, where that is more."""
 MIN_COOLDOWN_S = 360
 """Source: vllm-project/production-stack, KEDA example."""
 DEFAULT_QUEUE = 5
 """Waiting requests per replica without a time limit. Source: vllm-project/production-stack, KEDA example."""
+
+
+EXPORTER_ARCHS = ("gfx90a", "gfx942", "gfx950")
+"""MI200 and MI300 series and their successors, the cards that AMD's exporter has series of. Source: its list of metrics."""
+
+
+def has_card_series(plan: Plan) -> bool:
+    """AMD's exporter says how the planned cards are."""
+    return plan.inputs.gpu.arch in EXPORTER_ARCHS
 
 
 def selector(options: Options) -> str:
@@ -46,6 +57,17 @@ def running_per_replica(plan: Plan) -> int:
     """Requests in flight at a replica at the load that was planned for."""
     candidate = serving.chosen(plan)
     return max(1, candidate.estimate.concurrency // candidate.recipe.replicas)
+
+
+def kv_target_fraction(plan: Plan) -> float:
+    """Share of the KV cache in use above which a replica more is started: never at the load that was planned for.
+
+    A request in flight holds its prompt and, on average, half of its answer.
+    """
+    candidate, workload = serving.chosen(plan), plan.inputs.workload
+    held = running_per_replica(plan) * (workload.input_tokens + workload.output_tokens / 2)
+    planned = held / max(1, candidate.estimate.memory.kv_cache_tokens)
+    return round(min(KV_FULL_FRACTION, max(KV_TARGET_FRACTION, KV_SPARE * planned)), 2)
 
 
 def cooldown_s(plan: Plan) -> int:

@@ -54,13 +54,13 @@ TARGETS: dict[str, Target] = {
 
 
 _WITHOUT = {
-    "env": ("labels", "annotations", "volumes"),
-    "shell": ("labels", "annotations", "volumes"),
-    "slurm": ("labels", "annotations", "volumes"),
-    "systemd": ("labels", "annotations"),
-    "docker": ("annotations",),
+    "env": ("labels", "annotations", "volumes", "files"),
+    "shell": ("labels", "annotations", "volumes", "files"),
+    "slurm": ("labels", "annotations", "volumes", "files"),
+    "systemd": ("labels", "annotations", "files"),
+    "docker": ("annotations", "files"),
     "compose": ("annotations",),
-    "podman": ("annotations",),
+    "podman": ("annotations", "files"),
 }
 """Additions that a target has no place for; saying so is better than leaving them out."""
 

@@ -71,7 +71,7 @@ def rules(plan: Plan, options: Options) -> dict[str, Any]:
                 f"{told} of {options.name} is {{{{ $value }}}} s, the limit it was planned for is {limit_s} s",
             )
         )
-    if not serving.on_cpu(plan):
+    if signals.has_card_series(plan):
         found.append(
             _rule(
                 "AimEngineGpuMemoryErrors",
@@ -129,14 +129,18 @@ def panels(plan: Plan, options: Options) -> list[tuple[str, str, tuple[tuple[str
         ("Preemptions per second", "short", (("all", rate("vllm:num_preemptions_total")),)),
         ("Replicas up", "short", (("up", f"sum(up{{{own}}})"),)),
     ]
-    if not serving.on_cpu(plan):
+    if signals.has_card_series(plan):
         gpu = f'namespace="{options.namespace}",pod=~"{options.name}-.*"'
         name = "{{hostname}} {{gpu_id}}"
         found += [
             ("GPU activity", "percent", ((name, f"gpu_gfx_activity{{{gpu}}}"),)),
             ("GPU memory in use", "mbytes", ((name, f"gpu_used_vram{{{gpu}}}"),)),
             ("GPU power", "watt", ((name, f"gpu_package_power{{{gpu}}} or gpu_average_package_power{{{gpu}}}"),)),
-            ("GPU junction temperature", "celsius", ((name, f"gpu_junction_temperature{{{gpu}}}"),)),
+            (
+                "GPU temperature",
+                "celsius",
+                ((name, f"gpu_junction_temperature{{{gpu}}} or gpu_edge_temperature{{{gpu}}}"),),
+            ),
         ]
     return found
 

@@ -2,6 +2,7 @@
 # Written by aim-engine X.Y.Z for docker.
 # Model:  meta-llama/Llama-3.3-70B, 131.4 GiB of weights
 # Recipe: 1x tp1 bf16 kv=auto seqs=256 tokens=8192 on 1 x MI325X, vllm 0.32.0
+# Plan:   throughput at 64 requests of 1024 + 512 tokens; sha256 ...
 #
 # Tokens are read from llama.secret.env beside this script, never from the command line.
 # The plan does not know the host's device files, so the container is given all of /dev/dri.

@@ -2,6 +2,7 @@
 # Written by aim-engine X.Y.Z for docker.
 # Model:  test/small, 1.1 GiB of weights
 # Recipe: 1x tp1 bf16 kv=auto seqs=256 tokens=8192 on the CPU, vllm 0.32.0
+# Plan:   throughput at 64 requests of 1024 + 512 tokens; sha256 ...
 #
 # Tokens are read from small-cpu.secret.env beside this script, never from the command line.
 set -eu

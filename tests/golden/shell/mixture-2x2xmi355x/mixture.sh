@@ -2,6 +2,7 @@
 # Written by aim-engine X.Y.Z for shell.
 # Model:  test/mixture, 56.9 GiB of weights
 # Recipe: 2x tp2 ep bf16 kv=auto seqs=256 tokens=8192 on 4 x MI355X, vllm 0.32.0
+# Plan:   throughput at 64 requests of 1024 + 512 tokens; sha256 ...
 #
 # A hub token is taken from HF_TOKEN or the hub's own login.
 # Starts 2 replicas, on ports 9000 to 9001; one that ends stops all.

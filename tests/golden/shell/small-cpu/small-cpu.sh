@@ -2,6 +2,7 @@
 # Written by aim-engine X.Y.Z for shell.
 # Model:  test/small, 1.1 GiB of weights
 # Recipe: 1x tp1 bf16 kv=auto seqs=256 tokens=8192 on the CPU, vllm 0.32.0
+# Plan:   throughput at 64 requests of 1024 + 512 tokens; sha256 ...
 #
 # A hub token is taken from HF_TOKEN or the hub's own login.
 set -eu
