@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import re
+import ssl
 import struct
 import threading
 import time
@@ -86,7 +87,7 @@ def safetensors(size: int, seed: int = 0) -> bytes:
 
 
 @contextmanager
-def serving(hub: Hub) -> Iterator[str]:
+def serving(hub: Hub, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The address of the hub; its content server listens beside it."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -284,8 +285,12 @@ def serving(hub: Hub) -> Iterator[str]:
             pass
 
     servers = [_Server(("127.0.0.1", 0), Handler) for _ in range(2)]
+    for server in servers if tls is not None else ():
+        assert tls is not None
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threads = [threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}) for server in servers]
-    hub.address, hub.content_address = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    scheme = "http" if tls is None else "https"
+    hub.address, hub.content_address = (f"{scheme}://127.0.0.1:{server.server_port}" for server in servers)
     for thread in threads:
         thread.start()
     try:

@@ -13,8 +13,9 @@ import msgspec
 
 from aim_engine.cache import evict, fetch, holds, hub, layout, names, pieces, safety, space, views
 from aim_engine.cache.faults import NoSpace, Unavailable, Unsafe
-from aim_engine.cache.fetch import Progress, Remote, Tally
+from aim_engine.cache.fetch import Progress, Tally
 from aim_engine.cache.index import Index
+from aim_engine.cache.job import Remote
 from aim_engine.cache.layout import Store
 from aim_engine.cache.manifest import Revision, StoredFile
 from aim_engine.cache.transport import Client

@@ -74,9 +74,13 @@ class Part:
             written = os.pwrite(self._descriptor, view, offset)
             view, offset = view[written:], offset + written
 
-    def read(self, count: int, offset: int) -> bytes:
-        """Bytes from a place. Raises: OSError."""
-        return os.pread(self._descriptor, count, offset)
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill a buffer from a place and say how many bytes there were. Raises: OSError."""
+        return os.preadv(self._descriptor, [buffer], offset)
+
+    def checksum(self, piece: int) -> int:
+        """The CRC-32 of a piece as it lies there. Raises: OSError."""
+        return _crc(self._descriptor, *self.span(piece))
 
     def claim(self, piece: int, crc: int) -> None:
         """Record that a piece is here. Raises: OSError."""

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
@@ -48,10 +48,31 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
     """The most that a server may ask to wait in total (Retry-After)."""
 
 
+class Body(Protocol):
+    """What an answer is read from: an HTTP response, or a file."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its headers."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+
+    def read(self, amt: int) -> bytes:
+        """The next so many bytes; fewer at the end."""
+
+    def read1(self, amt: int) -> bytes:
+        """Some of the next bytes, as soon as there are any."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """A response whose body was not read yet."""
 
-    response: BaseHTTPResponse
+    response: Body
     url: str
     """Where it came from after redirects."""
     first: Mapping[str, str]
@@ -66,6 +87,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         """A header of the last hop."""
         found = self.response.headers.get(name)
         return None if found is None else str(found)
+
+    def shutdown(self) -> None:
+        """Wake the thread that reads, which then fails. Called from another thread."""
+        wake = getattr(self.response, "shutdown", None)
+        if wake is not None:
+            with contextlib.suppress(Exception):  # it may be through by now, or was never connected
+                wake()
 
 
 class TryAgain(Exception):
@@ -151,7 +179,7 @@ class Client:
             encoding = response.headers.get("Content-Encoding", "identity")
             if response.status < 300 and encoding.lower() != "identity":
                 raise TryAgain(f"the server compresses ({encoding}) although it was asked not to")
-            yield Answer(response=response, url=url, first=first or {})
+            yield Answer(response=cast("Body", response), url=url, first=first or {})
         except (HTTPError, OSError) as err:
             if isinstance(err, OSError) and not isinstance(err, (TimeoutError, ConnectionError)):
                 raise
