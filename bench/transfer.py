@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 LEAST_RATE = 1.4
 MOST_PROCESSOR = 0.9
-FILES, FILE_BYTES = 4, 192 << 20
+FILES, FILE_BYTES = 4, 96 << 20
 OURS = """
 import sys
 from aim_engine.cache.manager import ModelCacheManager

@@ -197,8 +197,8 @@ class Job:
             wanted = content if len(content) <= flight.left_bytes else memoryview(content)[: flight.left_bytes]
             at = flight.offset
             flight.offset += len(wanted)
-            if not flight.shared:
-                flight.crc = zlib.crc32(wanted, flight.crc)
+        if not flight.shared:
+            flight.crc = zlib.crc32(wanted, flight.crc)
         return wanted, at
 
     @property
