@@ -269,7 +269,9 @@ def serving(hub: Hub, tls: ssl.SSLContext | None = None) -> Iterator[str]:
                 elif hub.rate_bytes_s is not None:
                     time.sleep(len(chunk) / hub.rate_bytes_s)
 
-        def _send(self, status: int, content: bytes | memoryview, headers: dict[str, str], *, body: bool = True) -> None:
+        def _send(
+            self, status: int, content: bytes | memoryview, headers: dict[str, str], *, body: bool = True
+        ) -> None:
             try:
                 self.send_response(status)
                 for key, value in {"Content-Length": str(len(content)), **headers}.items():

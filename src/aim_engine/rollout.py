@@ -247,7 +247,7 @@ def _prepare(
     plan: Plan, request: Request, place: Place, options: Options, settings: Settings, store: object, tell: Tell
 ) -> tuple[Runner, Options]:
     """The runner for the place, with what it needs at hand: engine, image, weights."""
-    from aim_engine.cache import manager
+    from aim_engine.cache import weights
     from aim_engine.deploy import environment
     from aim_engine.deploy.records import Store
 
@@ -272,7 +272,7 @@ def _prepare(
         installed = environment.ensure(name, settings, tell)
         runner = LocalRunner(store, installed, ready_timeout_s=timeout_s, overlay=overlay)
         python = installed.python
-    folder = manager.fetch(
+    folder = weights.fetch(
         request.model if Path(request.model).expanduser().is_dir() else plan.inputs.model.model_id,
         settings,
         tell,
@@ -280,7 +280,7 @@ def _prepare(
         revision=request.revision or "main",
     )
     tell(f"weights in {folder}")
-    manager.hold(folder, settings, options.name, store.root)
+    weights.hold(folder, settings, options.name, store.root)
     return runner, msgspec.structs.replace(options, model_path=str(folder))
 
 

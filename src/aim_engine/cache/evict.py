@@ -96,6 +96,7 @@ def candidates(store: Store, index: Index, *, in_use: Collection[str] = ()) -> t
     index.refresh()
     now_s = store.now_s()
     said = holds.standings(store)
+    packed = {path.stem: path.stat().st_size for path in store.path("packed").glob("*.planes")}
     leased: dict[tuple[str, str], list[str]] = {}
     for taken in holds.leases(store):
         leased.setdefault((taken.model_id, taken.commit), []).append(f"leased by {taken.holder} on {taken.by.node}")
@@ -110,7 +111,7 @@ def candidates(store: Store, index: Index, *, in_use: Collection[str] = ()) -> t
             Candidate(
                 model_id=revision.model_id,
                 commit=revision.commit,
-                content={file.sha256: file.size_bytes for file in revision.files},
+                content={file.sha256: packed.get(file.sha256, file.size_bytes) for file in revision.files},
                 idle_s=max(0.0, now_s - known.last_use),
                 uses=known.uses,
                 priority=standing.priority,
@@ -124,9 +125,9 @@ def orphans(store: Store, index: Index) -> dict[str, int]:
     """Stored content that no revision and no download in progress has."""
     wanted = {sha256 for taken in holds.leases(store) for sha256 in taken.digests}
     used = index.used_digests()
-    return {
-        sha256: blob.size_bytes for sha256, blob in index.blobs().items() if sha256 not in used and sha256 not in wanted
-    }
+    stored = {sha256: blob.size_bytes for sha256, blob in index.blobs().items()}
+    stored |= {path.stem: path.stat().st_size for path in store.path("packed").glob("*.planes")}
+    return {sha256: size for sha256, size in stored.items() if sha256 not in used and sha256 not in wanted}
 
 
 def apply(eviction: Eviction, store: Store, index: Index) -> None:
@@ -142,7 +143,10 @@ def apply(eviction: Eviction, store: Store, index: Index) -> None:
             views.remove(store, each.model_id, each.commit)
         wanted = {sha256 for taken in holds.leases(store) for sha256 in taken.digests} | index.used_digests()
         for sha256 in (*eviction.digests, *filter(None, manifests)):
-            if sha256 not in wanted and store.blob(sha256).exists():
+            if sha256 in wanted:
+                continue
+            store.path("packed", f"{sha256}.planes").unlink(missing_ok=True)
+            if store.blob(sha256).exists():
                 space.discard(store, index, sha256)
         for path in pieces.abandoned(store):
             if store.now_s() - path.stat().st_mtime > GRACE_S:
@@ -173,7 +177,7 @@ def trash(store: Store) -> tuple[Path, ...]:
 def used_bytes(store: Store) -> int:
     """What the store takes: content, downloads under way, trash."""
     total = 0
-    for folder in (("blobs", "sha256"), ("parts",), ("trash",), ("quarantine",)):
+    for folder in (("blobs", "sha256"), ("parts",), ("trash",), ("quarantine",), ("packed",)):
         place = store.path(*folder)
         if place.is_dir():
             for path in place.iterdir():

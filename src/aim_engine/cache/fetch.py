@@ -397,9 +397,12 @@ class Fetcher:
                     )
                 job.etag = etag
             return
-        redirected = answer.url not in job.remote.addresses
-        if redirected or len(job.remote.addresses) > 1 or answer.status == 416:
-            raise TryAgain(f"status {answer.status}")  # a signed address expired, or a mirror lacks the file
+        if answer.url not in job.remote.addresses or answer.status == 416:
+            raise TryAgain(f"status {answer.status}")  # a signed address expired
+        with job.guard:
+            job.lacking.add(answer.url)
+            if job.lacking < set(job.remote.addresses):
+                raise TryAgain(f"status {answer.status}", elsewhere=True)  # a mirror or peer lacks the file
         headers = {key.lower(): value for key, value in answer.response.headers.items()}
         raise self._refusal(answer.status, headers, job.remote.path)
 
@@ -424,9 +427,10 @@ class Fetcher:
             if url == job.direct:
                 job.direct = None
             elif url == job.remote.addresses[job.place] and len(job.remote.addresses) > 1:
-                job.place = (job.place + 1) % len(job.remote.addresses)
+                job.next_place()
                 self._tell(f"{job.remote.path}: {err.why}; trying {job.remote.addresses[job.place].split('/')[2]}")
-        self._client.after_failure(url, err, failures, self._stop)
+        if not err.elsewhere:
+            self._client.after_failure(url, err, failures, self._stop)
 
     def _conclude(self, job: Job) -> None:
         """Prove a file of which all pieces are here, and publish it. Raises: Damaged, AimError."""
@@ -458,7 +462,7 @@ class Fetcher:
             self._tell(f"{job.remote.path} arrived with a wrong checksum; fetching it once more")
             with self._guard:
                 job.repaired, job.finished, job.direct = True, False, None
-                job.place = (job.place + 1) % len(job.remote.addresses)
+                job.next_place()
                 job.start_over()
             return
         aside = self._store.path("quarantine", job.part.path.name)

@@ -114,6 +114,8 @@ class Job:
         self.flights: list[Flight] = []
         self.place = 0
         """Which of its addresses is tried."""
+        self.lacking: set[str] = set()
+        """Addresses that do not have it."""
         self.direct: str | None = None
         """Where the first redirect led."""
         self.whole = False
@@ -129,6 +131,12 @@ class Job:
         self.git = hashlib.sha1(git_header, usedforsecurity=False) if self.remote.git_oid is not None else None
         self.front = 0
         self.hashing = threading.Lock()
+
+    def next_place(self) -> None:
+        """Try another address, one that is not known to lack the file if there is any."""
+        addresses = self.remote.addresses
+        order = [(self.place + step) % len(addresses) for step in range(1, len(addresses) + 1)]
+        self.place = next((place for place in order if addresses[place] not in self.lacking), order[0])
 
     def take(self) -> Flight | None:
         """The next piece that waits; None when none does, or the server sends the file in one go and somebody takes it."""

@@ -7,6 +7,7 @@
            parts/                       transfers under way
            views/hf/, views/flat/       the same files under the names that engines look for
            pins/  leases/<node>/        what must stay
+           packed/                      content that nobody uses, in less room
            trash/<epoch>-<hex>  quarantine/  locks/
 
 A path below the root is never followed through a symlink, and only its owner may write there.
@@ -43,6 +44,7 @@ FOLDERS = (
     "trash",
     "quarantine",
     "locks",
+    "packed",
 )
 OCI_LAYOUT = b'{"imageLayoutVersion": "1.0.0"}\n'
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -13,7 +13,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import urljoin, urlsplit
@@ -99,12 +99,16 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class TryAgain(Exception):
     """A failure that may pass: what it was, and how long the server asked to wait."""
 
-    def __init__(self, why: str, wait_s: float | None = None, *, unconnected: bool = False) -> None:
+    def __init__(
+        self, why: str, wait_s: float | None = None, *, unconnected: bool = False, elsewhere: bool = False
+    ) -> None:
         super().__init__(why)
         self.why = why
         self.wait_s = wait_s
         self.unconnected = unconnected
         """Nobody answered at all."""
+        self.elsewhere = elsewhere
+        """This place does not have it; another one may."""
 
 
 class Client:
@@ -115,14 +119,20 @@ class Client:
         *,
         token: str | None = None,
         token_for: str = "",
+        peers: Collection[str] = (),
+        peer_token: str | None = None,
         patience: Patience | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`token` is sent to the host of the address `token_for` and to no other. `tell` hears of waits."""
+        """`token` is sent to the host of the address `token_for` and to no other, `peer_token` to those of `peers`.
+
+        `tell` hears of waits.
+        """
         self.patience = patience or Patience()
         self.requests = 0
-        self._token = token
-        self._token_host = _host(token_for)
+        self._tokens = {_host(peer): peer_token for peer in peers if peer_token is not None}
+        if token is not None:
+            self._tokens[_host(token_for)] = token
         self._tell = tell
         self._guard = threading.Lock()
         self._paused: dict[str, float] = {}
@@ -133,6 +143,16 @@ class Client:
     @contextmanager
     def open(self, url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Iterator[Answer]:
         """One request and its redirects. Raises: TryAgain for what may pass, Unsafe for a redirect that must not be followed."""
+        from aim_engine.cache import folder, objects
+
+        if url.startswith("file:"):
+            with folder.opened(url, (headers or {}).get("Range")) as body:
+                if body is None:
+                    raise TryAgain("the file is not there any more")
+                yield Answer(response=body, url=url, first={})
+            return
+        if objects.is_address(url):
+            url = objects.signed(url)
         import urllib3
         from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProxyError
 
@@ -143,8 +163,8 @@ class Client:
             for _ in range(_MAX_REDIRECTS + 1):
                 self._wait_for(url)
                 sent = {"Accept-Encoding": "identity", "User-Agent": "aim-engine", **(headers or {})}
-                if self._token is not None and _host(url) == self._token_host:
-                    sent["Authorization"] = f"Bearer {self._token}"
+                if _host(url) in self._tokens:
+                    sent["Authorization"] = f"Bearer {self._tokens[_host(url)]}"
                 try:
                     self.requests += 1
                     response = self._pool(url).request(
@@ -189,12 +209,12 @@ class Client:
                 with contextlib.suppress(Exception):
                     response.close()
 
-    def document(self, url: str) -> tuple[int, Mapping[str, str], bytes]:
+    def document(self, url: str, method: str = "GET") -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of a small document, tried until it comes. Raises: Unavailable, RateLimited, Unsafe."""
         failures = 0
         while True:
             try:
-                with self.open(url) as answer:
+                with self.open(url, method=method) as answer:
                     body = answer.response.read(_MAX_DOCUMENT_BYTES + 1)
                     if len(body) > _MAX_DOCUMENT_BYTES:
                         raise Unsafe(f"{url} is refused", why=f"it is longer than {_MAX_DOCUMENT_BYTES:,} bytes")

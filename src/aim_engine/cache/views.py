@@ -63,16 +63,20 @@ def make(store: Store, revision: Revision) -> Path:
     return place
 
 
-def remove(store: Store, model_id: str, commit: str) -> None:
-    """Take a revision out of both views, and the model's folder when it was the last. Raises: Unreachable."""
+def hide(store: Store, model_id: str, commit: str) -> None:
+    """Take a revision's files out of both views; its branches stay. Raises: Unreachable."""
     with typed(hub_folder(store, model_id)):
         for target in (snapshot(store, model_id, commit), flat(store, model_id, commit)):
             doomed = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 target.rename(doomed)
-            except FileNotFoundError:
-                continue
-            shutil.rmtree(doomed, ignore_errors=True)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove(store: Store, model_id: str, commit: str) -> None:
+    """Take a revision out of both views, and the model's folder when it was the last. Raises: Unreachable."""
+    hide(store, model_id, commit)
+    with typed(hub_folder(store, model_id)):
         for ref, named in refs(store, model_id).items():
             if named == commit:
                 (hub_folder(store, model_id) / "refs" / ref).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import click
 
 from aim_engine import settings as all_settings
 from aim_engine.cache import manager as managers
+from aim_engine.cache import weights
 from aim_engine.cli import output
 from aim_engine.settings import Settings
 from aim_engine.units import GIB, format_bytes
@@ -45,7 +46,7 @@ def pull(model: str, revision: str, force: bool, approved: tuple[str, ...], dry_
         _show_plan(_manager(settings).plan_download(model, revision, force=force, approved=approved), as_json=as_json)
         return
     with _progress(as_json=as_json) as (note, transfer):
-        path = managers.fetch(
+        path = weights.fetch(
             model,
             settings,
             note,
@@ -101,7 +102,7 @@ def stats(as_json: bool) -> None:
     settings = all_settings.load()
     manager = _manager(settings)
     shared = manager.get_cache_stats()
-    converted = managers.converted_models(settings.data_dir)
+    converted = weights.converted_models(settings.data_dir)
     counted = manager.index.counters() if manager.store.exists else {}
     total_bytes = shared["total_size_gb"] * GIB + sum(each.size_bytes for each in converted)
     document = {
@@ -277,7 +278,7 @@ def _manager(settings: Settings) -> managers.ModelCacheManager:
 
 
 def _models(settings: Settings) -> list[managers.CachedModel]:
-    found = [*_manager(settings).models(), *managers.converted_models(settings.data_dir)]
+    found = [*_manager(settings).models(), *weights.converted_models(settings.data_dir)]
     return sorted(found, key=lambda each: (each.model_id, each.origin))
 
 

@@ -1,0 +1,1 @@
+"""The commands of `aim-engine cache` for nodes, schedules and room."""
