@@ -139,6 +139,7 @@ def apply(
     piece_bytes: int = pieces.PIECE_BYTES,
     limit_bytes: int | None = None,
     pace: Pace = UNPACED,
+    connections: int = fetch.MOST_CONNECTIONS,
 ) -> Tally:
     """Fetch what a plan misses and show the model. Raises: AimError; what arrived is kept.
 
@@ -149,7 +150,17 @@ def apply(
         evict.make_room(
             store, index, chosen.missing_bytes - chosen.resumed_bytes, chosen.model_id, limit_bytes=limit_bytes
         )
-        return _apply(chosen, store, index, client, tell=tell, progress=progress, piece_bytes=piece_bytes, pace=pace)
+        return _apply(
+            chosen,
+            store,
+            index,
+            client,
+            tell=tell,
+            progress=progress,
+            piece_bytes=piece_bytes,
+            pace=pace,
+            connections=connections,
+        )
 
 
 def _apply(
@@ -162,6 +173,7 @@ def _apply(
     progress: Callable[[Progress], None],
     piece_bytes: int,
     pace: Pace,
+    connections: int,
 ) -> Tally:
     digests = dict(chosen.present)
     place = sources.parse(chosen.origin)
@@ -190,6 +202,7 @@ def _apply(
         tell=tell,
         piece_bytes=piece_bytes,
         pace=pace,
+        connections=connections,
     )
     try:
         if chosen.missing:

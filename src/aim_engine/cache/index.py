@@ -24,6 +24,8 @@ from aim_engine.cache.layout import Store, typed
 from aim_engine.cache.manifest import Revision, StoredFile
 
 _VERSION = 1
+_MOST_USES = 20_000
+"""Uses that are remembered: years of them on most nodes."""
 _SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE revision(
@@ -368,6 +370,16 @@ class Index:
             connection.execute(
                 "UPDATE revision SET uses = uses + 1 WHERE model_id = ? AND commit_id = ?", (model_id, commit)
             )
+            connection.execute("INSERT INTO used VALUES (?, ?)", (model_id, self._store.now_s()))
+            connection.execute("DELETE FROM used WHERE rowid <= (SELECT MAX(rowid) FROM used) - ?", (_MOST_USES,))
+
+    def uses(self) -> dict[str, tuple[float, ...]]:
+        """Model -> when it was used from this node, oldest first; models that are no longer here included."""
+        found: dict[str, list[float]] = {}
+        with self.transaction() as connection:
+            for model_id, at in connection.execute("SELECT model_id, at FROM used ORDER BY at"):
+                found.setdefault(model_id, []).append(at)
+        return {model_id: tuple(times) for model_id, times in found.items()}
 
     def by_oid(self, git_oid: str) -> str | None:
         """The sha256 of the content that git calls so; None when no stored content is known to be it."""
@@ -444,6 +456,7 @@ class Index:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
             connection.commit()
+        connection.execute("CREATE TABLE IF NOT EXISTS used(model_id TEXT, at REAL)")  # of no use to earlier versions
         return connection
 
     def _reconcile_blobs(self, connection: sqlite3.Connection) -> None:

@@ -225,12 +225,12 @@ class ModelCacheManager:
         """Every revision with the reasons that hold it."""
         if not self.store.exists:
             return ()
-        opened = {
-            known.revision.model_id
-            for known in self.revisions()
-            if in_use(views.hub_folder(self.store, known.revision.model_id))
-        }
-        return evict.candidates(self.store, self.index, in_use=opened)
+        return evict.candidates(self.store, self.index, in_use=self.opened())
+
+    def opened(self) -> set[str]:
+        """Models of which a process has a file open, as far as this user may see."""
+        by_model = {known.revision.model_id for known in self.revisions()}
+        return {model_id for model_id in by_model if in_use(views.hub_folder(self.store, model_id))}
 
     def plan_prune(self, *, target_bytes: int = 0, older_than_days: float | None = None) -> evict.Eviction:
         """What a prune would remove: content of no model, and models idle for longer or as many as free so much."""
@@ -358,12 +358,16 @@ class ModelCacheManager:
             tell=self._progress,
         )
 
-    def pace(self, *, background_fraction: float | None = None) -> Pace:
-        """How fast the store may be filled; with a fraction of that, behind everything that somebody waits for."""
+    def pace(self, *, background_fraction: float | None = None, otherwise_bytes_s: float | None = None) -> Pace:
+        """How fast the store may be filled; with a fraction, that of it, behind everything that somebody waits for.
+
+        `otherwise_bytes_s` is what the fraction is of when there is no limit.
+        """
         place = self.index.path.with_suffix(".pace")
         if background_fraction is None:
             return Pace(place, self._bandwidth)
-        share = None if self._bandwidth is None else self._bandwidth * background_fraction
+        whole = self._bandwidth or otherwise_bytes_s
+        share = None if whole is None else whole * background_fraction
         return Pace(place, share, background=True)
 
     def _plan(

@@ -15,7 +15,7 @@ import click
 from aim_engine import settings as all_settings
 from aim_engine.cache import manager as managers
 from aim_engine.cache import weights
-from aim_engine.cli import output
+from aim_engine.cli import cache_more, output
 from aim_engine.settings import Settings
 from aim_engine.units import GIB, format_bytes
 
@@ -265,6 +265,10 @@ def doctor(as_json: bool) -> int:
         for each in findings:
             output.text(f"{'ok' if each.fine else 'wrong'}: {each.what}" + (f" - {each.remedy}" if each.remedy else ""))
     return 0 if all(each.fine for each in findings) else 1
+
+
+for _command in cache_more.COMMANDS:
+    cache.add_command(_command)
 
 
 def _amount(name: str, value: float) -> str:
