@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 import hub_server
-from aim_engine.cache import acquire, serve, sources
+from aim_engine.cache import acquire, serve, sources, views
 from aim_engine.cache.faults import AccessRefused, NoSuchModel, NoSuchRevision, Unavailable, Unsafe
 from aim_engine.cache.manager import PEER_TOKEN, ModelCacheManager
 from aim_engine.errors import AimError, InvalidInput, MissingExtra
@@ -193,7 +193,7 @@ def place(
             def at_other(name: str, content: bytes) -> None:
                 on_hub(name, content)
                 other.download_model(MODEL, revision=server.commits[MODEL])
-                acquire.views.set_ref(other.store, MODEL, "main", server.commits[MODEL])
+                views.set_ref(other.store, MODEL, "main", server.commits[MODEL])
 
             if kind == "hub cache folder":
                 yield str(other.cache_dir), at_other
@@ -390,7 +390,7 @@ def test_a_served_cache_gives_nothing_else(neighbour: ModelCacheManager, path: s
     import http.client
 
     with node(neighbour) as server_node:
-        connection = http.client.HTTPConnection(*server_node.server_address[:2], timeout=5)
+        connection = http.client.HTTPConnection(server_node.address.removeprefix("http://"), timeout=5)
         connection.request("GET", path)
         answer = connection.getresponse()
         assert answer.status in (400, 404)

@@ -229,8 +229,8 @@ class ModelCacheManager:
 
     def opened(self) -> set[str]:
         """Models of which a process has a file open, as far as this user may see."""
-        by_model = {known.revision.model_id for known in self.revisions()}
-        return {model_id for model_id in by_model if in_use(views.hub_folder(self.store, model_id))}
+        folders = _opened_below(self.store.path("views", "hf")) if self.store.exists else set()
+        return {model_id for folder in folders if (model_id := names.model_id(folder)) is not None}
 
     def plan_prune(self, *, target_bytes: int = 0, older_than_days: float | None = None) -> evict.Eviction:
         """What a prune would remove: content of no model, and models idle for longer or as many as free so much."""
@@ -471,19 +471,29 @@ class ModelCacheManager:
 
 def in_use(folder: Path) -> bool:
     """Has some process a file below this folder open or mapped, as far as this user may see?"""
+    return bool(_opened_below(folder))
+
+
+def _opened_below(folder: Path) -> set[str]:
+    """First parts of the paths, relative to a folder, of files that some process has open or mapped."""
     prefix = str(folder.resolve()) + os.sep
+    found: set[str] = set()
     for entry in os.listdir("/proc"):  # noqa: PTH208 - names only
         if not entry.isdigit():
             continue
         process = Path("/proc", entry)
         try:
-            if prefix in (process / "maps").read_text(errors="replace"):
-                return True
-            if any(str(link.readlink()).startswith(prefix) for link in (process / "fd").iterdir()):
-                return True
+            maps = (process / "maps").read_text(errors="replace")
+            paths = [line.partition(prefix)[2] for line in maps.splitlines() if prefix in line]
+            paths += [
+                target.removeprefix(prefix)
+                for link in (process / "fd").iterdir()
+                if (target := str(link.readlink())).startswith(prefix)
+            ]
         except OSError:
             continue
-    return False
+        found.update(path.partition(os.sep)[0] for path in paths)
+    return found
 
 
 def _list(text: str) -> tuple[str, ...]:

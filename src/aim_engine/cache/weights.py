@@ -36,7 +36,9 @@ def fetch(
                 f"the folder {here} is not a complete checkpoint", why="it lacks config.json or weight files"
             )
         return here.absolute()
-    manager = ModelCacheManager(settings.cache_dir, progress=progress, transfer=transfer)
+    manager = ModelCacheManager(
+        settings.cache_dir, endpoint=settings.cache_sources or None, progress=progress, transfer=transfer
+    )
     overlay = Path(settings.catalog_dir).expanduser() if settings.catalog_dir else None
     if not force:
         if manager.is_cached(model_id, revision):

@@ -35,13 +35,22 @@ def cache() -> None:
 @cache.command(epilog="Example: aim-engine cache pull HuggingFaceTB/SmolLM2-135M-Instruct")
 @click.argument("model")
 @click.option("--revision", default="main", show_default=True, help="Branch, tag or commit on the hub.")
+@click.option("--from", "source", metavar="SOURCE", help="Where it comes from, such as s3://bucket/models or a folder.")
 @click.option("--force", is_flag=True, help="Fetch every file again.")
 @click.option("--allow-pickle", "approved", metavar="SHA256", multiple=True, help="Accept this pickle; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Show what would be fetched, and fetch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document; progress as JSON lines on stderr.")
-def pull(model: str, revision: str, force: bool, approved: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def pull(
+    model: str,
+    revision: str,
+    source: str | None,
+    force: bool,
+    approved: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Fetch MODEL, unless it is there, and print its folder."""
-    settings = all_settings.load()
+    settings = all_settings.load({"cache_sources": source})
     if dry_run:
         _show_plan(_manager(settings).plan_download(model, revision, force=force, approved=approved), as_json=as_json)
         return
@@ -278,7 +287,7 @@ def _amount(name: str, value: float) -> str:
 
 
 def _manager(settings: Settings) -> managers.ModelCacheManager:
-    return managers.ModelCacheManager(settings.cache_dir, progress=output.note)
+    return managers.ModelCacheManager(settings.cache_dir, endpoint=settings.cache_sources or None, progress=output.note)
 
 
 def _models(settings: Settings) -> list[managers.CachedModel]:
