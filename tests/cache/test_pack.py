@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 import sys
 from pathlib import Path
 
@@ -18,32 +16,7 @@ from aim_engine.cache import bundle, evict, pack
 from aim_engine.cache.faults import Damaged
 from aim_engine.cache.manager import ModelCacheManager
 from aim_engine.errors import MissingExtra
-from caches import MODEL, Make
-
-DTYPES = {
-    "BF16": 2,
-    "F16": 2,
-    "F32": 4,
-    "F64": 8,
-    "F8_E4M3": 1,
-    "I8": 1,
-    "U8": 1,
-    "I16": 2,
-    "I32": 4,
-    "I64": 8,
-    "BOOL": 1,
-}
-
-
-def checkpoint(tensors: dict[str, tuple[str, bytes]]) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, (dtype, content) in tensors.items():
-        shape = [len(content) // DTYPES[dtype]]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(content)]}
-        offset += len(content)
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + b"".join(content for _, content in tensors.values())
+from caches import DTYPES, MODEL, Make, checkpoint
 
 
 def bf16(count: int, seed: int = 0) -> bytes:

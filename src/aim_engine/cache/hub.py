@@ -12,15 +12,17 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
 
 from aim_engine.cache import names
 from aim_engine.cache.faults import AccessRefused, Gated, NoSuchFile, NoSuchModel, NoSuchRevision, Unavailable
-from aim_engine.cache.transport import Client
 from aim_engine.errors import AimError, Unreachable
+
+if TYPE_CHECKING:
+    from aim_engine.cache.transport import Client
 
 ENDPOINT = "https://huggingface.co"
 SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.vocab", "tokenizer*", "LICENSE*")

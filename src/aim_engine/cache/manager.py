@@ -9,21 +9,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 
-from aim_engine.cache import acquire, adopt, bundle, evict, holds, hub, names, pack, process, sources, space, views
+from aim_engine.cache import evict, holds, hub, names, pack, process, space, views
 from aim_engine.cache.faults import Damaged
-from aim_engine.cache.fetch import Progress as Transfer
 from aim_engine.cache.index import Index, Known
 from aim_engine.cache.layout import Store
 from aim_engine.cache.manifest import Revision
-from aim_engine.cache.pace import Pace
-from aim_engine.cache.transport import Client, Patience
 from aim_engine.errors import InvalidInput
 from aim_engine.settings import Settings
 from aim_engine.units import GIB, format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from aim_engine.cache import acquire, bundle, sources
+    from aim_engine.cache.fetch import Progress as Transfer
+    from aim_engine.cache.pace import Pace
+    from aim_engine.cache.transport import Client, Patience
 
 Progress = Callable[[str], None]
 _DAY_S = 86_400.0
@@ -98,7 +101,7 @@ class ModelCacheManager:
         self.index = Index(self.store, Path(index_dir or Path(loaded.state_dir) / "cache").expanduser())
         outside = Path(hub_cache).expanduser() if hub_cache is not None else hub.default_cache_dir()
         self._hub_caches = tuple(dict.fromkeys((self.cache_dir, outside.absolute())))
-        self.sources = sources.parse_all(endpoint or loaded.cache_sources or hub.endpoints())
+        self._places = endpoint or loaded.cache_sources or hub.endpoints()
         self._peers = tuple(peers if peers is not None else _list(loaded.cache_peers))
         self._bandwidth = bandwidth_bytes_s
         if bandwidth_bytes_s is None and loaded.cache_bandwidth:
@@ -109,6 +112,13 @@ class ModelCacheManager:
         self.limit_bytes = limit_bytes
         if limit_bytes is None and loaded.cache_limit:
             self.limit_bytes = parse_bytes(loaded.cache_limit)
+
+    @property
+    def sources(self) -> tuple[sources.Source, ...]:
+        """Where models come from, in order of preference. Raises: InvalidInput."""
+        from aim_engine.cache import sources
+
+        return sources.parse_all(self._places)
 
     def plan_download(
         self, model_id: str, revision: str = "main", *, force: bool = False, approved: Collection[str] = ()
@@ -137,6 +147,8 @@ class ModelCacheManager:
                 return views.snapshot(self.store, adopted.model_id, adopted.commit)
         if hub.is_offline():
             raise hub.offline_error(model_id)
+        from aim_engine.cache import acquire
+
         self.store.ensure()
         client = self.client()
         chosen = self._plan(client, model_id, revision, force=force, approved=approved)
@@ -295,6 +307,8 @@ class ModelCacheManager:
 
     def import_bundle(self, place: Path) -> bundle.Moved:
         """Take the models of a bundle, proving every file. Raises: InvalidInput, Corrupt, Unreachable."""
+        from aim_engine.cache import bundle
+
         return bundle.read(self.store, self.index, place, limit_bytes=self.limit_bytes)
 
     def why(self, sha256: str) -> tuple[str, ...]:
@@ -348,6 +362,8 @@ class ModelCacheManager:
 
     def client(self) -> Client:
         """Connections with the user's token, for the first hub only."""
+        from aim_engine.cache.transport import Client
+
         first = next((each.endpoint for each in self.sources if isinstance(each, hub.Hub)), "")
         return Client(
             token=hub.token(),
@@ -363,6 +379,8 @@ class ModelCacheManager:
 
         `otherwise_bytes_s` is what the fraction is of when there is no limit.
         """
+        from aim_engine.cache.pace import Pace
+
         place = self.index.path.with_suffix(".pace")
         if background_fraction is None:
             return Pace(place, self._bandwidth)
@@ -373,6 +391,8 @@ class ModelCacheManager:
     def _plan(
         self, client: Client, model_id: str, revision: str, *, force: bool, approved: Collection[str]
     ) -> acquire.Plan:
+        from aim_engine.cache import acquire
+
         return acquire.plan(
             self.store,
             self.index,
@@ -459,6 +479,8 @@ class ModelCacheManager:
         return True
 
     def _adopt(self, model_id: str, revision: str, approved: Collection[str]) -> Revision | None:
+        from aim_engine.cache import adopt
+
         for place in self._hub_caches:
             if hub.cached(model_id, place, revision) is not None:
                 adopted = adopt.snapshot(

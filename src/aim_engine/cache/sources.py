@@ -16,14 +16,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, urlsplit
 
 from aim_engine.cache import names
 from aim_engine.cache.faults import AccessRefused, NoSuchFile, NoSuchModel, NoSuchRevision, Unavailable
 from aim_engine.cache.hub import File, Listing
-from aim_engine.cache.transport import Client
 from aim_engine.errors import AimError, InvalidInput
+
+if TYPE_CHECKING:
+    from aim_engine.cache.transport import Client
 
 SUMS = "SHA256SUMS"
 """A file of this name beside a model's files tells their checksums, as `sha256sum` writes them."""

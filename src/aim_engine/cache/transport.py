@@ -7,7 +7,6 @@ internet into a private network.
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import ipaddress
 import random
 import socket
@@ -323,6 +322,8 @@ def retry_after_s(value: str | None, now_s: float) -> float | None:
     text = value.strip()
     if text.isdigit():
         return float(text)
+    import email.utils
+
     with contextlib.suppress(ValueError, TypeError):
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now_s)
     return None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aim_engine.cache import hub, mirror
-from aim_engine.cache.fetch import Progress as Transfer
+from aim_engine.cache import hub
 from aim_engine.cache.manager import CachedModel, ModelCacheManager, Progress
 from aim_engine.errors import InvalidInput, Unreachable
 from aim_engine.settings import Settings
+
+if TYPE_CHECKING:
+    from aim_engine.cache.fetch import Progress as Transfer
 
 
 def fetch(
@@ -29,6 +32,8 @@ def fetch(
     hub, and last in a package that carries it; `python` gives an interpreter to convert with and is asked only then.
     Raises: InvalidInput, Unreachable, Corrupt.
     """
+    from aim_engine.cache import mirror
+
     here = Path(model_id).expanduser()
     if here.is_dir():
         if not hub.is_complete(here):
@@ -80,7 +85,11 @@ def hold(folder: Path, settings: Settings, deployment: str, records: Path) -> No
 def converted_models(data_dir: str | Path) -> tuple[CachedModel, ...]:
     """The models converted from packages, by name."""
     root = Path(data_dir).expanduser().absolute() / "models"
-    found = []
+    found: list[CachedModel] = []
+    if not root.is_dir():
+        return ()
+    from aim_engine.cache import mirror
+
     for marker in sorted(root.glob(f"*/*/{mirror.MARKER}")):
         place = marker.parent
         about = mirror.describe(place)
