@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,43 +30,13 @@ from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store
 from aim_engine.cache.manifest import Revision, StoredFile
 from caches import checkpoint
+from crashes import Dying, Killed
 
 LIMIT = 60_000
 OPERATIONS = int(os.environ.get("AIM_ENGINE_OPERATIONS", "20000"))
 """Of the heavy suite; 100000 for an afternoon."""
 STEPS = 100
 NUMBERS = st.integers(0, 11)
-MOMENTS = ("link", "replace", "rename", "unlink", "fsync")
-
-
-class Killed(BaseException):
-    """The process is gone here."""
-
-
-class Dying:
-    """Ends whatever runs at its n-th change of the disk, as kill -9 does: nothing after it happens, not even cleaning up."""
-
-    def __init__(self, after: int) -> None:
-        self._after, self._patch = after, pytest.MonkeyPatch()
-        self.died = False
-
-    def __enter__(self) -> Dying:
-        for name in MOMENTS:
-            self._patch.setattr(os, name, self._counting(getattr(os, name)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._patch.undo()
-
-    def _counting(self, real: Callable[..., object]) -> Callable[..., object]:
-        def counted(*args: object, **options: object) -> object:
-            if self.died or self._after <= 0:
-                self.died = True
-                raise Killed
-            self._after -= 1
-            return real(*args, **options)
-
-        return counted
 
 
 class Caches(RuleBasedStateMachine):

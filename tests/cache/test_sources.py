@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -22,7 +22,7 @@ from aim_engine.cache import acquire, serve, sources, views
 from aim_engine.cache.faults import AccessRefused, NoSuchModel, NoSuchRevision, Unavailable, Unsafe
 from aim_engine.cache.manager import PEER_TOKEN, ModelCacheManager
 from aim_engine.errors import AimError, InvalidInput, MissingExtra
-from caches import HASTY, MODEL, WEIGHTS, Make
+from caches import HASTY, MODEL, WEIGHTS, Make, http
 
 FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -36,20 +36,6 @@ Place = tuple[str, Callable[[str, bytes], None]]
 
 def sums(files: dict[str, bytes]) -> bytes:
     return "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items()).encode()
-
-
-@contextmanager
-def http(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class Quiet(SimpleHTTPRequestHandler):
