@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import socket
 import ssl
 import threading
 from collections.abc import Callable
@@ -492,3 +494,36 @@ def test_two_leases_of_one_content_share_its_pages(make: Make, server: hub_serve
         make().store.blob(hashlib.sha256(WEIGHTS).hexdigest()).stat().st_ino
     }
     assert len(holds.leases(make().store)) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"auto_map": {"AutoModel": "modeling_evil.Evil"}}, "auto_map"),
+        ({"_attn_implementation_internal": "evil/kernel"}, "evil/kernel"),
+        ({"attn_implementation": "sdpa"}, None),
+    ],
+)
+def test_a_model_that_asks_to_run_code_is_reported_and_gets_none(
+    config: dict[str, object], words: str | None, make: Make, server: hub_server.Hub
+) -> None:
+    server.models[MODEL]["config.json"] = json.dumps(config).encode()
+    server.models[MODEL]["modeling_evil.py"] = b"raise SystemExit('canary')"
+    said: list[str] = []
+    path = make(progress=said.append).download_model(MODEL)
+    assert not list(path.glob("*.py"))
+    assert not any("modeling_evil" in each for each in server.requests)
+    told = [line for line in said if "asks to run code" in line]
+    assert (words is None) == (told == [])
+    assert words is None or words in told[0]
+
+
+def test_an_export_and_an_import_open_no_socket(
+    make: Make, manager: ModelCacheManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.download_model(MODEL)
+    monkeypatch.setattr(socket, "socket", None)
+    bundle.write(manager.store, manager.index, [], tmp_path / "out.tar")
+    other = ModelCacheManager(tmp_path / "other", hub_cache="/nowhere", index_dir=tmp_path / "other-index")
+    other.import_bundle(tmp_path / "out.tar")
+    assert other.download_model(MODEL).is_dir()

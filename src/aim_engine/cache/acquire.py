@@ -227,6 +227,9 @@ def _apply(
         ),
     )
     show(store, index, revision, chosen.revision)
+    wish = safety.wants_code(views.snapshot(store, revision.model_id, revision.commit) / "config.json")
+    if wish is not None:
+        tell(f"{chosen.model_id} asks to run code: {wish}; that code was not fetched, and no view holds it")
     return fetcher.tally
 
 
