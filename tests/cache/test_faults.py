@@ -75,7 +75,17 @@ def prepared(what: str, manager: ModelCacheManager, server: hub_server.Hub, tmp_
 
 
 @pytest.mark.parametrize(
-    "what", ["download", "prune", "remove and come back", "empty the trash", "compress", "unpack", "export", "import"]
+    "what",
+    [
+        "empty the trash",
+        "compress",
+        "unpack",
+        "export",
+        *(
+            pytest.param(each, marks=pytest.mark.kill)
+            for each in ("download", "prune", "remove and come back", "import")
+        ),
+    ],
 )
 def test_dying_at_any_change_of_the_disk_breaks_nothing(
     what: str, make: Make, server: hub_server.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, TypedDict
 import msgspec
 
 from aim_engine.cache import evict, holds, hub, names, pack, process, space, views
+from aim_engine.cache.content import Known
 from aim_engine.cache.faults import Damaged
-from aim_engine.cache.index import Index, Known
+from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store
 from aim_engine.cache.manifest import Revision
 from aim_engine.errors import InvalidInput
@@ -241,7 +242,7 @@ class ModelCacheManager:
 
     def opened(self) -> set[str]:
         """Models of which a process has a file open, as far as this user may see."""
-        folders = _opened_below(self.store.path("views", "hf")) if self.store.exists else set()
+        folders = process.opened_below(self.store.path("views", "hf")) if self.store.exists else set()
         return {model_id for folder in folders if (model_id := names.model_id(folder)) is not None}
 
     def plan_prune(self, *, target_bytes: int = 0, older_than_days: float | None = None) -> evict.Eviction:
@@ -489,33 +490,6 @@ class ModelCacheManager:
                 if adopted is not None:
                     return adopted
         return None
-
-
-def in_use(folder: Path) -> bool:
-    """Has some process a file below this folder open or mapped, as far as this user may see?"""
-    return bool(_opened_below(folder))
-
-
-def _opened_below(folder: Path) -> set[str]:
-    """First parts of the paths, relative to a folder, of files that some process has open or mapped."""
-    prefix = str(folder.resolve()) + os.sep
-    found: set[str] = set()
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - names only
-        if not entry.isdigit():
-            continue
-        process = Path("/proc", entry)
-        try:
-            maps = (process / "maps").read_text(errors="replace")
-            paths = [line.partition(prefix)[2] for line in maps.splitlines() if prefix in line]
-            paths += [
-                target.removeprefix(prefix)
-                for link in (process / "fd").iterdir()
-                if (target := str(link.readlink())).startswith(prefix)
-            ]
-        except OSError:
-            continue
-        found.update(path.partition(os.sep)[0] for path in paths)
-    return found
 
 
 def _list(text: str) -> tuple[str, ...]:
