@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import hub_server
-from aim_engine.cache import ahead, evict, prefetch, schedule
+from aim_engine.cache import acquire, ahead, evict, prefetch, schedule
 from aim_engine.cache.evict import Candidate
 from aim_engine.cache.faults import NoSpace
 from aim_engine.cache.manager import ModelCacheManager
@@ -170,6 +170,37 @@ def test_a_download_that_somebody_waits_for_goes_first(make: Make, server: hub_s
     waiting.join(10)
     assert not waiting.is_alive()
     assert time.monotonic() - began > 1.5
+
+
+def test_a_prefetch_moves_next_to_nothing_while_somebody_waits(make: Make, server: hub_server.Hub) -> None:
+    server.models["org/later"] = {"config.json": b"{}", "model.safetensors": hub_server.safetensors(8 << 20, 9)}
+    server.models["org/now"] = {"config.json": b"{}", "model.safetensors": hub_server.safetensors(4 << 20, 8)}
+    server.rate_bytes_s = 500_000
+    back, front = make(), make()
+    back.store.ensure()
+    moved: list[tuple[float, int]] = []
+
+    class Counting(Pace):
+        def take(self, count: int) -> float:
+            waited = super().take(count)
+            moved.append((time.monotonic(), count))
+            return waited
+
+    decision = prefetch.Decision(
+        model_id="org/later", does="fetch", why="", probability=1.0, value_s=1.0, size_bytes=8 << 20
+    )
+    pace = Counting(back.index.path.with_suffix(".pace"), background=True)
+    worker = threading.Thread(target=ahead.carry_out, args=(back, (decision,)), kwargs={"pace": pace})
+    plan = front.plan_download("org/now")
+    worker.start()
+    time.sleep(1.0)
+    began = time.monotonic()
+    acquire.apply(plan, front.store, front.index, front.client(), piece_bytes=1 << 20, pace=front.pace())
+    ended = time.monotonic()
+    worker.join(120)
+    assert make().is_cached("org/later")
+    assert sum(count for _, count in moved) >= 8 << 20
+    assert sum(count for at, count in moved if began + 0.2 < at < ended) <= 0.05 * (4 << 20)
 
 
 def test_all_downloads_of_a_store_share_one_bucket(make: Make, server: hub_server.Hub) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 import hub_server
-from aim_engine.cache import acquire, serve, sources, views
+from aim_engine.cache import acquire, serve, sources, sync, views
 from aim_engine.cache.faults import AccessRefused, NoSuchModel, NoSuchRevision, Unavailable, Unsafe
 from aim_engine.cache.manager import PEER_TOKEN, ModelCacheManager
 from aim_engine.errors import AimError, InvalidInput, MissingExtra
@@ -404,3 +404,27 @@ def test_the_hubs_own_client_fetches_from_a_served_cache(neighbour: ModelCacheMa
 def test_a_source_that_does_not_answer_is_named(make: Make) -> None:
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):
         make(endpoint="modelscope+http://127.0.0.1:9").download_model(MODEL)
+
+
+@pytest.mark.parametrize("kind", ["s3", "folder"])
+def test_what_is_synced_comes_back_proved_and_goes_once(
+    kind: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = make()
+    manager.download_model(MODEL)
+    with contextlib.ExitStack() as stack:
+        target = str(tmp_path / "shared")
+        if kind == "s3":
+            stack.enter_context(bucket(monkeypatch))
+            target = "s3://models/kept"
+        first = sync.write(manager, MODEL, target)
+        assert first.written_bytes > 300_000
+        assert sync.write(manager, MODEL, target).written_bytes == 0
+        elsewhere = ModelCacheManager(
+            tmp_path / "elsewhere", endpoint=target, hub_cache="/nowhere", index_dir=tmp_path / "e", patience=HASTY
+        )
+        plan = elsewhere.plan_download(MODEL)
+        assert all(file.sha256 is not None for file in plan.files)
+        assert (elsewhere.download_model(MODEL) / "model.safetensors").read_bytes() == WEIGHTS
+    with pytest.raises(InvalidInput, match="nothing can be written"):
+        sync.write(manager, MODEL, "https://huggingface.co")

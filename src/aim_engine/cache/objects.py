@@ -10,6 +10,7 @@ import datetime as dt
 import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -84,6 +85,37 @@ def signed(url: str) -> str:
     root, path = _split(url)
     try:
         return str(_library().sign(_store(root), "GET", unquote(path), _SIGNED_FOR))
+    except Exception as err:
+        raise _typed(err, root, path) from err
+
+
+def read(url: str) -> bytes:
+    """A small object; empty when it is not there. Raises: Unavailable, AccessRefused."""
+    root, path = _split(url)
+    try:
+        return bytes(_library().get(_store(root), unquote(path)).bytes())
+    except FileNotFoundError:
+        return b""
+    except Exception as err:
+        raise _typed(err, root, path) from err
+
+
+def size(url: str) -> int | None:
+    """Bytes of an object; None when it is not there. Raises: Unavailable, AccessRefused."""
+    root, path = _split(url)
+    try:
+        return int(_library().head(_store(root), unquote(path))["size"])
+    except FileNotFoundError:
+        return None
+    except Exception as err:
+        raise _typed(err, root, path) from err
+
+
+def put(url: str, content: Path | bytes) -> None:
+    """Write an object, in parts when it is large. Raises: Unavailable, AccessRefused."""
+    root, path = _split(url)
+    try:
+        _library().put(_store(root), unquote(path), content)
     except Exception as err:
         raise _typed(err, root, path) from err
 

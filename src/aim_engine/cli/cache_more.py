@@ -189,6 +189,25 @@ def serve(host: str, port: int, token_file: str | None, insecure_i_know: bool) -
         server.serve_forever(poll_interval=0.2)
 
 
+@click.command(epilog="Example: aim-engine cache sync Qwen/Qwen3-32B --to s3://models")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--to", "target", required=True, metavar="PLACE", help="s3://BUCKET/PATH, gs://, az://, or a folder.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def sync(models: tuple[str, ...], target: str, as_json: bool) -> None:
+    """Write MODELS to where other caches fetch from, with a SHA256SUMS file that proves them; what is there already stays."""
+    from aim_engine.cache import sync as syncing
+
+    done = [syncing.write(_manager(), model, target, output.note) for model in models]
+    if as_json:
+        output.data({"schema": "aim-engine/cache-synced/v1", "models": done})
+        return
+    for each in done:
+        output.text(
+            f"{each.place}: {format_bytes(each.written_bytes)} written, {format_bytes(each.present_bytes)} were there"
+        )
+    output.next_step(f"elsewhere: aim-engine cache pull {models[0]} --from {target}")
+
+
 @click.command(epilog="Example: aim-engine cache metrics")
 def metrics() -> None:
     """Print the aim_cache_* metrics of this node as Prometheus reads them."""
@@ -226,7 +245,7 @@ def unlock(name: str, force: bool) -> None:
     output.text(f"{name}: {holder or 'nobody holds it'}" + (", no longer" if holder and force else ""))
 
 
-COMMANDS = (outdated, schedule, quota, prefetch, compress, serve, metrics, rebuild, unlock)
+COMMANDS = (outdated, schedule, quota, prefetch, compress, sync, serve, metrics, rebuild, unlock)
 
 
 def _manager() -> managers.ModelCacheManager:
