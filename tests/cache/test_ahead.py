@@ -177,6 +177,7 @@ def test_a_prefetch_moves_next_to_nothing_while_somebody_waits(make: Make, serve
     server.models["org/now"] = {"config.json": b"{}", "model.safetensors": hub_server.safetensors(4 << 20, 8)}
     server.rate_bytes_s = 500_000
     back, front = make(), make()
+    front.store.ensure()
     back.store.ensure()
     moved: list[tuple[float, int]] = []
 
