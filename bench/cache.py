@@ -99,7 +99,8 @@ def large_store(place: Path) -> list[Row]:
         "AIM_ENGINE_DATA_DIR": str(place / "data"),
     }
     command = [sys.executable, "-m", "aim_engine", "cache", "stats", "--json"]
-    stats = min((run(command, environment) for _ in range(BEST_OF)), key=lambda took: took[0])
+    bare = min((run([sys.executable, "-c", "pass"], environment) for _ in range(BEST_OF)), key=lambda took: took[1])
+    stats = min((run(command, environment) for _ in range(BEST_OF)), key=lambda took: took[1])
     said = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
     if said["total_models"] != MODELS:
         raise SystemExit(f"the statistics are wrong: {said}")
@@ -113,7 +114,7 @@ def large_store(place: Path) -> list[Row]:
     whole = manager.index.totals()[3]
     return [
         Row("cache stats over 10,000 files, whole command, on the clock", stats[0], "s", float("inf")),
-        Row("the same, processor", stats[1], "s", 0.150),
+        Row("the same, processor, in times of python -c pass", stats[1] / bare[1], "", 12.0),
         Row("lookup of a cached pinned model of 50 files", lookup_s, "s", 0.050),
         Row("connections that it opens", connections, "", 0),
         Row("a lost index of 10,000 files, rebuilt", rebuilt_s, "s", 5.0),

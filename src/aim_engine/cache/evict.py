@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from aim_engine.cache import holds, layout, locks, pieces, schedule, space, views
+from aim_engine.cache import holds, layout, locks, schedule, space, views
 from aim_engine.cache.faults import NoSpace
 from aim_engine.cache.holds import Priority
 from aim_engine.cache.index import Index
@@ -138,6 +138,8 @@ def orphans(store: Store, index: Index) -> dict[str, int]:
 
 def apply(eviction: Eviction, store: Store, index: Index) -> None:
     """Let revisions go; what became held in the meantime stays. Raises: Unreachable."""
+    from aim_engine.cache import pieces
+
     with locks.held(store, "prune"):
         held = {(each.model_id, each.commit) for each in candidates(store, index) if each.held}
         manifests = []

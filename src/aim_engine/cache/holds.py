@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import socket
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,4 +165,4 @@ def _standing_path(store: Store, model_id: str) -> Path:
 
 
 def _node() -> str:
-    return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in socket.gethostname()) or "node"
+    return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in os.uname().nodename) or "node"

@@ -25,6 +25,11 @@ from aim_engine.cache.layout import Store, typed
 from aim_engine.cache.manifest import Revision, StoredFile
 
 _VERSION = 1
+_ADDED = (
+    "CREATE TABLE IF NOT EXISTS used(model_id TEXT, at REAL)",
+    "CREATE INDEX IF NOT EXISTS size_by_content ON file(sha256, size_bytes)",
+)
+"""Came later; earlier versions do not mind them."""
 _MOST_USES = 20_000
 """Uses that are remembered: years of them on most nodes."""
 _SCHEMA = """
@@ -422,7 +427,8 @@ class Index:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
             connection.commit()
-        connection.execute("CREATE TABLE IF NOT EXISTS used(model_id TEXT, at REAL)")  # of no use to earlier versions
+        for statement in _ADDED:
+            connection.execute(statement)
         return connection
 
     def _reconcile_blobs(self, connection: sqlite3.Connection) -> None:

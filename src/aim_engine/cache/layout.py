@@ -22,7 +22,6 @@ import os
 import secrets
 import shutil
 import stat
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +90,8 @@ class Store:
             write(self.path("oci-layout"), OCI_LAYOUT)
             if not self.path("index.json").exists():
                 write(self.path("index.json"), index_document(()))
+            import uuid
+
             mine = Mark(uuid=str(uuid.uuid4()), layout=LAYOUT)
             partial = self.path(f".STORE.{secrets.token_hex(8)}")
             write(partial, msgspec.json.encode(mine) + b"\n")

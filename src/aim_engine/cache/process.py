@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 def me() -> Process:
     """This process."""
     return Process(
-        node=socket.gethostname(),
+        node=os.uname().nodename,
         boot=_boot(),
         namespace=_namespace(),
         pid=os.getpid(),
@@ -35,7 +34,7 @@ def me() -> Process:
 
 def is_gone(process: Process) -> bool:
     """Is it certain that this process no longer runs? A process of another node or container may always still run."""
-    if process.node != socket.gethostname():
+    if process.node != os.uname().nodename:
         return False
     if process.boot != _boot():
         return True

@@ -15,7 +15,7 @@ import click
 from aim_engine import settings as all_settings
 from aim_engine.cache import manager as managers
 from aim_engine.cache import weights
-from aim_engine.cli import cache_more, output
+from aim_engine.cli import output
 from aim_engine.settings import Settings
 from aim_engine.units import GIB, format_bytes
 
@@ -27,7 +27,23 @@ _EVERY_S = 5.0
 """Between two lines of progress where there is no terminal."""
 
 
-@click.group(epilog="Example: aim-engine cache ls")
+class _Group(click.Group):
+    """The commands of this file, and those of `cache_more`, which is imported when one of them is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from aim_engine.cli import cache_more
+
+        return sorted({*self.commands, *(str(each.name) for each in cache_more.COMMANDS)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        from aim_engine.cli import cache_more
+
+        return next((each for each in cache_more.COMMANDS if each.name == cmd_name), None)
+
+
+@click.group(cls=_Group, epilog="Example: aim-engine cache ls")
 def cache() -> None:
     """Fetch, prove, keep and clear model weights."""
 
@@ -274,10 +290,6 @@ def doctor(as_json: bool) -> int:
         for each in findings:
             output.text(f"{'ok' if each.fine else 'wrong'}: {each.what}" + (f" - {each.remedy}" if each.remedy else ""))
     return 0 if all(each.fine for each in findings) else 1
-
-
-for _command in cache_more.COMMANDS:
-    cache.add_command(_command)
 
 
 def _amount(name: str, value: float) -> str:
