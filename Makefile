@@ -13,7 +13,7 @@ export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 # One line about a finished step: what, seconds since $$start, size of a folder.
 done = echo "$(1): $$(($$(date +%s) - start)) s, $$(du -sm $(2) | cut -f1) MB"
 
-.PHONY: demo test check lint types imports docs golden bench bench-planners corpus rig engine docker consumers kill mutation clean help
+.PHONY: demo test check lint types imports docs golden bench bench-planners bench-transfer corpus rig engine docker consumers kill mutation clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -93,6 +93,10 @@ consumers: .tools/npm .tools/checkov
 
 bench: .venv/ready
 	@$(RUN)python bench/run.py
+	@$(RUN)python bench/cache.py
+
+bench-transfer: .venv/ready
+	@$(RUN)python bench/transfer.py
 
 bench-planners: .venv/ready
 	@$(RUN)python bench/planners.py

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import struct
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +20,46 @@ MODEL = "org/model"
 WEIGHTS = hub_server.safetensors(300_000)
 HASTY = Patience(connect_s=2, read_s=2, stall_s=0.5, attempts=4, backoff_s=0.01, longest_wait_s=3)
 Make = Callable[..., ModelCacheManager]
+
+
+DTYPES = {
+    "BF16": 2,
+    "F16": 2,
+    "F32": 4,
+    "F64": 8,
+    "F8_E4M3": 1,
+    "I8": 1,
+    "U8": 1,
+    "I16": 2,
+    "I32": 4,
+    "I64": 8,
+    "BOOL": 1,
+}
+
+
+def checkpoint(tensors: dict[str, tuple[str, bytes]]) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, content) in tensors.items():
+        shape = [len(content) // DTYPES[dtype]]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(content)]}
+        offset += len(content)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + b"".join(content for _, content in tensors.values())
+
+
+@contextmanager
+def http(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture

@@ -6,10 +6,12 @@ Source: huggingface_hub file_download.py get_hf_file_metadata, hf_api.py model_i
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
 import re
+import ssl
 import struct
 import threading
 import time
@@ -86,7 +88,7 @@ def safetensors(size: int, seed: int = 0) -> bytes:
 
 
 @contextmanager
-def serving(hub: Hub) -> Iterator[str]:
+def serving(hub: Hub, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The address of the hub; its content server listens beside it."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -179,7 +181,7 @@ def serving(hub: Hub) -> Iterator[str]:
                 headers = {"X-Repo-Commit": hub.commit(model), "ETag": f'"{_oid(content)}"', "Accept-Ranges": "bytes"}
                 self._send_content(name, content, headers, body=body)
                 return
-            digest = hashlib.sha256(content).hexdigest()
+            digest = _sha256(content)
             with hub.guard:
                 hub.signature += 1
                 signed = f"{hub.content_address}/content/{digest}/{name}?model={model}&signature={hub.signature}"
@@ -189,7 +191,7 @@ def serving(hub: Hub) -> Iterator[str]:
                 "X-Repo-Commit": hub.commit(model),
                 "X-Linked-Etag": f'"{digest}"',
                 "X-Linked-Size": str(len(content)),
-                "X-Xet-Hash": hashlib.blake2b(content, digest_size=32).hexdigest(),
+                "X-Xet-Hash": hashlib.blake2b(digest.encode(), digest_size=32).hexdigest(),
                 "Link": f'<{hub.address}/api/models/{model}/xet-read-token/{COMMIT}>; rel="xet-auth"',
                 "ETag": f'"{digest}"',
             }
@@ -202,7 +204,7 @@ def serving(hub: Hub) -> Iterator[str]:
                 self._send(403, b"<Error><Code>AccessDenied</Code></Error>", {})
                 return
             content = hub.models[query["model"][0]][name]
-            if hashlib.sha256(content).hexdigest() != digest:
+            if _sha256(content) != digest:
                 self._send(404, b"", {})
                 return
             self._send_content(name, content, {"ETag": f'"{digest[:32]}"', "Accept-Ranges": "bytes"}, body=body)
@@ -227,12 +229,12 @@ def serving(hub: Hub) -> Iterator[str]:
                 status = 206
                 total = len(content) + hub.lies_about_length
                 headers = {**headers, "Content-Range": f"bytes {start}-{end - 1}/{total}"}
-            payload = content[start:end]
+            payload: bytes | memoryview = memoryview(content)[start:end]
             with hub.guard:
                 if hub.flip.get(name, 0) > 0 and payload and hub.flip_piece_at in (None, start):
                     hub.flip[name] -= 1
                     middle = len(payload) // 2
-                    payload = payload[:middle] + bytes([payload[middle] ^ 4]) + payload[middle + 1 :]
+                    payload = bytes(payload[:middle]) + bytes([payload[middle] ^ 4]) + bytes(payload[middle + 1 :])
                 cut = hub.cut_once.pop(name, None) if name not in hub.cut else hub.cut[name]
                 drip_s, hub.drip_s = hub.drip_s, 0.0
             if hub.compresses:
@@ -254,7 +256,7 @@ def serving(hub: Hub) -> Iterator[str]:
             if cut is not None or drip_s:
                 self.close_connection = True
 
-        def _trickle(self, payload: bytes, drip_s: float) -> None:
+        def _trickle(self, payload: bytes | memoryview, drip_s: float) -> None:
             step = 1 if drip_s else 64 * 1024
             for at in range(0, len(payload), step):
                 chunk = payload[at : at + step]
@@ -267,7 +269,9 @@ def serving(hub: Hub) -> Iterator[str]:
                 elif hub.rate_bytes_s is not None:
                     time.sleep(len(chunk) / hub.rate_bytes_s)
 
-        def _send(self, status: int, content: bytes, headers: dict[str, str], *, body: bool = True) -> None:
+        def _send(
+            self, status: int, content: bytes | memoryview, headers: dict[str, str], *, body: bool = True
+        ) -> None:
             try:
                 self.send_response(status)
                 for key, value in {"Content-Length": str(len(content)), **headers}.items():
@@ -284,8 +288,12 @@ def serving(hub: Hub) -> Iterator[str]:
             pass
 
     servers = [_Server(("127.0.0.1", 0), Handler) for _ in range(2)]
+    for server in servers if tls is not None else ():
+        assert tls is not None
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threads = [threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}) for server in servers]
-    hub.address, hub.content_address = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    scheme = "http" if tls is None else "https"
+    hub.address, hub.content_address = (f"{scheme}://127.0.0.1:{server.server_port}" for server in servers)
     for thread in threads:
         thread.start()
     try:
@@ -305,6 +313,12 @@ class _Server(ThreadingHTTPServer):
         """A client that was killed is no error of the server."""
 
 
+@functools.lru_cache(maxsize=64)  # a file in many pieces is asked for often
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
 def _oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
@@ -312,4 +326,4 @@ def _oid(content: bytes) -> str:
 def _lfs(name: str, content: bytes, key: str) -> dict[str, object]:
     if not name.endswith(LARGE):
         return {}
-    return {"lfs": {key: hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 135}}
+    return {"lfs": {key: _sha256(content), "size": len(content), "pointerSize": 135}}

@@ -101,6 +101,8 @@ def _walk(request: Request, settings: Settings, place: Place, tell: Tell) -> Out
     if plan.chosen is None:
         return Outcome(plan=plan, stopped_at=f"no configuration does what was asked; {plan.hint}")
     tell(f"{plan.chosen.recipe.key} ({plan.chosen.reason})")
+    if place.target != "kubernetes":  # there the volume is the cluster's
+        plan = _with_load_hint(plan, settings, tell)
     steps.next()
     store = Store(settings.state_dir)
     options = _options(place, request)
@@ -247,7 +249,7 @@ def _prepare(
     plan: Plan, request: Request, place: Place, options: Options, settings: Settings, store: object, tell: Tell
 ) -> tuple[Runner, Options]:
     """The runner for the place, with what it needs at hand: engine, image, weights."""
-    from aim_engine.cache import manager
+    from aim_engine.cache import weights
     from aim_engine.deploy import environment
     from aim_engine.deploy.records import Store
 
@@ -272,7 +274,7 @@ def _prepare(
         installed = environment.ensure(name, settings, tell)
         runner = LocalRunner(store, installed, ready_timeout_s=timeout_s, overlay=overlay)
         python = installed.python
-    folder = manager.fetch(
+    folder = weights.fetch(
         request.model if Path(request.model).expanduser().is_dir() else plan.inputs.model.model_id,
         settings,
         tell,
@@ -280,8 +282,27 @@ def _prepare(
         revision=request.revision or "main",
     )
     tell(f"weights in {folder}")
-    manager.hold(folder, settings, options.name, store.root)
+    weights.hold(folder, settings, options.name, store.root)
     return runner, msgspec.structs.replace(options, model_path=str(folder))
+
+
+def _with_load_hint(plan: Plan, settings: Settings, tell: Tell) -> Plan:
+    """The plan with what its engine should know of the disk that holds the weights."""
+    from aim_engine.backend import release
+    from aim_engine.cache import hints
+
+    if plan.chosen is None:
+        return plan
+    recipe = plan.chosen.recipe
+    table = release.flags(recipe.engine, plan.inputs.engine_version, workflow.overlay_dir(settings))
+    known = frozenset(name for flag in table.flags for name in flag.flags)
+    hint = hints.for_folder(Path(settings.cache_dir).expanduser(), known)
+    args = hints.merged(recipe.extra_args, hint)
+    if args == recipe.extra_args:
+        return plan
+    tell(f"weights are on a network: {' '.join(hint.args)} ({hint.why})")
+    hinted = msgspec.structs.replace(plan.chosen, recipe=msgspec.structs.replace(recipe, extra_args=args))
+    return msgspec.structs.replace(plan, chosen=hinted)
 
 
 def _render(plan: Plan, place: Place, options: Options, settings: Settings) -> tuple[Artifact, ...]:

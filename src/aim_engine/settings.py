@@ -39,6 +39,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cache_limit: str = ""
     """Most that the model cache may take, such as 2TiB; models that were used least go when a download needs their room.
     Default: no limit, and nothing goes by itself."""
+    cache_sources: str = ""
+    """Where models come from, in order of preference and separated by commas: https://HOST (a hub or mirror), modelscope,
+    web+https://HOST/PATH, s3://BUCKET/PATH, gs://, az://, or a folder. Default: HF_ENDPOINT, else the hub."""
+    cache_peers: str = ""
+    """Addresses of other nodes that run `aim-engine cache serve`, separated by commas; content comes from them first, and is
+    proved as if it came from a stranger. Default: none."""
+    cache_bandwidth: str = ""
+    """Most that all downloads of this node together may take, such as 500MB/s. Default: no limit."""
     catalog_dir: str = ""
     """Folder laid out like the bundled `data/`, whose files win over the bundled ones. Default: none."""
     sysfs_root: str = "/"

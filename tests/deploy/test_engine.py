@@ -21,7 +21,8 @@ import pytest
 
 from aim_engine import settings as all_settings
 from aim_engine import workflow
-from aim_engine.cache import manager, mirror
+from aim_engine.cache import mirror
+from aim_engine.cache import weights as caches
 from aim_engine.deploy import chat, environment, process
 from aim_engine.deploy.environment import Environment
 from aim_engine.deploy.local import LocalRunner
@@ -57,7 +58,7 @@ def engine() -> Environment:
 
 @pytest.fixture(scope="module")
 def weights(engine: Environment) -> Path:
-    return manager.fetch(MODEL, all_settings.load(), lambda _: None, python=lambda: engine.python)
+    return caches.fetch(MODEL, all_settings.load(), lambda _: None, python=lambda: engine.python)
 
 
 @pytest.fixture(scope="module")

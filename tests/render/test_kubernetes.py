@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import yaml
 
+import hub_server
 import plans
 from aim_engine import backend
 from aim_engine.errors import InvalidInput
@@ -241,3 +246,49 @@ def test_a_file_without_a_place_or_too_large_is_refused(files: dict[str, str]) -
     for target in ("kubernetes", "compose", "helm"):
         with pytest.raises(InvalidInput):
             render(plans.replicas(), target, Options(name="demo", files=files))
+
+
+def test_a_job_with_aim_engines_image_fills_the_volume_through_its_cache(tmp_path: Path) -> None:
+    """What the Job runs, run here; then the hub's own client finds the model where the engine's pods are told to look."""
+    options = Options(
+        name="m", fetch_image="registry.example/aim-engine:1", fetch_sources="http://hub.example", offline=True
+    )
+    plan = plans.gated()
+    model = plan.inputs.model.model_id
+    job = next(
+        document for file in render(plan, "job", options) for document in [yaml.safe_load(file.content)]
+        if document["kind"] == "Job"
+    )  # fmt: skip
+    (fetch,) = job["spec"]["template"]["spec"]["containers"]
+    assert fetch["image"] == "registry.example/aim-engine:1"
+    env = {each["name"]: each["value"] for each in fetch["env"] if "value" in each}
+    pods = next(
+        document for file in render(plan, "kubernetes", options) for document in yaml.safe_load_all(file.content)
+        if document and document["kind"] == "Deployment"
+    )  # fmt: skip
+    engine = {each["name"]: each.get("value") for each in pods["spec"]["template"]["spec"]["containers"][0]["env"]}
+    hub = hub_server.Hub()
+    hub.models[model] = {"config.json": b"{}", "model.safetensors": hub_server.safetensors(9000)}
+    here = {
+        name: value.replace("/root", str(tmp_path)).replace("/tmp/aim", f"{tmp_path}/state/aim")
+        for name, value in env.items()
+    }
+    with hub_server.serving(hub) as address:
+        assert env["AIM_ENGINE_CACHE_SOURCES"] == "http://hub.example"
+        done = subprocess.run(
+            [sys.executable, "-m", "aim_engine", *fetch["command"][1:]],
+            env={**os.environ, **here, "AIM_ENGINE_CACHE_SOURCES": address}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    program = "import sys, huggingface_hub; print(huggingface_hub.snapshot_download(sys.argv[1]))"
+    assert engine["HF_HUB_CACHE"] is not None
+    looked = {"HF_HUB_CACHE": engine["HF_HUB_CACHE"].replace("/root", str(tmp_path)), "HF_HUB_OFFLINE": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", program, model],
+        env={**os.environ, **looked},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr[-500:]
+    assert (Path(found.stdout.strip()) / "model.safetensors").stat().st_size > 9000

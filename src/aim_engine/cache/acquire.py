@@ -11,12 +11,14 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from aim_engine.cache import evict, fetch, holds, hub, layout, names, pieces, safety, space, views
-from aim_engine.cache.faults import NoSpace, Unavailable, Unsafe
-from aim_engine.cache.fetch import Progress, Remote, Tally
+from aim_engine.cache import evict, fetch, holds, hub, layout, names, pack, pieces, safety, sources, space, views
+from aim_engine.cache.faults import NoSpace, NoSuchModel, Unavailable, Unsafe
+from aim_engine.cache.fetch import Progress, Tally
 from aim_engine.cache.index import Index
+from aim_engine.cache.job import Remote
 from aim_engine.cache.layout import Store
 from aim_engine.cache.manifest import Revision, StoredFile
+from aim_engine.cache.pace import UNPACED, Pace
 from aim_engine.cache.transport import Client
 from aim_engine.errors import AimError, InvalidInput, Unreachable
 from aim_engine.units import format_bytes
@@ -33,6 +35,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="a
     """As asked for."""
     commit: str
     source: str
+    """Address of the repository."""
+    origin: str
+    """The source that told all this."""
     licence: str
     files: tuple[Remote, ...]
     """Everything that an engine loads."""
@@ -74,31 +79,37 @@ def plan(
     store: Store,
     index: Index,
     client: Client,
-    endpoints: tuple[str, ...],
+    places: tuple[sources.Source, ...],
     model_id: str,
     revision: str = "main",
     *,
     approved: Collection[str] = (),
     force: bool = False,
+    peers: tuple[str, ...] = (),
 ) -> Plan:
-    """Ask a hub, and its mirrors when it does not answer, what a revision is, and compare with the store.
+    """Ask the sources in turn what a revision is, until one knows it, and compare with the store.
 
-    `approved` are checksums of pickles that may be stored. Raises: InvalidInput, Unreachable.
+    `approved` are checksums of pickles that may be stored. `peers` are caches of other nodes, which are asked for content first and
+    need not be trusted. Raises: InvalidInput, Unreachable.
     """
-    listing = _listing(client, endpoints, model_id, revision)
+    place, listing = _listing(client, places, model_id, revision)
+    alike = (place, *(each for each in places if each is not place and isinstance(each, hub.Hub)))
+    alike = alike if isinstance(place, hub.Hub) else (place,)
     chosen = _loadable(listing, approved)
     names.require_paths(file.path for file in chosen)
     remotes = []
     for file in chosen:
         if file.size_bytes is None:
-            raise Unreachable(f"the size of {file.path} in {model_id} is not told", hint="check HF_ENDPOINT")
+            raise Unreachable(f"the size of {file.path} in {model_id} is not told", hint=f"check {place.name}")
+        near = tuple(f"{peer}/content/{file.sha256}" for peer in peers) if file.sha256 is not None else ()
         remotes.append(
             Remote(
                 path=file.path,
                 size_bytes=file.size_bytes,
-                addresses=tuple(hub.address(each, model_id, listing.commit, file.path) for each in endpoints),
+                addresses=(*near, *(each.address(listing, file.path) for each in alike)),
                 sha256=file.sha256,
                 git_oid=file.git_oid,
+                etag=file.etag,
             )
         )
     present = {} if force else _present(store, index, tuple(remotes))
@@ -109,6 +120,7 @@ def plan(
         revision=revision,
         commit=listing.commit,
         source=listing.source,
+        origin=place.text,
         licence=listing.licence,
         files=tuple(remotes),
         present=present,
@@ -126,6 +138,8 @@ def apply(
     progress: Callable[[Progress], None] = lambda _: None,
     piece_bytes: int = pieces.PIECE_BYTES,
     limit_bytes: int | None = None,
+    pace: Pace = UNPACED,
+    connections: int = fetch.MOST_CONNECTIONS,
 ) -> Tally:
     """Fetch what a plan misses and show the model. Raises: AimError; what arrived is kept.
 
@@ -136,7 +150,17 @@ def apply(
         evict.make_room(
             store, index, chosen.missing_bytes - chosen.resumed_bytes, chosen.model_id, limit_bytes=limit_bytes
         )
-        return _apply(chosen, store, index, client, tell=tell, progress=progress, piece_bytes=piece_bytes)
+        return _apply(
+            chosen,
+            store,
+            index,
+            client,
+            tell=tell,
+            progress=progress,
+            piece_bytes=piece_bytes,
+            pace=pace,
+            connections=connections,
+        )
 
 
 def _apply(
@@ -148,8 +172,11 @@ def _apply(
     tell: Callable[[str], None],
     progress: Callable[[Progress], None],
     piece_bytes: int,
+    pace: Pace,
+    connections: int,
 ) -> Tally:
     digests = dict(chosen.present)
+    place = sources.parse(chosen.origin)
     keys: dict[str, list[Remote]] = {}
     for remote in chosen.missing:
         keys.setdefault(remote.key, []).append(remote)
@@ -163,7 +190,7 @@ def _apply(
                 index.remember_oid(same.git_oid, digest)
 
     def refusal(status: int, headers: Mapping[str, str], path: str) -> AimError:
-        return hub.refusal(status, headers, chosen.model_id, chosen.commit, path)
+        return place.refusal(status, headers, chosen.model_id, path)
 
     fetcher = fetch.Fetcher(
         store,
@@ -174,6 +201,8 @@ def _apply(
         progress=progress,
         tell=tell,
         piece_bytes=piece_bytes,
+        pace=pace,
+        connections=connections,
     )
     try:
         if chosen.missing:
@@ -183,6 +212,7 @@ def _apply(
             fetched_bytes=fetcher.tally.received_bytes,
             resumed_bytes=fetcher.tally.resumed_bytes,
             repaired_files=fetcher.tally.repaired_files,
+            helped_pieces=fetcher.tally.helped_pieces,
             download_seconds=fetcher.tally.seconds,
         )
     index.count(deduplicated_bytes=chosen.total_bytes - sum(remote.size_bytes for remote in chosen.missing), misses=1)
@@ -197,6 +227,9 @@ def _apply(
         ),
     )
     show(store, index, revision, chosen.revision)
+    wish = safety.wants_code(views.snapshot(store, revision.model_id, revision.commit) / "config.json")
+    if wish is not None:
+        tell(f"{chosen.model_id} asks to run code: {wish}; that code was not fetched, and no view holds it")
     return fetcher.tally
 
 
@@ -208,7 +241,7 @@ def show(store: Store, index: Index, revision: Revision, ref: str) -> None:
     """
     for _ in range(3):
         for file in revision.files:
-            if not store.blob(file.sha256).exists():
+            if not store.blob(file.sha256).exists() and not pack.restore(store, index, file.sha256):
                 space.restore(store, index, file.sha256)
         index.publish(revision)
         with contextlib.suppress(FileNotFoundError), layout.typed(store.path("views")):
@@ -217,18 +250,25 @@ def show(store: Store, index: Index, revision: Revision, ref: str) -> None:
     views.set_ref(store, revision.model_id, ref, revision.commit)
 
 
-def _listing(client: Client, endpoints: tuple[str, ...], model_id: str, revision: str) -> hub.Listing:
-    for number, endpoint in enumerate(endpoints):
+def _listing(
+    client: Client, places: tuple[sources.Source, ...], model_id: str, revision: str
+) -> tuple[sources.Source, hub.Listing]:
+    """The first source that knows the model, and what it says. Raises: what the last source did, when none knows it."""
+    for number, place in enumerate(places):
         try:
-            return hub.describe(client, endpoint, model_id, revision)
-        except Unavailable as err:
-            if number == len(endpoints) - 1:
-                raise Unavailable(
-                    f"the hub cannot be reached to fetch {model_id}",
-                    why=f"{endpoint}: {err.why or err.what}",
-                    hint=err.hint,
-                ) from err
-    raise InvalidInput("no hub is named", hint="unset HF_ENDPOINT")
+            return place, place.describe(client, model_id, revision)
+        except (NoSuchModel, Unavailable) as err:
+            if number < len(places) - 1:
+                continue
+            if isinstance(err, NoSuchModel):
+                raise
+            what = "the hub" if isinstance(place, hub.Hub) else place.name
+            raise Unavailable(
+                f"{what} cannot be reached to fetch {model_id}",
+                why=f"{place.name}: {err.why or err.what}",
+                hint=err.hint,
+            ) from err
+    raise InvalidInput("no place is named that models come from", hint="unset AIM_ENGINE_CACHE_SOURCES")
 
 
 def _loadable(listing: hub.Listing, approved: Collection[str]) -> tuple[hub.File, ...]:
@@ -270,7 +310,9 @@ def _present(store: Store, index: Index, remotes: tuple[Remote, ...]) -> dict[st
         digest = digests.get(remote.path)
         if digest is None:
             continue
-        if digest not in known:
+        if digest not in known and pack.is_packed(store, digest):
+            present[remote.path] = digest
+        elif digest not in known:
             with contextlib.suppress(FileNotFoundError, NoSpace):
                 space.restore(store, index, digest)
                 present[remote.path] = digest

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from aim_engine.cache import acquire, hub, names, safety, space
-from aim_engine.cache.index import Index, fingerprint
+from aim_engine.cache.content import fingerprint
+from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store, typed
 from aim_engine.cache.manifest import Revision, StoredFile
 from aim_engine.units import format_bytes

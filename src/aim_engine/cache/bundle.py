@@ -20,7 +20,7 @@ from typing import IO
 
 import msgspec
 
-from aim_engine.cache import acquire, evict, holds, layout, manifest, names, safety
+from aim_engine.cache import acquire, evict, holds, layout, manifest, names, pack, safety
 from aim_engine.cache.faults import Damaged, Unsafe
 from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store, typed
@@ -62,6 +62,8 @@ def write(store: Store, index: Index, models: Iterable[str], place: Path) -> Mov
         content[hashlib.sha256(encoded).hexdigest()] = encoded
         content.update((file.sha256, None) for file in revision.files)
         entries.append(manifest.descriptor(encoded, revision, refs[0] if refs else None))
+    for revision, _ in chosen:
+        pack.thaw(store, index, revision)
     partial = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
     with typed(place):
         try:
@@ -86,7 +88,11 @@ def read(store: Store, index: Index, place: Path, *, limit_bytes: int | None = N
     with typed(place), _opened(place) as bundle:
         revisions = [_revision(bundle, entry) for entry in _entries(bundle)]
         wanted = {file.sha256: file for revision, _ in revisions for file in revision.files}
-        missing = {sha256: file for sha256, file in wanted.items() if not store.blob(sha256).exists()}
+        missing = {
+            sha256: file
+            for sha256, file in wanted.items()
+            if not store.blob(sha256).exists() and not pack.is_packed(store, sha256)
+        }
         with contextlib.ExitStack() as stack:
             for revision, _ in revisions:
                 stack.enter_context(

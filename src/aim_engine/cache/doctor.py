@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aim_engine.cache import evict, layout, locks, pieces, space
+from aim_engine.cache import evict, layout, locks, pack, pieces, space
 from aim_engine.units import format_bytes
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def examine(manager: ModelCacheManager) -> tuple[Finding, ...]:
         f"{known.revision.model_id} {file.path}"
         for known in index.revisions()
         for file in known.revision.files
-        if not store.blob(file.sha256).exists()
+        if not store.blob(file.sha256).exists() and not pack.is_packed(store, file.sha256)
     ]
     if missing:
         found.append(

@@ -1,12 +1,11 @@
 """Moves the bytes: files in pieces over several connections, kept across failures and restarts, proved before they count.
 
-Workers take pieces from all files, so that a large one does not wait for a small one. The checksum of a file follows behind its
+Workers take pieces from all files, so that a large one does not wait for a small one, and help each other at the end. The checksum of a file follows behind its
 pieces, so it is known soon after the last byte. A piece that arrives is claimed beside its part; whoever comes next goes on there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 import time
@@ -20,40 +19,23 @@ import msgspec
 
 from aim_engine.cache import locks, pieces
 from aim_engine.cache.faults import Damaged, Unavailable
+from aim_engine.cache.job import Flight, Job, Remote
 from aim_engine.cache.layout import Store, refused
+from aim_engine.cache.pace import UNPACED, Pace
 from aim_engine.cache.transport import Answer, Client, TryAgain
 from aim_engine.errors import AimError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-_READ_BYTES = 1 << 20
-_PROGRESS_BYTES = 1 << 20
-"""A connection that brought this much was of use."""
+_READ_BYTES = 256 * 1024
+"""At once from a connection: larger reads cost fewer calls but more memory, and one that fails loses what it had."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _TICK_S = 0.05
+_JOIN_S = 2.0
+"""A worker whose piece others brought may still wait for a silent server; it writes nothing any more."""
 _FIRST_CONNECTIONS = 4
 MOST_CONNECTIONS = 16
-
-
-class Remote(msgspec.Struct, frozen=True, kw_only=True):
-    """A file to fetch, and what it must be."""
-
-    path: str
-    size_bytes: int
-    addresses: tuple[str, ...]
-    """The same file at several places, in order of preference."""
-    sha256: str | None = None
-    git_oid: str | None = None
-
-    @property
-    def key(self) -> str:
-        """Names the content, so that attempts of any process for any model find each other's pieces."""
-        if self.sha256 is not None:
-            return self.sha256
-        if self.git_oid is not None:
-            return f"git-{self.git_oid}"
-        return "url-" + hashlib.sha256(f"{self.addresses[0]} {self.size_bytes}".encode()).hexdigest()
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,69 +58,9 @@ class Tally(msgspec.Struct, kw_only=True):
     received_bytes: int = 0
     resumed_bytes: int = 0
     repaired_files: int = 0
+    helped_pieces: int = 0
+    """How often a worker took over a part of another one's piece."""
     seconds: float = 0.0
-
-
-class _Job:
-    """One file under way."""
-
-    def __init__(self, remote: Remote, part: pieces.Part, lock: BaseFileLock | None) -> None:
-        self.remote = remote
-        self.part = part
-        self.lock = lock
-        self.guard = threading.Lock()
-        self.waiting: deque[int] = deque(piece for piece in range(part.count) if piece not in part.done)
-        self.flying: dict[int, int] = {}
-        """Piece under way -> bytes of it received."""
-        self.place = 0
-        """Which of its addresses is tried."""
-        self.direct: str | None = None
-        """Where the first redirect led."""
-        self.whole = False
-        """The server cannot send parts of it."""
-        self.etag: str | None = None
-        self.repaired = False
-        self.finished = False
-        self._restart_hash()
-
-    def _restart_hash(self) -> None:
-        self.sha256 = hashlib.sha256()
-        git_header = b"blob %d\0" % self.remote.size_bytes
-        self.git = hashlib.sha1(git_header, usedforsecurity=False) if self.remote.git_oid is not None else None
-        self.front = 0
-        self.hashing = threading.Lock()
-
-    def follow(self) -> None:
-        """Take finished pieces at the front into the checksum, unless another worker is at it."""
-        while self.hashing.acquire(blocking=False):
-            try:
-                while self.front in self.part.done:
-                    start, end = self.part.span(self.front)
-                    while start < end:
-                        content = self.part.read(min(4 << 20, end - start), start)
-                        if not content:
-                            raise OSError(5, "the part file lost bytes")
-                        self.sha256.update(content)
-                        if self.git is not None:
-                            self.git.update(content)
-                        start += len(content)
-                    self.front += 1
-            finally:
-                self.hashing.release()
-            if self.front not in self.part.done:  # a piece may have arrived while this worker let go
-                return
-
-    def is_right(self) -> bool:
-        """Has the content the checksum it must have? Without any, it is what the source sent."""
-        if self.remote.sha256 is not None:
-            return self.sha256.hexdigest() == self.remote.sha256
-        return self.git is None or self.git.hexdigest() == self.remote.git_oid
-
-    def start_over(self) -> None:
-        """Fetch every piece once more."""
-        self.part.disclaim()
-        self.waiting = deque(range(self.part.count))
-        self._restart_hash()
 
 
 class Fetcher:
@@ -156,6 +78,7 @@ class Fetcher:
         tell: Callable[[str], None] = lambda _: None,
         connections: int = MOST_CONNECTIONS,
         piece_bytes: int = pieces.PIECE_BYTES,
+        pace: Pace = UNPACED,
     ) -> None:
         """`stored` hears of each file as it is published, with its sha256. `refusal` names a source's refusal of a path.
 
@@ -171,9 +94,10 @@ class Fetcher:
         self._tell = tell
         self._most = max(1, connections)
         self._piece_bytes = piece_bytes
+        self._pace = pace
         self._guard = threading.Lock()
         self._beginning = threading.Lock()
-        self._jobs: list[_Job] = []
+        self._jobs: list[Job] = []
         self._later: list[Remote] = []
         self._error: BaseException | None = None
         self._stop = threading.Event()
@@ -191,15 +115,17 @@ class Fetcher:
         self._begin_more()
         try:
             while not self._stop.is_set() and (self._jobs or self._later):
-                while len(workers) < min(allowed, self._work()):
+                for _ in range(min(allowed, self._work()) - len(workers)):
                     worker = threading.Thread(target=self._labour, daemon=True)
                     workers.append(worker)
                     worker.start()
-                workers = [worker for worker in workers if worker.is_alive()]
                 self._stop.wait(_TICK_S)
+                workers = [worker for worker in workers if worker.is_alive()]
                 if not self._jobs:
                     self._begin_more()
                 now = time.monotonic()
+                self._pace.active()
+                self._break_off_crawling(now)
                 rates.append((now, self.tally.received_bytes))
                 rate = (rates[-1][1] - rates[0][1]) / max(1e-6, rates[-1][0] - rates[0][0])
                 if now - grown_at > 2.0 and allowed < self._most:
@@ -213,8 +139,11 @@ class Fetcher:
                     )
         finally:
             self._stop.set()
+            for job in self._jobs:
+                for flight in tuple(job.flights):
+                    flight.cut()
             for worker in workers:
-                worker.join()
+                worker.join(_JOIN_S)
             for job in self._jobs:
                 job.part.close()
                 if job.lock is not None:
@@ -228,11 +157,31 @@ class Fetcher:
 
     def _done_bytes(self) -> int:
         with self._guard:
-            return self._settled_bytes + sum(job.part.done_bytes + sum(list(job.flying.values())) for job in self._jobs)
+            return self._settled_bytes + sum(job.part.done_bytes + job.flying_bytes for job in self._jobs)
 
     def _work(self) -> int:
         with self._guard:
-            return max(1, len(self._later) + sum(len(job.waiting) for job in self._jobs))
+            waiting = len(self._later) + sum(len(job.waiting) for job in self._jobs)
+            flying = sum(len(job.flights) for job in self._jobs)
+        return max(1, waiting + flying + (1 if waiting == 0 and self._latest() is not None else 0))
+
+    def _latest(self) -> tuple[float, Job, Flight] | None:
+        """The flight of all files that will be done last, and in how many seconds."""
+        if self._pace.limited:  # more connections would not be faster
+            return None
+        now = time.monotonic()
+        with self._guard:
+            found = [(late[0], job, late[1]) for job in self._jobs if (late := job.slowest(now)) is not None]
+        return max(found, key=lambda each: each[0], default=None)
+
+    def _break_off_crawling(self, now_s: float) -> None:
+        """Wake the workers whose connections bring next to nothing; they go on over others."""
+        patience = self._client.patience
+        for job in tuple(self._jobs):
+            for flight in tuple(job.flights):
+                came = flight.crawls(now_s, patience.stall_s, patience.floor_bytes_s)
+                if came is not None and flight.answer is not None:
+                    flight.cut()
 
     def _begin_more(self) -> None:
         """Open the next files: those that nobody else fetches now, while there are few pieces to take."""
@@ -246,7 +195,7 @@ class Fetcher:
     def _begin_some(self) -> None:
         for remote in tuple(self._later):
             with self._guard:
-                busy = sum(len(job.waiting) + len(job.flying) for job in self._jobs)
+                busy = sum(len(job.waiting) + len(job.flights) for job in self._jobs)
             if busy >= 2 * self._most:
                 return
             if remote.sha256 is not None and self._store.blob(remote.sha256).exists():  # another process was first
@@ -282,7 +231,7 @@ class Fetcher:
             if isinstance(err, OSError):
                 raise refused(self._store.path("parts"), err) from err
             raise
-        job = _Job(remote, part, lock)
+        job = Job(remote, part, lock)
         with self._guard:
             self._later.remove(remote)
             self._jobs.append(job)
@@ -296,16 +245,12 @@ class Fetcher:
                 taken = self._take()
                 if taken is None:
                     return
-                job, piece = taken
-                try:
-                    self._carry(job, piece)
-                finally:
-                    with self._guard:
-                        job.flying.pop(piece, None)
+                job, flight = taken
+                self._carry(job, flight)
                 if not self._stop.is_set():
                     job.follow()
-                    with self._guard:
-                        complete = len(job.part.done) == job.part.count and not job.flying
+                    with job.guard:
+                        complete = len(job.part.done) == job.part.count and not job.flights
                     if complete:
                         self._conclude(job)
                     self._begin_more()
@@ -315,55 +260,81 @@ class Fetcher:
                     self._error = refused(self._store.path("parts"), err) if isinstance(err, OSError) else err
             self._stop.set()
 
-    def _take(self) -> tuple[_Job, int] | None:
+    def _take(self) -> tuple[Job, Flight] | None:
+        """A piece that waits, or else a part of the one that would be done last."""
         with self._guard:
             for job in self._jobs:
-                if job.waiting and not (job.whole and job.flying):
-                    piece = job.waiting.popleft()
-                    job.flying[piece] = 0
-                    return job, piece
-        return None
+                flight = job.take()
+                if flight is not None:
+                    return job, flight
+        late = self._latest()
+        if late is None:
+            return None
+        now = time.monotonic()
+        _, job, slow = late
+        with self._guard:
+            rates = [rate for each in self._jobs for flight in each.flights if (rate := flight.rate_bytes_s(now))]
+        helper = job.help(slow, max(rates, default=0.0), now)
+        if helper is None:
+            return None
+        with self._guard:
+            self.tally.helped_pieces += 1
+        return job, helper
 
-    def _carry(self, job: _Job, piece: int) -> None:
-        """Have one piece here, however often it takes. Raises: AimError, OSError."""
-        flight = _Flight(piece, *job.part.span(piece))
-        while not self._stop.is_set() and piece not in job.part.done:
+    def _carry(self, job: Job, flight: Flight) -> None:
+        """Have one flight's bytes here, however often it takes. Raises: AimError, OSError."""
+        while not self._stop.is_set():
+            if flight.left_bytes == 0:
+                job.landed(flight)
+                return
             url = job.direct or job.remote.addresses[job.place]
             try:
                 if job.whole:
-                    self._stream(job, url)
-                    continue
-                if self._receive(job, flight, url):
-                    job.part.claim(piece, flight.crc)
-                    continue
-                with self._guard:
-                    job.waiting.append(piece)
-                return  # stopped; or the server sends files as a whole only, and one worker takes it all
+                    if flight.shared or len(job.flights) > 1:
+                        break  # one worker takes it all
+                    self._stream(job, flight, url)
+                    if not self._stop.is_set():
+                        return
+                elif not self._receive(job, flight, url):
+                    break  # stopped, or the server sends files as a whole only
             except TryAgain as err:
-                self._stumble(job, flight, url, err)
+                if flight.left_bytes:  # else another worker took over what was left
+                    self._stumble(job, flight, url, err)
+        job.put_back(flight)
 
-    def _receive(self, job: _Job, flight: _Flight, url: str) -> bool:
-        """Go on with a piece; True when it is all here. Raises: TryAgain, AimError, OSError."""
-        entire = flight.offset == 0 and flight.end == job.part.size_bytes
-        asked = {} if entire else {"Range": f"bytes={flight.offset}-{flight.end - 1}"}
+    def _receive(self, job: Job, flight: Flight, url: str) -> bool:
+        """Go on with a flight; False when it should not be gone on with. Raises: TryAgain, AimError, OSError."""
+        begun, end = flight.offset, flight.end
+        entire = begun == 0 and end == job.part.size_bytes
+        asked = {} if entire else {"Range": f"bytes={begun}-{end - 1}"}
         with self._client.open(url, asked) as answer:
             self._require_usable(job, answer, url)
             if not entire and answer.status == 200:
                 job.whole = True
                 return False
-            self._require_length(job, answer, flight.offset if not entire else None)
-            for content in self._chunks(answer, flight.end - flight.offset):
-                job.part.write(content, flight.offset)
-                flight.crc = zlib.crc32(content, flight.crc)
-                flight.offset += len(content)
-                job.flying[flight.piece] = flight.offset - flight.start
-                if self._stop.is_set():
-                    return False
-        if flight.offset < flight.end:
-            raise TryAgain("the connection was cut")
+            self._require_length(job, answer, begun if not entire else None)
+            flight.answer = answer
+            try:
+                while flight.left_bytes:
+                    most = min(self._pace.most_bytes(_READ_BYTES), flight.left_bytes)
+                    content = answer.response.read(most) if most else b""
+                    if self._stop.is_set():
+                        return False
+                    if not content and flight.left_bytes:
+                        raise TryAgain("the connection was cut")
+                    flight.window_s += self._pace.take(len(content))
+                    self._count(len(content))
+                    wanted, at = job.forward(flight, content)
+                    job.part.write(wanted, at)
+            finally:
+                flight.answer = None
         return True
 
-    def _stream(self, job: _Job, url: str) -> None:
+    def _count(self, received_bytes: int) -> None:
+        with self._guard:
+            self.tally.received_bytes += received_bytes
+
+    def _stream(self, job: Job, flight: Flight, url: str) -> None:
         """Take a whole file in one go, keeping pieces that are here. Raises: TryAgain, AimError, OSError."""
         with self._client.open(url) as answer:
             self._require_usable(job, answer, url)
@@ -387,21 +358,22 @@ class Fetcher:
                     return
         if offset < job.part.size_bytes:
             raise TryAgain("the connection was cut")
-        with self._guard:
+        with job.guard:
             job.waiting.clear()
+            job.flights.remove(flight)
 
     def _chunks(self, answer: Answer, most: int) -> Iterator[bytes]:
         """A body as it arrives, at most so many bytes. Raises: TryAgain when it crawls."""
         patience = self._client.patience
         window_at, window_bytes = time.monotonic(), 0
         while most > 0:
-            content = answer.response.read1(min(_READ_BYTES, most))
+            content = answer.response.read1(min(self._pace.most_bytes(_READ_BYTES), most))
             if not content:
                 return
             content = content[:most]
             most -= len(content)
-            with self._guard:
-                self.tally.received_bytes += len(content)
+            window_at += self._pace.take(len(content))
+            self._count(len(content))
             yield content
             window_bytes += len(content)
             passed = time.monotonic() - window_at
@@ -410,7 +382,7 @@ class Fetcher:
                     raise TryAgain(f"only {window_bytes:,} bytes came in {passed:.0f} s")
                 window_at, window_bytes = time.monotonic(), 0
 
-    def _require_usable(self, job: _Job, answer: Answer, url: str) -> None:
+    def _require_usable(self, job: Job, answer: Answer, url: str) -> None:
         if answer.status in (200, 206):
             if answer.url != url:
                 job.direct = answer.url
@@ -425,14 +397,17 @@ class Fetcher:
                     )
                 job.etag = etag
             return
-        redirected = answer.url not in job.remote.addresses
-        if redirected or len(job.remote.addresses) > 1 or answer.status == 416:
-            raise TryAgain(f"status {answer.status}")  # a signed address expired, or a mirror lacks the file
+        if answer.url not in job.remote.addresses or answer.status == 416:
+            raise TryAgain(f"status {answer.status}")  # a signed address expired
+        with job.guard:
+            job.lacking.add(answer.url)
+            if job.lacking < set(job.remote.addresses):
+                raise TryAgain(f"status {answer.status}", elsewhere=True)  # a mirror or peer lacks the file
         headers = {key.lower(): value for key, value in answer.response.headers.items()}
         raise self._refusal(answer.status, headers, job.remote.path)
 
     @staticmethod
-    def _require_length(job: _Job, answer: Answer, offset: int | None) -> None:
+    def _require_length(job: Job, answer: Answer, offset: int | None) -> None:
         """Hold what the server says of the length against what the listing said. Raises: TryAgain."""
         if offset is None:
             promised = answer.header("Content-Length")
@@ -445,18 +420,19 @@ class Fetcher:
         if total is not None and total != job.part.size_bytes:
             raise TryAgain(f"the server has {total:,} bytes where the listing says {job.part.size_bytes:,}")
 
-    def _stumble(self, job: _Job, flight: _Flight, url: str, err: TryAgain) -> None:
+    def _stumble(self, job: Job, flight: Flight, url: str, err: TryAgain) -> None:
         """Prepare another try of a piece. Raises: Unavailable or RateLimited after too many without progress."""
         failures = flight.failed()
         with job.guard:
             if url == job.direct:
                 job.direct = None
             elif url == job.remote.addresses[job.place] and len(job.remote.addresses) > 1:
-                job.place = (job.place + 1) % len(job.remote.addresses)
+                job.next_place()
                 self._tell(f"{job.remote.path}: {err.why}; trying {job.remote.addresses[job.place].split('/')[2]}")
-        self._client.after_failure(url, err, failures, self._stop)
+        if not err.elsewhere:
+            self._client.after_failure(url, err, failures, self._stop)
 
-    def _conclude(self, job: _Job) -> None:
+    def _conclude(self, job: Job) -> None:
         """Prove a file of which all pieces are here, and publish it. Raises: Damaged, AimError."""
         with self._guard:
             if job.finished:
@@ -480,13 +456,13 @@ class Fetcher:
         if job.lock is not None:
             job.lock.release()
 
-    def _repair(self, job: _Job) -> None:
+    def _repair(self, job: Job) -> None:
         """Fetch a wrong file once more, from the next place; set it aside when it is wrong again. Raises: Damaged."""
         if not job.repaired:
             self._tell(f"{job.remote.path} arrived with a wrong checksum; fetching it once more")
             with self._guard:
                 job.repaired, job.finished, job.direct = True, False, None
-                job.place = (job.place + 1) % len(job.remote.addresses)
+                job.next_place()
                 job.start_over()
             return
         aside = self._store.path("quarantine", job.part.path.name)
@@ -505,20 +481,3 @@ class Fetcher:
                 self._later.remove(remote)
             self._settled_bytes += remote.size_bytes
         self._stored(remote, digest)
-
-
-class _Flight:
-    """How far a piece is."""
-
-    def __init__(self, piece: int, start: int, end: int) -> None:
-        self.piece, self.start, self.offset, self.end, self.crc = piece, start, start, end, 0
-        self._failures = 0
-        self._failed_at = start
-
-    def failed(self) -> int:
-        """Count a failure; how many there were in a row without much progress."""
-        if self.offset - self._failed_at >= _PROGRESS_BYTES:
-            self._failures = 0
-        self._failures += 1
-        self._failed_at = self.offset
-        return self._failures

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import socket
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Literal
 
 import msgspec
 
-from aim_engine.cache import layout, names, process
+from aim_engine.cache import layout, locks, names, process
 from aim_engine.cache.layout import Store, typed
+from aim_engine.errors import InvalidInput
 
 Priority = Literal["critical", "normal", "opportunistic"]
 
@@ -70,6 +71,37 @@ def standings(store: Store) -> dict[str, Standing]:
         if model_id is not None:
             found[model_id] = standing(store, model_id)
     return found
+
+
+class Quota(msgspec.Struct, frozen=True, kw_only=True):
+    """Most that some models may take together."""
+
+    pattern: str
+    """Of model ids, such as `Qwen/*`."""
+    limit_bytes: int
+
+
+def quotas(store: Store) -> tuple[Quota, ...]:
+    """All quotas, by pattern."""
+    try:
+        found = msgspec.json.decode(store.path("pins", "quotas.json").read_bytes(), type=list[Quota])
+    except (OSError, msgspec.DecodeError):
+        return ()
+    return tuple(sorted(found, key=lambda quota: quota.pattern))
+
+
+def set_quota(store: Store, pattern: str, limit_bytes: int | None) -> None:
+    """Limit the models of a pattern, or no longer. Raises: InvalidInput, Unreachable."""
+    if not pattern or len(pattern) > 200 or any(letter.isspace() or ord(letter) < 32 for letter in pattern):
+        raise InvalidInput(f"'{pattern[:200]}' is not a pattern of model ids", hint="for example 'Qwen/*'")
+    if limit_bytes is not None and limit_bytes < 0:
+        raise InvalidInput("a quota cannot be negative", hint="give 0 or more")
+    place = store.path("pins", "quotas.json")
+    with locks.held(store, "quotas"), typed(place):
+        kept = [quota for quota in quotas(store) if quota.pattern != pattern]
+        if limit_bytes is not None:
+            kept.append(Quota(pattern=pattern, limit_bytes=limit_bytes))
+        layout.write(place, msgspec.json.encode(kept))
 
 
 def lease(store: Store, taken: Lease) -> Path:
@@ -133,4 +165,4 @@ def _standing_path(store: Store, model_id: str) -> Path:
 
 
 def _node() -> str:
-    return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in socket.gethostname()) or "node"
+    return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in os.uname().nodename) or "node"

@@ -12,15 +12,17 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
 
 from aim_engine.cache import names
 from aim_engine.cache.faults import AccessRefused, Gated, NoSuchFile, NoSuchModel, NoSuchRevision, Unavailable
-from aim_engine.cache.transport import Client
 from aim_engine.errors import AimError, Unreachable
+
+if TYPE_CHECKING:
+    from aim_engine.cache.transport import Client
 
 ENDPOINT = "https://huggingface.co"
 SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.vocab", "tokenizer*", "LICENSE*")
@@ -38,6 +40,8 @@ class File(msgspec.Struct, frozen=True):
     """Of files that the hub keeps outside git."""
     git_oid: str | None = None
     """Git's SHA-1 of the others."""
+    etag: str | None = None
+    """What a source without checksums calls this version of it."""
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,10 +86,9 @@ def is_offline() -> bool:
     )
 
 
-def endpoints(endpoint: str | None = None) -> tuple[str, ...]:
-    """Where to ask, in this order: HF_ENDPOINT or the hub, each of several separated by commas."""
-    named = endpoint or os.environ.get("HF_ENDPOINT") or ENDPOINT
-    return tuple(each.strip().rstrip("/") for each in named.split(",") if each.strip())
+def endpoints() -> str:
+    """Where the hub's client would ask: HF_ENDPOINT or the hub; several separated by commas."""
+    return os.environ.get("HF_ENDPOINT") or ENDPOINT
 
 
 def cached(model_id: str, cache_dir: Path, revision: str = "main") -> Path | None:
@@ -170,11 +173,6 @@ def describe(client: Client, endpoint: str, model_id: str, revision: str) -> Lis
     )
 
 
-def address(endpoint: str, model_id: str, commit: str, path: str) -> str:
-    """Where a file of a commit is."""
-    return f"{endpoint}/{model_id}/resolve/{commit}/{quote(path)}"
-
-
 def refusal(status: int, headers: Mapping[str, str], model_id: str, revision: str, path: str | None = None) -> AimError:
     """The typed error for a hub's refusal. Proxies and mirrors send no X-Error-Code; then the status decides."""
     code = headers.get("x-error-code", "")
@@ -205,6 +203,28 @@ def refusal(status: int, headers: Mapping[str, str], model_id: str, revision: st
         why=headers.get("x-error-message", "")[:200] or None,
         hint="try again later",
     )
+
+
+class Hub:
+    """The hub, a mirror of it, or a node that serves its cache."""
+
+    def __init__(self, text: str) -> None:
+        """`text` is its address."""
+        self.text = text
+        self.endpoint = text.rstrip("/")
+        self.name = self.endpoint
+
+    def describe(self, client: Client, model_id: str, revision: str) -> Listing:
+        """See `sources.Source`."""
+        return describe(client, self.endpoint, model_id, revision)
+
+    def address(self, listing: Listing, path: str) -> str:
+        """See `sources.Source`."""
+        return f"{self.endpoint}/{listing.model_id}/resolve/{listing.commit}/{quote(path)}"
+
+    def refusal(self, status: int, headers: Mapping[str, str], model_id: str, path: str) -> AimError:
+        """See `sources.Source`."""
+        return refusal(status, headers, model_id, "this commit", path)
 
 
 def offline_error(model_id: str) -> Unreachable:

@@ -19,11 +19,19 @@ from pathlib import Path
 import msgspec
 
 from aim_engine.cache import layout, locks, manifest, views
+from aim_engine.cache.content import Blob, Fingerprint, Known, fingerprint
 from aim_engine.cache.faults import Damaged
 from aim_engine.cache.layout import Store, typed
 from aim_engine.cache.manifest import Revision, StoredFile
 
 _VERSION = 1
+_ADDED = (
+    "CREATE TABLE IF NOT EXISTS used(model_id TEXT, at REAL)",
+    "CREATE INDEX IF NOT EXISTS size_by_content ON file(sha256, size_bytes)",
+)
+"""Came later; earlier versions do not mind them."""
+_MOST_USES = 20_000
+"""Uses that are remembered: years of them on most nodes."""
 _SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE revision(
@@ -41,41 +49,6 @@ CREATE INDEX oid_by_content ON oid(sha256);
 CREATE TABLE counter(name TEXT PRIMARY KEY, value REAL) WITHOUT ROWID;
 CREATE TABLE checked(model_id TEXT, ref TEXT, commit_id TEXT, at REAL, PRIMARY KEY(model_id, ref)) WITHOUT ROWID;
 """
-
-
-class Fingerprint(msgspec.Struct, frozen=True, array_like=True):
-    """How a file looked: enough to notice a rewrite or a truncation without reading it. Not ctime, which a new link changes."""
-
-    device: int
-    inode: int
-    size_bytes: int
-    mtime_ns: int
-
-
-class Blob(msgspec.Struct, frozen=True, kw_only=True):
-    """Stored content."""
-
-    sha256: str
-    size_bytes: int
-    fingerprint: Fingerprint
-    verified_at: float | None
-    """Seconds since 1970 when its checksum was last compared; None when not since the index was made."""
-
-
-class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """A revision in the store, and how it was used."""
-
-    revision: Revision
-    refs: tuple[str, ...]
-    added_at: float
-    last_use: float
-    """By the store's own clock."""
-    uses: float
-
-
-def fingerprint(about: os.stat_result) -> Fingerprint:
-    """The fingerprint in a stat result."""
-    return Fingerprint(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
 
 
 class Index:
@@ -368,6 +341,16 @@ class Index:
             connection.execute(
                 "UPDATE revision SET uses = uses + 1 WHERE model_id = ? AND commit_id = ?", (model_id, commit)
             )
+            connection.execute("INSERT INTO used VALUES (?, ?)", (model_id, self._store.now_s()))
+            connection.execute("DELETE FROM used WHERE rowid <= (SELECT MAX(rowid) FROM used) - ?", (_MOST_USES,))
+
+    def uses(self) -> dict[str, tuple[float, ...]]:
+        """Model -> when it was used from this node, oldest first; models that are no longer here included."""
+        found: dict[str, list[float]] = {}
+        with self.transaction() as connection:
+            for model_id, at in connection.execute("SELECT model_id, at FROM used ORDER BY at"):
+                found.setdefault(model_id, []).append(at)
+        return {model_id: tuple(times) for model_id, times in found.items()}
 
     def by_oid(self, git_oid: str) -> str | None:
         """The sha256 of the content that git calls so; None when no stored content is known to be it."""
@@ -444,6 +427,8 @@ class Index:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
             connection.commit()
+        for statement in _ADDED:
+            connection.execute(statement)
         return connection
 
     def _reconcile_blobs(self, connection: sqlite3.Connection) -> None:

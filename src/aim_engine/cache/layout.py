@@ -7,6 +7,7 @@
            parts/                       transfers under way
            views/hf/, views/flat/       the same files under the names that engines look for
            pins/  leases/<node>/        what must stay
+           packed/                      content that nobody uses, in less room
            trash/<epoch>-<hex>  quarantine/  locks/
 
 A path below the root is never followed through a symlink, and only its owner may write there.
@@ -21,7 +22,6 @@ import os
 import secrets
 import shutil
 import stat
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +43,7 @@ FOLDERS = (
     "trash",
     "quarantine",
     "locks",
+    "packed",
 )
 OCI_LAYOUT = b'{"imageLayoutVersion": "1.0.0"}\n'
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -89,6 +90,8 @@ class Store:
             write(self.path("oci-layout"), OCI_LAYOUT)
             if not self.path("index.json").exists():
                 write(self.path("index.json"), index_document(()))
+            import uuid
+
             mine = Mark(uuid=str(uuid.uuid4()), layout=LAYOUT)
             partial = self.path(f".STORE.{secrets.token_hex(8)}")
             write(partial, msgspec.json.encode(mine) + b"\n")

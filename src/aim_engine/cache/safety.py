@@ -13,6 +13,7 @@ from aim_engine.cache.faults import Unsafe
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 _CODE = (".py", ".pyc", ".so", ".sh")
+_MAX_CONFIG_BYTES = 16 << 20
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself. Source: github.com/huggingface/safetensors tensor.rs MAX_HEADER_SIZE."""
 
@@ -25,6 +26,28 @@ def is_pickle(path: str) -> bool:
 def is_code(path: str) -> bool:
     """Is it a program?"""
     return path.lower().endswith(_CODE)
+
+
+def wants_code(config: Path) -> str | None:
+    """How a model's configuration asks for code that is not in the engine; None when it does not, or cannot be read.
+
+    Source: transformers dynamic_module_utils.py (auto_map), modeling_utils.py (_attn_implementation_internal, which may name a
+    repository with a kernel).
+    """
+    try:
+        if config.stat().st_size > _MAX_CONFIG_BYTES:
+            return None
+        document = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict):
+        return None
+    if document.get("auto_map"):
+        return "its auto_map names Python files of its repository"
+    for key in ("_attn_implementation_internal", "_attn_implementation", "attn_implementation"):
+        if "/" in str(document.get(key, "")):
+            return f"its {key} names the repository {str(document[key])[:100]}"
+    return None
 
 
 def require_sound(path: Path, name: str) -> None:

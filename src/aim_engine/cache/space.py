@@ -10,8 +10,9 @@ import shutil
 from pathlib import Path
 
 from aim_engine.cache import layout, views
+from aim_engine.cache.content import Blob, fingerprint
 from aim_engine.cache.faults import Damaged
-from aim_engine.cache.index import Blob, Index, fingerprint
+from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store
 from aim_engine.units import GIB
 

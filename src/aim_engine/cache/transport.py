@@ -7,15 +7,14 @@ internet into a private network.
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import ipaddress
 import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
@@ -48,10 +47,31 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
     """The most that a server may ask to wait in total (Retry-After)."""
 
 
+class Body(Protocol):
+    """What an answer is read from: an HTTP response, or a file."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its headers."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+
+    def read(self, amt: int) -> bytes:
+        """The next so many bytes; fewer at the end."""
+
+    def read1(self, amt: int) -> bytes:
+        """Some of the next bytes, as soon as there are any."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """A response whose body was not read yet."""
 
-    response: BaseHTTPResponse
+    response: Body
     url: str
     """Where it came from after redirects."""
     first: Mapping[str, str]
@@ -67,16 +87,27 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         found = self.response.headers.get(name)
         return None if found is None else str(found)
 
+    def shutdown(self) -> None:
+        """Wake the thread that reads, which then fails. Called from another thread."""
+        wake = getattr(self.response, "shutdown", None)
+        if wake is not None:
+            with contextlib.suppress(Exception):  # it may be through by now, or was never connected
+                wake()
+
 
 class TryAgain(Exception):
     """A failure that may pass: what it was, and how long the server asked to wait."""
 
-    def __init__(self, why: str, wait_s: float | None = None, *, unconnected: bool = False) -> None:
+    def __init__(
+        self, why: str, wait_s: float | None = None, *, unconnected: bool = False, elsewhere: bool = False
+    ) -> None:
         super().__init__(why)
         self.why = why
         self.wait_s = wait_s
         self.unconnected = unconnected
         """Nobody answered at all."""
+        self.elsewhere = elsewhere
+        """This place does not have it; another one may."""
 
 
 class Client:
@@ -87,14 +118,20 @@ class Client:
         *,
         token: str | None = None,
         token_for: str = "",
+        peers: Collection[str] = (),
+        peer_token: str | None = None,
         patience: Patience | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`token` is sent to the host of the address `token_for` and to no other. `tell` hears of waits."""
+        """`token` is sent to the host of the address `token_for` and to no other, `peer_token` to those of `peers`.
+
+        `tell` hears of waits.
+        """
         self.patience = patience or Patience()
         self.requests = 0
-        self._token = token
-        self._token_host = _host(token_for)
+        self._tokens = {_host(peer): peer_token for peer in peers if peer_token is not None}
+        if token is not None:
+            self._tokens[_host(token_for)] = token
         self._tell = tell
         self._guard = threading.Lock()
         self._paused: dict[str, float] = {}
@@ -105,6 +142,16 @@ class Client:
     @contextmanager
     def open(self, url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Iterator[Answer]:
         """One request and its redirects. Raises: TryAgain for what may pass, Unsafe for a redirect that must not be followed."""
+        from aim_engine.cache import folder, objects
+
+        if url.startswith("file:"):
+            with folder.opened(url, (headers or {}).get("Range")) as body:
+                if body is None:
+                    raise TryAgain("the file is not there any more")
+                yield Answer(response=body, url=url, first={})
+            return
+        if objects.is_address(url):
+            url = objects.signed(url)
         import urllib3
         from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProxyError
 
@@ -115,8 +162,8 @@ class Client:
             for _ in range(_MAX_REDIRECTS + 1):
                 self._wait_for(url)
                 sent = {"Accept-Encoding": "identity", "User-Agent": "aim-engine", **(headers or {})}
-                if self._token is not None and _host(url) == self._token_host:
-                    sent["Authorization"] = f"Bearer {self._token}"
+                if _host(url) in self._tokens:
+                    sent["Authorization"] = f"Bearer {self._tokens[_host(url)]}"
                 try:
                     self.requests += 1
                     response = self._pool(url).request(
@@ -151,7 +198,7 @@ class Client:
             encoding = response.headers.get("Content-Encoding", "identity")
             if response.status < 300 and encoding.lower() != "identity":
                 raise TryAgain(f"the server compresses ({encoding}) although it was asked not to")
-            yield Answer(response=response, url=url, first=first or {})
+            yield Answer(response=cast("Body", response), url=url, first=first or {})
         except (HTTPError, OSError) as err:
             if isinstance(err, OSError) and not isinstance(err, (TimeoutError, ConnectionError)):
                 raise
@@ -161,12 +208,12 @@ class Client:
                 with contextlib.suppress(Exception):
                     response.close()
 
-    def document(self, url: str) -> tuple[int, Mapping[str, str], bytes]:
+    def document(self, url: str, method: str = "GET") -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of a small document, tried until it comes. Raises: Unavailable, RateLimited, Unsafe."""
         failures = 0
         while True:
             try:
-                with self.open(url) as answer:
+                with self.open(url, method=method) as answer:
                     body = answer.response.read(_MAX_DOCUMENT_BYTES + 1)
                     if len(body) > _MAX_DOCUMENT_BYTES:
                         raise Unsafe(f"{url} is refused", why=f"it is longer than {_MAX_DOCUMENT_BYTES:,} bytes")
@@ -275,6 +322,8 @@ def retry_after_s(value: str | None, now_s: float) -> float | None:
     text = value.strip()
     if text.isdigit():
         return float(text)
+    import email.utils
+
     with contextlib.suppress(ValueError, TypeError):
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now_s)
     return None

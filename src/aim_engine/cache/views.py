@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 from pathlib import Path
 
 from aim_engine.cache import layout, names
@@ -59,26 +58,30 @@ def make(store: Store, revision: Revision) -> Path:
                 store.path(*temporary).rename(target)
             layout.sync_folder(target.parent)
         finally:
-            shutil.rmtree(store.path(*temporary), ignore_errors=True)
+            _clear(store.path(*temporary))
     return place
+
+
+def hide(store: Store, model_id: str, commit: str) -> None:
+    """Take a revision's files out of both views; its branches stay. Raises: Unreachable."""
+    with typed(hub_folder(store, model_id)):
+        for target in (snapshot(store, model_id, commit), flat(store, model_id, commit)):
+            doomed = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(doomed)
+                _clear(doomed)
 
 
 def remove(store: Store, model_id: str, commit: str) -> None:
     """Take a revision out of both views, and the model's folder when it was the last. Raises: Unreachable."""
+    hide(store, model_id, commit)
     with typed(hub_folder(store, model_id)):
-        for target in (snapshot(store, model_id, commit), flat(store, model_id, commit)):
-            doomed = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-            try:
-                target.rename(doomed)
-            except FileNotFoundError:
-                continue
-            shutil.rmtree(doomed, ignore_errors=True)
         for ref, named in refs(store, model_id).items():
             if named == commit:
                 (hub_folder(store, model_id) / "refs" / ref).unlink(missing_ok=True)
         snapshots = hub_folder(store, model_id) / "snapshots"
         if snapshots.is_dir() and not any(snapshots.iterdir()):
-            shutil.rmtree(hub_folder(store, model_id), ignore_errors=True)
+            _clear(hub_folder(store, model_id))
 
 
 def set_ref(store: Store, model_id: str, ref: str, commit: str) -> None:
@@ -139,3 +142,10 @@ def _drop_strangers(target: Path, revision: Revision) -> None:
                 path.rmdir()
         elif path.relative_to(target).as_posix() not in wanted:
             path.unlink(missing_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder with what is in it, as far as that is possible."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,7 @@ import click
 
 from aim_engine import settings as all_settings
 from aim_engine.cache import manager as managers
+from aim_engine.cache import weights
 from aim_engine.cli import output
 from aim_engine.settings import Settings
 from aim_engine.units import GIB, format_bytes
@@ -26,7 +27,23 @@ _EVERY_S = 5.0
 """Between two lines of progress where there is no terminal."""
 
 
-@click.group(epilog="Example: aim-engine cache ls")
+class _Group(click.Group):
+    """The commands of this file, and those of `cache_more`, which is imported when one of them is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from aim_engine.cli import cache_more
+
+        return sorted({*self.commands, *(str(each.name) for each in cache_more.COMMANDS)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        from aim_engine.cli import cache_more
+
+        return next((each for each in cache_more.COMMANDS if each.name == cmd_name), None)
+
+
+@click.group(cls=_Group, epilog="Example: aim-engine cache ls")
 def cache() -> None:
     """Fetch, prove, keep and clear model weights."""
 
@@ -34,18 +51,27 @@ def cache() -> None:
 @cache.command(epilog="Example: aim-engine cache pull HuggingFaceTB/SmolLM2-135M-Instruct")
 @click.argument("model")
 @click.option("--revision", default="main", show_default=True, help="Branch, tag or commit on the hub.")
+@click.option("--from", "source", metavar="SOURCE", help="Where it comes from, such as s3://bucket/models or a folder.")
 @click.option("--force", is_flag=True, help="Fetch every file again.")
 @click.option("--allow-pickle", "approved", metavar="SHA256", multiple=True, help="Accept this pickle; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Show what would be fetched, and fetch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document; progress as JSON lines on stderr.")
-def pull(model: str, revision: str, force: bool, approved: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def pull(
+    model: str,
+    revision: str,
+    source: str | None,
+    force: bool,
+    approved: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Fetch MODEL, unless it is there, and print its folder."""
-    settings = all_settings.load()
+    settings = all_settings.load({"cache_sources": source})
     if dry_run:
         _show_plan(_manager(settings).plan_download(model, revision, force=force, approved=approved), as_json=as_json)
         return
     with _progress(as_json=as_json) as (note, transfer):
-        path = managers.fetch(
+        path = weights.fetch(
             model,
             settings,
             note,
@@ -101,7 +127,7 @@ def stats(as_json: bool) -> None:
     settings = all_settings.load()
     manager = _manager(settings)
     shared = manager.get_cache_stats()
-    converted = managers.converted_models(settings.data_dir)
+    converted = weights.converted_models(settings.data_dir)
     counted = manager.index.counters() if manager.store.exists else {}
     total_bytes = shared["total_size_gb"] * GIB + sum(each.size_bytes for each in converted)
     document = {
@@ -273,11 +299,11 @@ def _amount(name: str, value: float) -> str:
 
 
 def _manager(settings: Settings) -> managers.ModelCacheManager:
-    return managers.ModelCacheManager(settings.cache_dir, progress=output.note)
+    return managers.ModelCacheManager(settings.cache_dir, endpoint=settings.cache_sources or None, progress=output.note)
 
 
 def _models(settings: Settings) -> list[managers.CachedModel]:
-    found = [*_manager(settings).models(), *managers.converted_models(settings.data_dir)]
+    found = [*_manager(settings).models(), *weights.converted_models(settings.data_dir)]
     return sorted(found, key=lambda each: (each.model_id, each.origin))
 
 

@@ -79,6 +79,10 @@ _START = {
 @click.option("--gateway", help="Gateway that target gateway routes from. Default: inference-gateway.")
 @click.option("--priority-class", help="Kubernetes PriorityClass of the pods.")
 @click.option("--cache-per-replica", is_flag=True, help="A StatefulSet whose replicas have a volume each.")
+@click.option(
+    "--fetch-image", metavar="IMAGE", help="Image with aim-engine: target job then fetches through its cache."
+)
+@click.option("--fetch-from", metavar="SOURCES", help="Where that cache fetches from, such as s3://bucket/models.")
 @click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="Label of every object and container.")
 @click.option("--annotation", "annotations", metavar="KEY=VALUE", multiple=True, help="Annotation of every object.")
 @click.option("--env", "env", metavar="NAME=VALUE", multiple=True, help="Variable of the engine.")
@@ -135,6 +139,8 @@ def render(
     gateway: str | None,
     priority_class: str | None,
     cache_per_replica: bool,
+    fetch_image: str | None,
+    fetch_from: str | None,
     labels: tuple[str, ...],
     annotations: tuple[str, ...],
     env: tuple[str, ...],
@@ -177,6 +183,8 @@ def render(
         **({"gateway": gateway} if gateway else {}),
         priority_class=priority_class,
         cache_per_replica=cache_per_replica,
+        fetch_image=fetch_image,
+        fetch_sources=fetch_from or "",
         labels=_pairs(labels, "label"),
         annotations=_pairs(annotations, "annotation"),
         env=_pairs(env, "env"),

@@ -64,6 +64,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Name of an existing Kubernetes PriorityClass."""
     cache_per_replica: bool = False
     """A StatefulSet, each replica with its own volume, where no storage class offers ReadWriteMany."""
+    fetch_image: str | None = None
+    """An image with aim-engine in it: target `job` then fills the volume through its cache, and engines read that cache's view."""
+    fetch_sources: str = ""
+    """Where that cache fetches from, as the setting `cache_sources` says it; empty is the hub."""
     labels: dict[str, str] = {}
     """Beside our own, on every object and container."""
     annotations: dict[str, str] = {}

@@ -21,7 +21,7 @@ FETCH_MEMORY = {"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"memory": 
 
 
 class Job:
-    """The volume claim and the Job that fills it, with the hub client of the engine's own image."""
+    """The volume claim and the Job that fills it, with the hub client of the engine's own image or through aim-engine's cache."""
 
     name = "job"
 
@@ -33,7 +33,8 @@ class Job:
             )
         options = msgspec.structs.replace(options, offline=False)  # that is the engine's business
         notes = (
-            f"Then: aim-engine render PLAN --target kubernetes --name {options.name} --offline",
+            f"Then: aim-engine render PLAN --target kubernetes --name {options.name} --offline"
+            + (f" --fetch-image {options.fetch_image}" if options.fetch_image else ""),
             f"A hub token is read from the Secret {options.name}-hf-token, key token, when there is one.",
         )
         documents = {"cache": manifests.claim(plan, options), "job": _job(plan, options, backend)}
@@ -52,11 +53,22 @@ def _job(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
     meta = pod.metadata(plan, options, "-fetch")
     meta["labels"]["app.kubernetes.io/component"] = "fetch"
     where, mounts = pod.cache_mounts(options, serving.chosen(plan).recipe.engine)
-    # Llama's repositories hold the weights a second time, in a folder that engines do not read.
-    command = ["hf", "download", model, "--exclude", "original/*"]
+    if options.fetch_image is None:
+        image = serving.image_reference(serving.image(plan, options, backend))
+        # Llama's repositories hold the weights a second time, in a folder that engines do not read.
+        command = ["hf", "download", model, "--exclude", "original/*"]
+    else:
+        image = text.image_reference(options.fetch_image)
+        command = ["aim-engine", "cache", "pull", model]
+        where = {
+            **{name: value for name, value in where.items() if name in ("HOME", "USER", "HF_HOME")},
+            "AIM_ENGINE_CACHE_DIR": f"{where['HF_HOME']}/aim-engine",
+            "AIM_ENGINE_STATE_DIR": "/tmp/aim-engine",  # noqa: S108 - in the container; the index must not lie on a network disk
+            **({"AIM_ENGINE_CACHE_SOURCES": options.fetch_sources} if options.fetch_sources else {}),
+        }
     container = {
         "name": "fetch",
-        "image": serving.image_reference(serving.image(plan, options, backend)),
+        "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": [text.no_expansion(text.data(word, "model")) for word in command],
         "env": [

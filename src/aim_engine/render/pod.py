@@ -168,14 +168,22 @@ def cache_mounts(options: Options, engine: str) -> tuple[dict[str, str], list[di
             "USER": "aim-engine",  # torch asks for the user's name, and the image does not know one
             "HF_HOME": f"{USER_CACHE}/huggingface",
             serving.CACHE_VARIABLES[engine]: f"{USER_CACHE}/{engine}",
+            **_view(f"{USER_CACHE}/huggingface", options),
         }
         return home, [{"name": "cache", "mountPath": USER_CACHE}]
     if options.model_path:
         return {}, []
-    return {"HF_HOME": serving.CONTAINER_HF_HOME}, [
+    return {"HF_HOME": serving.CONTAINER_HF_HOME, **_view(serving.CONTAINER_HF_HOME, options)}, [
         {"name": "cache", "mountPath": serving.CONTAINER_HF_HOME, "subPath": "huggingface"},
         {"name": "cache", "mountPath": f"{serving.CONTAINER_CACHE}/{engine}", "subPath": engine},
     ]
+
+
+def _view(hf_home: str, options: Options) -> dict[str, str]:
+    """Where the cache of aim-engine shows models as the hub's own cache does, when it is what filled the volume."""
+    if options.fetch_image is None:
+        return {}
+    return {"HF_HUB_CACHE": f"{hf_home}/aim-engine/views/hf"}
 
 
 def container(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:

@@ -1,0 +1,256 @@
+"""The commands of `aim-engine cache` that keep a cache over time: updates, schedules, quotas, room, and other nodes."""
+
+from __future__ import annotations
+
+import datetime as dt
+import signal
+import threading
+import time
+from pathlib import Path
+
+import click
+
+from aim_engine import settings as all_settings
+from aim_engine.cache import manager as managers
+from aim_engine.cli import output
+from aim_engine.units import format_bytes, parse_bytes
+
+
+@click.command(epilog="Example: aim-engine cache outdated")
+@click.argument("models", nargs=-1)
+@click.option("--fresh", is_flag=True, help="Ask even where the last answer is less than an hour old.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def outdated(models: tuple[str, ...], fresh: bool, as_json: bool) -> int:
+    """Say which of MODELS, or of all, have newer versions and what these change. Fetches nothing; exits 1 when one has."""
+    from aim_engine.cache import updates
+
+    found = updates.check(_manager(), models, ttl_s=0.0 if fresh else updates.TTL_S)
+    if as_json:
+        output.data({"schema": "aim-engine/cache-outdated/v1", "updates": found})
+    else:
+        for each in found:
+            output.text(each.describe())
+            for change in each.changes:
+                output.text(f"  {change.how:<8} {format_bytes(change.size_bytes):>10}  {change.path} ({change.kind})")
+            if each.outdated:
+                output.text(f"  {format_bytes(each.fetch_bytes)} to fetch")
+    behind = [each for each in found if each.outdated]
+    if behind:
+        output.next_step(f"aim-engine cache pull {behind[0].model_id} --revision {behind[0].ref} --dry-run")
+    return 1 if behind else 0
+
+
+@click.command(epilog="Example: aim-engine cache schedule Qwen/Qwen3-32B --at weekdays@08:00 --hours 10")
+@click.argument("model", required=False)
+@click.option(
+    "--at", "when", metavar="TIME", help="2026-11-30T08:00, daily@08:00, weekdays@08:00 or mon,thu@22:30; UTC."
+)
+@click.option("--hours", type=float, default=8.0, show_default=True, help="For so long it is needed each time.")
+@click.option("--drop", is_flag=True, help="Forget the appointments of MODEL.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def schedule(model: str | None, when: str | None, hours: float, drop: bool, as_json: bool) -> None:
+    """Say when MODEL will be needed, so that it does not go and may be fetched before; without arguments, list appointments."""
+    from aim_engine.cache import schedule as schedules
+
+    manager = _manager()
+    if model is not None and drop:
+        output.note(f"{schedules.drop(manager.store, model)} appointments of {model} were dropped")
+    elif model is not None and when is not None:
+        manager.store.ensure()
+        appointment = schedules.Appointment(model_id=model, when=when, hours=hours)
+        start_s = schedules.add(manager.store, appointment, manager.store.now_s())
+        output.note(f"{model} is needed next at {_utc(start_s)}")
+        output.next_step("aim-engine cache prefetch --dry-run")
+    elif model is not None:
+        raise click.UsageError("give --at TIME or --drop")
+    now_s = time.time()
+    found = schedules.appointments(manager.store) if manager.store.exists else ()
+    if as_json:
+        output.data({"schema": "aim-engine/cache-schedule/v1", "appointments": found})
+        return
+    for each in found:
+        next_s = schedules.next_start_s(each, now_s)
+        output.text(f"{each.model_id}  {each.when}  {each.hours:g} h  next {_utc(next_s) if next_s else 'never'}")
+
+
+@click.command(epilog="Example: aim-engine cache quota 'Qwen/*' 500GiB")
+@click.argument("pattern", required=False)
+@click.argument("size", required=False)
+@click.option("--drop", is_flag=True, help="No longer limit PATTERN.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def quota(pattern: str | None, size: str | None, drop: bool, as_json: bool) -> None:
+    """Limit what the models of PATTERN take together; without arguments, list quotas."""
+    from aim_engine.cache import holds
+
+    manager = _manager()
+    if pattern is not None:
+        if not drop and size is None:
+            raise click.UsageError("give a SIZE or --drop")
+        manager.store.ensure()
+        holds.set_quota(manager.store, pattern, None if drop or size is None else parse_bytes(size))
+    found = holds.quotas(manager.store) if manager.store.exists else ()
+    if as_json:
+        output.data({"schema": "aim-engine/cache-quotas/v1", "quotas": found})
+        return
+    for each in found:
+        output.text(f"{each.pattern}  {format_bytes(each.limit_bytes)}")
+
+
+@click.command(epilog="Example: aim-engine cache prefetch --dry-run")
+@click.option("--dry-run", is_flag=True, help="Show every decision with its numbers, and fetch nothing.")
+@click.option("--budget", metavar="SIZE", help="Most to fetch in one go, such as 500GiB.")
+@click.option("--watch", is_flag=True, help="Go on until interrupted, deciding anew every ten minutes.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def prefetch(dry_run: bool, budget: str | None, watch: bool, as_json: bool) -> None:
+    """Fetch models that will probably be needed, behind everything that somebody waits for."""
+    from aim_engine.cache import ahead
+
+    manager = _manager()
+    stop = threading.Event()
+    if watch:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+    while True:
+        decisions = ahead.decide(manager, budget_bytes=parse_bytes(budget) if budget else None)
+        if as_json:
+            output.data({"schema": "aim-engine/cache-prefetch/v1", "decisions": decisions})
+        else:
+            for each in decisions:
+                size = "?" if each.size_bytes is None else format_bytes(each.size_bytes)
+                gone = f"; {', '.join(model for model, _ in each.evicts)} goes for it" if each.evicts else ""
+                output.text(f"{each.does:<5} {each.model_id}  {size}  worth {each.value_s:.0f} s: {each.why}{gone}")
+            if not decisions:
+                output.note("no model has an appointment or was used before and is missing")
+        if not dry_run:
+            ahead.carry_out(manager, decisions, output.note)
+        if not watch or stop.wait(600):
+            return
+
+
+@click.command(epilog="Example: aim-engine cache compress --dry-run")
+@click.argument("models", nargs=-1)
+@click.option("--idle-days", type=float, default=7.0, show_default=True, help="Weights that nobody used for so long.")
+@click.option("--dry-run", is_flag=True, help="Show what would be packed, and why the rest would not.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def compress(models: tuple[str, ...], idle_days: float, dry_run: bool, as_json: bool) -> None:
+    """Keep weights that nobody uses, or those of MODELS, in a third less room; they come back bit for bit when they are needed."""
+    from aim_engine.cache import pack
+
+    manager = _manager()
+    if not manager.store.exists:
+        output.note("there is no cache yet")
+        return
+    opened = manager.opened()
+    choices = pack.choose(manager.store, manager.index, idle_days=idle_days, models=models, in_use=opened)
+    for each in choices if not as_json else ():
+        output.text(
+            f"{'pack' if each.packs else 'leave'}  {format_bytes(each.size_bytes):>10}  {', '.join(each.models)}: {each.why}"
+        )
+    if dry_run:
+        if as_json:
+            output.data({"schema": "aim-engine/cache-compress/v1", "choices": choices})
+        return
+    gained = pack.apply(choices, manager.store, manager.index)
+    if as_json:
+        output.data(gained)
+    else:
+        output.text(
+            f"{gained.files} files packed: {format_bytes(gained.before_bytes)} -> {format_bytes(gained.after_bytes)} "
+            f"in {gained.seconds:.1f} s"
+        )
+
+
+@click.command(epilog="Example: aim-engine cache serve --port 8471")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=int, default=8471, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--token-file", metavar="PATH", help="File with the token that other nodes must send.")
+@click.option("--insecure-i-know", is_flag=True, help="Let everybody who reaches the address read the models.")
+def serve(host: str, port: int, token_file: str | None, insecure_i_know: bool) -> None:
+    """Let other nodes, and any hub client, fetch from this cache; also gives aim_cache_* metrics at /metrics."""
+    from aim_engine.cache import serve as serving
+
+    token = None
+    if token_file is not None:
+        try:
+            token = Path(token_file).expanduser().read_text().strip()
+        except OSError as err:
+            raise click.UsageError(f"{token_file} cannot be read: {err.strerror}") from err
+        if not token:
+            raise click.UsageError(f"{token_file} holds no token")
+    loaded = all_settings.load()
+    server = serving.Server(
+        lambda: managers.ModelCacheManager(loaded.cache_dir), host, port, token=token, insecure=insecure_i_know
+    )
+    with server:
+        output.text(server.address)
+        output.next_step(f"elsewhere: AIM_ENGINE_CACHE_PEERS={server.address} aim-engine cache pull MODEL")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
+        server.serve_forever(poll_interval=0.2)
+
+
+@click.command(epilog="Example: aim-engine cache sync Qwen/Qwen3-32B --to s3://models")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--to", "target", required=True, metavar="PLACE", help="s3://BUCKET/PATH, gs://, az://, or a folder.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def sync(models: tuple[str, ...], target: str, as_json: bool) -> None:
+    """Write MODELS to where other caches fetch from, with a SHA256SUMS file that proves them; what is there already stays."""
+    from aim_engine.cache import sync as syncing
+
+    done = [syncing.write(_manager(), model, target, output.note) for model in models]
+    if as_json:
+        output.data({"schema": "aim-engine/cache-synced/v1", "models": done})
+        return
+    for each in done:
+        output.text(
+            f"{each.place}: {format_bytes(each.written_bytes)} written, {format_bytes(each.present_bytes)} were there"
+        )
+    output.next_step(f"elsewhere: aim-engine cache pull {models[0]} --from {target}")
+
+
+@click.command(epilog="Example: aim-engine cache metrics")
+def metrics() -> None:
+    """Print the aim_cache_* metrics of this node as Prometheus reads them."""
+    from aim_engine.cache import metrics as said
+
+    output.text(said.render(_manager()).rstrip("\n"))
+
+
+@click.command(epilog="Example: aim-engine cache rebuild")
+def rebuild() -> None:
+    """Make the index anew from the store's files. Checksums are not read again."""
+    manager = _manager()
+    if not manager.store.exists:
+        output.note("there is no cache yet")
+        return
+    began = time.monotonic()
+    manager.index.rebuild()
+    models, revisions, files, total = manager.index.totals()
+    output.text(
+        f"{models} models, {revisions} revisions, {files} files, {format_bytes(total)} in {time.monotonic() - began:.1f} s"
+    )
+
+
+@click.command(epilog="Example: aim-engine cache unlock index")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Break the lock. Only when its holder certainly does not run any more.")
+def unlock(name: str, force: bool) -> None:
+    """Say who holds the lock NAME of a shared file system, and with --force break it, as after a node died."""
+    from aim_engine.cache import locks
+
+    if "/" in name or name.startswith("."):
+        raise click.UsageError(f"'{name}' is not the name of a lock")
+    manager = _manager()
+    holder = locks.unlock(manager.store, name, force=force) if manager.store.exists else None
+    output.text(f"{name}: {holder or 'nobody holds it'}" + (", no longer" if holder and force else ""))
+
+
+COMMANDS = (outdated, schedule, quota, prefetch, compress, sync, serve, metrics, rebuild, unlock)
+
+
+def _manager() -> managers.ModelCacheManager:
+    return managers.ModelCacheManager(all_settings.load().cache_dir, progress=output.note)
+
+
+def _utc(moment_s: float) -> str:
+    return f"{dt.datetime.fromtimestamp(moment_s, dt.UTC):%Y-%m-%d %H:%M} UTC"
