@@ -27,7 +27,7 @@ from aim_engine.hardware.gpu import Gpu
 from aim_engine.kpi import names as kpis
 from aim_engine.model import catalog as models
 from aim_engine.model.spec import ModelSpec
-from aim_engine.monitor.report import KpiReport
+from aim_engine.monitor.figures import KpiReport
 from aim_engine.planner.plan import Plan
 from aim_engine.recipe.recipe import Recipe
 from aim_engine.rollout import Outcome
