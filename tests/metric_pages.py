@@ -73,6 +73,7 @@ def text(content: str | bytes, *, status: int = 200, length: int | None = None) 
         handler.send_header("Content-Length", str(len(body) if length is None else length))
         handler.end_headers()
         handler.wfile.write(body)
+        handler.close_connection = handler.close_connection or length is not None
 
     return reply
 
@@ -88,6 +89,7 @@ def dripping(seconds: float) -> Reply:
             handler.wfile.write(b"#")
             handler.wfile.flush()
             time.sleep(0.05)
+        handler.close_connection = True
 
     return reply
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from aim_engine.advise import knowledge
+from aim_engine.advise.compare import FEW_REQUESTS
 from aim_engine.advise.knowledge import Remedy, Rule, Verify
 from aim_engine.advise.subject import Subject, predict
 from aim_engine.backend.rules import UnknownName, compiled
@@ -95,7 +96,7 @@ def diagnose(subject: Subject, overlay: Path | None = None) -> Diagnosed:
     held_off = False
     for rule in knowledge.load(overlay):
         if subject.finished < rule.requests:
-            held_off = True
+            held_off = held_off or subject.finished < FEW_REQUESTS
             continue
         answer = holds(rule, subject.names)
         if answer is None:

@@ -217,8 +217,9 @@ def _traffic(report: KpiReport | None, plan: Plan | None) -> Workload | None:
     prompt, output, batch = (report.value(name) for name in ("prompt_tokens", "output_tokens", "batch"))
     if not prompt or not output or not batch:
         return None
+    asked = batch + (report.value("waiting_mean") or 0.0)
     return Workload(
-        input_tokens=max(1, round(prompt)), output_tokens=max(1, round(output)), concurrency=max(1, round(batch))
+        input_tokens=max(1, round(prompt)), output_tokens=max(1, round(output)), concurrency=max(1, round(asked))
     )
 
 

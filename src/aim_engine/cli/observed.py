@@ -128,3 +128,12 @@ def _recorded(store: Store, name: str) -> Observed:
         target = Target(deployment=record.group or record.name, name=record.name, endpoint=record.endpoint)
         pages.append(Watched(target=target, url=scrape.address(record.endpoint)))
     return Observed(name=pages[0].target.deployment, pages=tuple(pages), plan=plan, members=members)
+
+
+def served_as(found: Observed, settings: Settings) -> str:
+    """The name that requests to a deployment must use. Raises: Unreachable."""
+    if found.members:
+        return Store(settings.state_dir).load(found.members[0]).served_as
+    from aim_engine.deploy import chat
+
+    return chat.models(found.pages[0].target.endpoint)[0]

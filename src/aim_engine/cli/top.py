@@ -142,7 +142,7 @@ def frame(screens: Sequence[Screen], alerts: Sequence[Alert]) -> RenderableType:
     return Group(*(_panel(screen, alerts) for screen in screens))
 
 
-def sparkline(values: Sequence[float | None], width: int = 30) -> str:
+def sparkline(values: Sequence[float | None], width: int = 24) -> str:
     """The last values as bars, from zero to their peak; a gap where there was none."""
     shown = list(values)[-width:]
     peak = max((value for value in shown if value is not None), default=0.0)
@@ -184,7 +184,11 @@ def _panel(screen: Screen, alerts: Sequence[Alert]) -> RenderableType:
     parts: list[RenderableType] = [table]
     if screen.cards:
         parts.append(_cards(screen))
-    firing = [alert for alert in alerts if alert.deployment == screen.found.name and alert.state == "firing"]
+    firing = [
+        alert
+        for alert in alerts
+        if alert.deployment == screen.found.name and alert.state == "firing" and not alert.inhibited_by
+    ]
     parts += [Text(f"{alert.severity}: {alert.rule}: {alert.summary}", style="red") for alert in firing]
     if screen.error:
         parts.append(Text(f"no answer: {screen.error}", style="red"))

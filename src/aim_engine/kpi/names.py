@@ -285,7 +285,7 @@ DERIVED: tuple[Kpi, ...] = (
     ),
     Kpi(
         name="failed_requests",
-        label="requests ended in an error",
+        label="failed requests",
         unit="requests",
         meaning="requests that the engine could not finish",
         better="lower",

@@ -119,7 +119,7 @@ def _why(err: Exception) -> str:
         return "the name is not known to DNS"
     if "refused" in str(err):
         return "connection refused: nothing listens there"
-    if isinstance(err, urllib3.exceptions.IncompleteRead):
+    if "IncompleteRead" in str(err):
         return "the page ends before the length that it states"
     if "without response" in str(err):
         return "the server closed the connection without an answer"

@@ -28,9 +28,9 @@ _MIGRATIONS = (
         endpoint TEXT NOT NULL, about BLOB, cursor BLOB, minutes_to INTEGER NOT NULL DEFAULT 0,
         hours_to INTEGER NOT NULL DEFAULT 0, UNIQUE (deployment, kind, name));
     CREATE TABLE edges (id INTEGER PRIMARY KEY, content BLOB NOT NULL UNIQUE);
-    CREATE TABLE sample (target INTEGER NOT NULL, time INTEGER NOT NULL, span BLOB NOT NULL, PRIMARY KEY (target, time)) WITHOUT ROWID;
-    CREATE TABLE minute (target INTEGER NOT NULL, time INTEGER NOT NULL, span BLOB NOT NULL, PRIMARY KEY (target, time)) WITHOUT ROWID;
-    CREATE TABLE hour (target INTEGER NOT NULL, time INTEGER NOT NULL, span BLOB NOT NULL, PRIMARY KEY (target, time)) WITHOUT ROWID;
+    CREATE TABLE sample (target INTEGER NOT NULL, time INTEGER NOT NULL, span BLOB NOT NULL, PRIMARY KEY (target, time));
+    CREATE TABLE minute (target INTEGER NOT NULL, time INTEGER NOT NULL, span BLOB NOT NULL, PRIMARY KEY (target, time));
+    CREATE TABLE hour (target INTEGER NOT NULL, time INTEGER NOT NULL, span BLOB NOT NULL, PRIMARY KEY (target, time));
     CREATE TABLE event (id INTEGER PRIMARY KEY, target INTEGER NOT NULL, time INTEGER NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
     CREATE INDEX event_time ON event (target, time)
     """,
@@ -256,7 +256,7 @@ class History:
     def _merge(self, key: int, table: str, time: int, span: Span) -> None:
         connection = self.database.connection
         row = connection.execute(f"SELECT span FROM {table} WHERE target = ? AND time = ?", (key, time)).fetchone()  # noqa: S608
-        whole = span if row is None else self._unpacked(row[0]).then(span)
+        whole = span if row is None else in_a_row((self._unpacked(row[0]), span))
         connection.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)", (key, time, self._packed(whole)))  # noqa: S608
 
     def _fold(self, key: int, fine: str, coarse: str, begin: int, end: int) -> None:
@@ -332,10 +332,10 @@ class History:
         return self._pack.encode(
             _Packed(
                 span.seconds,
-                span.counters,
+                {name: _short(value) for name, value in span.counters.items()},
                 span.gauges,
                 {
-                    name: (self._edge_id(h.edges), h.total, {n: c for n, c in enumerate(h.counts) if c})
+                    name: (self._edge_id(h.edges), h.total, {n: _short(c) for n, c in enumerate(h.counts) if c})
                     for name, h in span.histograms.items()
                 },
                 span.scrapes,
@@ -374,3 +374,8 @@ class History:
             found = decoder.decode(content) if isinstance(content, bytes) else ()
             self._by_id[edge_id] = found
         return self._by_id[edge_id]
+
+
+def _short(number: float) -> float:
+    """Whole numbers as such, which take a third of the room."""
+    return int(number) if number == int(number) else number

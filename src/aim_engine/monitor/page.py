@@ -182,6 +182,7 @@ def value(unit: str, number: float | None) -> str:
         return f"{number:.2f} USD"
     if unit in ("requests", "tokens", "errors", "times", "pages"):
         return f"{number:,.0f}" if number >= 10 or number == int(number) else f"{number:.1f}"
+    unit = unit.replace("requests/s", "req/s")
     return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
 
 

@@ -32,16 +32,6 @@ class Gauge(msgspec.Struct, frozen=True, array_like=True):
         """Mean over scrapes."""
         return self.total / self.count
 
-    def then(self, later: Gauge) -> Gauge:
-        """This one, followed by another."""
-        return Gauge(
-            later.last,
-            min(self.low, later.low),
-            max(self.high, later.high),
-            self.total + later.total,
-            self.count + later.count,
-        )
-
 
 class Histogram(msgspec.Struct, frozen=True, array_like=True):
     """Observations by bucket; the last count is of those above every edge."""
@@ -116,18 +106,6 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     failed: int = 0
     restarts: int = 0
 
-    def then(self, later: Span) -> Span:
-        """This span, followed by another of the same endpoint."""
-        return Span(
-            self.seconds + later.seconds,
-            _added(self.counters, later.counters),
-            _merged(self.gauges, later.gauges, Gauge.then),
-            _merged(self.histograms, later.histograms, Histogram.plus),
-            self.scrapes + later.scrapes,
-            self.failed + later.failed,
-            self.restarts + later.restarts,
-        )
-
     def source(self, parameters: Mapping[str, float]) -> Source:
         """Answers of this span to the questions of figures."""
 
@@ -177,10 +155,49 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
 
 def in_a_row(spans: Iterable[Span]) -> Span:
     """Spans of one endpoint, oldest first, as one."""
-    whole = Span(0.0)
-    for span in spans:
-        whole = whole.then(span)
-    return whole
+    found = list(spans)
+    if len(found) == 1:
+        return found[0]
+    counters: dict[str, float] = {}
+    gauges: dict[str, list[Gauge]] = {}
+    histograms: dict[str, list[Histogram]] = {}
+    for span in found:
+        for name, value in span.counters.items():
+            counters[name] = counters.get(name, 0.0) + value
+        for name, gauge in span.gauges.items():
+            gauges.setdefault(name, []).append(gauge)
+        for name, histogram in span.histograms.items():
+            histograms.setdefault(name, []).append(histogram)
+    return Span(
+        sum(span.seconds for span in found),
+        counters,
+        {
+            name: Gauge(
+                group[-1].last,
+                min(gauge.low for gauge in group),
+                max(gauge.high for gauge in group),
+                sum(gauge.total for gauge in group),
+                sum(gauge.count for gauge in group),
+            )
+            for name, group in gauges.items()
+        },
+        {name: _together(group) for name, group in histograms.items()},
+        sum(span.scrapes for span in found),
+        sum(span.failed for span in found),
+        sum(span.restarts for span in found),
+    )
+
+
+def _together(group: Sequence[Histogram]) -> Histogram:
+    """Histograms as one, on the edges that all have."""
+    edges = group[0].edges
+    if any(histogram.edges != edges for histogram in group):
+        whole = group[0]
+        for histogram in group[1:]:
+            whole = whole.plus(histogram)
+        return whole
+    counts = tuple(map(sum, zip(*(histogram.counts for histogram in group), strict=True)))
+    return Histogram(edges, counts, sum(histogram.total for histogram in group))
 
 
 def side_by_side(spans: Sequence[Span]) -> Span:
