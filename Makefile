@@ -71,6 +71,7 @@ corpus rig engine docker kill consumers mutation: .venv/ready
 
 bench: .venv/ready
 	@$(RUN)python bench/run.py
+	@$(RUN)python bench/monitor.py
 
 clean:
 	rm -rf .venv .tools dist site build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -35,7 +35,9 @@ def exported(given: dict[str, float] | None = None, engine: str = "vllm") -> rul
 
 
 def test_rules_without_a_series_or_a_limit_are_left_out_with_the_reason() -> None:
-    assert set(exported().left_out) == {"HostMisconfig", "QualityDrop"}
+    ours = {"GpuPowerBelowDefaultCap", "GpuHot", "GpuVeryHot", "GpuBadPages"}
+    assert set(exported().left_out) == {"HostMisconfig", "QualityDrop"} | ours
+    assert "reads it from the driver" in exported().left_out["GpuHot"]
     without = exported({}).left_out
     assert {"TtftBudgetBurnFast", "ItlBudgetBurnSlow", "GpuIdleCost"} <= set(without)
     assert "slo_ttft_ms" in without["TtftBudgetBurnFast"]
@@ -143,4 +145,4 @@ def test_promtool_finds_that_each_rule_fires_and_is_silent_in_its_cases(tmp_path
         )
     done = subprocess.run(["promtool", "test", "rules", *map(str, files)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(files) >= 20
+    assert len(files) >= 17

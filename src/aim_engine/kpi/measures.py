@@ -45,6 +45,8 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     """What a sample is multiplied by to be in `unit`."""
     only_with: str = ""
     """What an engine must be told to export it."""
+    ours: bool = False
+    """Read from the driver's files by us; AMD's exporter has no such series."""
 
 
 def _counter(
@@ -74,9 +76,11 @@ def _card(
     zero: bool = False,
     scale: float = 1.0,
     where: tuple[tuple[str, str], ...] = (),
+    ours: bool = False,
 ) -> Measure:
     return Measure(
         name=name,
+        ours=ours,
         kind=kind,
         unit=unit,
         families=families,
@@ -168,18 +172,18 @@ DEVICE: tuple[Measure, ...] = (
         across="sum",
         zero=True,
     ),
-    _card("gpu_power_cap", "W", "gpu_power_cap", across="sum", zero=True),
-    _card("gpu_power_cap_default", "W", "gpu_power_cap_default", across="sum", zero=True),
+    _card("gpu_power_cap", "W", "gpu_power_cap", across="sum", zero=True, ours=True),
+    _card("gpu_power_cap_default", "W", "gpu_power_cap_default", across="sum", zero=True, ours=True),
     _card("gpu_energy", "J", "gpu_energy_consumed", kind="counter", across="sum", scale=1e-6),
     _card("gpu_junction", "C", "gpu_junction_temperature", "gpu_edge_temperature", zero=True),
-    _card("gpu_junction_crit", "C", "gpu_junction_temperature_critical", zero=True),
+    _card("gpu_junction_crit", "C", "gpu_junction_temperature_critical", zero=True, ours=True),
     _card("gpu_hbm_temperature", "C", "gpu_memory_temperature", "gpu_hbm_temperature", zero=True),
     _card("gpu_clock", "MHz", "gpu_clock", zero=True, where=(("clock_type", "GPU_CLOCK_TYPE_SYSTEM"),)),
     _card("gpu_clock_max", "MHz", "gpu_max_clock", zero=True, where=(("clock_type", "GPU_CLOCK_TYPE_SYSTEM"),)),
     _card("gpu_ecc_correctable", "errors", "gpu_ecc_correct_total", kind="counter", across="sum"),
     _card("gpu_ecc_uncorrectable", "errors", "gpu_ecc_uncorrect_total", kind="counter", across="sum"),
     _card("gpu_ecc_deferred", "errors", "gpu_ecc_deferred_total", kind="counter", across="sum"),
-    _card("gpu_bad_pages", "pages", "gpu_bad_pages", "gpu_retired_pages", across="sum"),
+    _card("gpu_bad_pages", "pages", "gpu_bad_pages", across="sum", ours=True),
     _card("throttle_samples", "samples", "gpu_violation_current_accumulated_counter", kind="counter", across="sum"),
     _card("throttle_power", "samples", "gpu_violation_ppt_residency_accumulated", kind="counter", across="sum"),
     _card(

@@ -27,7 +27,7 @@ def read(root: Path, time_s: float) -> dict[str, Totals]:
     """Each usable card below `root`, by its PCI address; empty without any."""
     found = {}
     for card in drm.cards(root):
-        if card.usable and card.vram_total_bytes:
+        if card.usable:
             said = _totals(card, sensors.read(card.folder), time_s)
             if said.gauges:
                 found[card.address or card.name] = said

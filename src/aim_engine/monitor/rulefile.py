@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from aim_engine.kpi import formula, names
+from aim_engine.kpi import formula, measures, names
 from aim_engine.kpi.formula import Unknown
 from aim_engine.monitor import alerts
 from aim_engine.monitor.alerts import Condition, Rule
@@ -104,6 +104,8 @@ def _figure(
     kpi = names.BY_NAME[condition.kpi]
     if kpi.formula is None:
         raise Unknown(f"no series tells {kpi.label}")
+    if any(measures.BY_NAME[name].ours for name in formula.measures_of(kpi.formula)):
+        raise Unknown(f"AMD's exporter does not tell {kpi.label}; aim-engine monitor reads it from the driver")
     if condition.quantile is not None and kpi.measure is not None:
         text = formula.quantile_promql(
             kpi.measure, condition.quantile, selector=selector, window=condition.over, engine=engine
