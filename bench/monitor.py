@@ -154,10 +154,15 @@ async def serve(count: int) -> None:
     before, marker, after = PAGE.read_text().partition("vllm:generation_tokens_total{")
     labels, _, rest = after.partition("} ")
     tail = rest.partition("\n")[2]
-    front, back = f"{before}{marker}{labels}}} ".encode(), ("\n" + tail).encode()
     began = time.monotonic()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Every endpoint serves a model of its own, so that no two pages share a series.
+        port = writer.get_extra_info("sockname")[1]
+        front, back = (
+            text.replace('model_name="', f'model_name="{port}/').encode()
+            for text in (f"{before}{marker}{labels}}} ", f"\n{tail}")
+        )
         try:
             while await reader.readuntil(b"\r\n\r\n"):
                 body = front + f"{100 + 40 * (time.monotonic() - began):.0f}".encode() + back

@@ -17,6 +17,9 @@ import click
 import msgspec
 
 from aim_engine import settings
+from aim_engine.advise import knowledge
+from aim_engine.advise.diagnose import Diagnosed
+from aim_engine.cli.alerts import said
 from aim_engine.cli.main import COMMANDS
 from aim_engine.deploy.runner import Deployment
 from aim_engine.doctor.examine import CHECKS
@@ -24,9 +27,6 @@ from aim_engine.doctor.report import Diagnosis
 from aim_engine.hardware import catalog as cards
 from aim_engine.hardware.cluster import Cluster
 from aim_engine.hardware.gpu import Gpu
-from aim_engine.advise import knowledge
-from aim_engine.advise.diagnose import Diagnosed
-from aim_engine.cli.alerts import said
 from aim_engine.improve import Outcome as Applied
 from aim_engine.kpi import formula
 from aim_engine.kpi import names as kpis
@@ -177,12 +177,12 @@ def figures() -> str:
     for kpi in kpis.ALL:
         if kpi.formula is None:
             continue
-        text = formula.promql(
-            kpi.formula, selector="", window="5m", parameters=given, edges={"ttft": ("0.5",)}
-        )
+        text = formula.promql(kpi.formula, selector="", window="5m", parameters=given, edges={"ttft": ("0.5",)})
         scaled = text if kpi.scale == 1.0 else f"{text} * {kpi.scale:.6g}"
         lines += [f"`{kpi.name}`", "", "```promql", scaled, "```", ""]
-    lines += ["`goodput_requests_s` is shown for a limit of 500 ms on the first token, `usd_per_million_tokens` for 12 USD an hour."]
+    lines += [
+        "`goodput_requests_s` is shown for a limit of 500 ms on the first token, `usd_per_million_tokens` for 12 USD an hour."
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -49,6 +49,8 @@ def case(values: Mapping[str, Any]) -> tuple[Span, Span, dict[str, float]]:
                 gauges["waiting"] = gauge(value)
             case "batch":
                 gauges["running"] = gauge(value)
+            case "requests_s":
+                counters["requests"] = value * 60.0
             case "output_tok_s":
                 counters["output_tokens"] = value * 60.0
             case "preemptions" | "rejections":
@@ -105,6 +107,13 @@ def test_a_rule_whose_figures_nobody_tells_is_not_judged(rule: Rule) -> None:
         rule, lambda _: (empty, empty), {"slo_ttft_ms": 1.0, "slo_tpot_ms": 1.0, "gpus": 8.0}, firing=False
     )
     assert held is (True if rule.name == "TelemetryBlind" else None)
+
+
+def test_a_few_slow_requests_are_no_burnt_budget() -> None:
+    for one in RULES:
+        if "BudgetBurn" in one.name:
+            now, before, given = case({**one.fires, "requests_s": 0.0003})
+            assert alerts.judge(one, lambda _, now=now, before=before: (now, before), given, firing=False)[0] is False  # type: ignore[misc]
 
 
 def test_the_rules_of_the_reference_are_there_and_name_what_exists() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -14,11 +15,12 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import metric_pages
 from aim_engine.errors import InvalidInput
-from aim_engine.monitor import alerts, notify
+from aim_engine.monitor import alerts, notify, rulefile
 from aim_engine.monitor.history import History, Look, Target
 from aim_engine.monitor.ledger import Alert, Ledger
 from aim_engine.monitor.span import Span
@@ -180,6 +182,53 @@ def test_a_real_alertmanager_delivers_an_alert_and_its_end(ledger: Ledger, tmp_p
     }
     assert (first["status"], last["status"]) == ("firing", "resolved")
     assert [each["status"] for each in got].count("firing") == 1
+
+
+@pytest.mark.consumers
+def test_a_real_prometheus_with_the_exported_rules_tells_of_an_engine_that_is_down_and_up_again(tmp_path: Path) -> None:
+    programs = [shutil.which(name) for name in ("prometheus", "prometheus-alertmanager")]
+    if not all(programs):
+        pytest.skip("Prometheus and Alertmanager are not installed: apt-get install prometheus prometheus-alertmanager")
+    # The rule as it is exported, only over seconds instead of minutes.
+    (rule,) = [rule for rule in alerts.load() if rule.name == "EngineDown"]
+    quick = msgspec.structs.replace(rule, for_="0s", all_of=(msgspec.structs.replace(rule.all_of[0], over="4s"),))
+    exported = rulefile.export([quick], deployment="demo", selector='job="engine"', devices="", parameters={})
+    engine, ports = metric_pages.Engine(), (free_port(), free_port())
+    pages = {"/metrics": metric_pages.text(engine.page())}
+    with receiver() as (address, got, _), metric_pages.serving(pages) as served:
+        (tmp_path / "rules.yml").write_text(json.dumps({"groups": exported.groups}))
+        (tmp_path / "alertmanager.yml").write_text(
+            "route: {receiver: hook, group_wait: 0s, group_interval: 1s, repeat_interval: 1h}\n"
+            f"receivers: [{{name: hook, webhook_configs: [{{url: '{address}', send_resolved: true}}]}}]\n"
+        )
+        (tmp_path / "prometheus.yml").write_text(
+            "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
+            "rule_files: [rules.yml]\n"
+            f"scrape_configs: [{{job_name: engine, static_configs: [{{targets: ['{served.removeprefix('http://')}']}}]}}]\n"
+            f"alerting: {{alertmanagers: [{{static_configs: [{{targets: ['127.0.0.1:{ports[1]}']}}]}}]}}\n"
+        )
+        commands = (
+            [f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'tsdb'}"],
+            [
+                f"--config.file={tmp_path / 'alertmanager.yml'}",
+                f"--storage.path={tmp_path / 'am'}",
+                "--cluster.listen-address=",
+            ],
+        )
+        with contextlib.ExitStack() as started:
+            for program, words, port in zip(programs, commands, ports, strict=True):
+                listening = f"--web.listen-address=127.0.0.1:{port}"
+                process = subprocess.Popen([str(program), *words, listening], stderr=subprocess.DEVNULL)
+                started.enter_context(process)
+                started.callback(process.terminate)
+                _until(lambda port=port: _ready(port))
+            time.sleep(3)
+            pages["/metrics"] = metric_pages.text("broken", status=500)
+            _until(lambda: any(each["status"] == "firing" for each in got), 60)
+            pages["/metrics"] = metric_pages.text(engine.page())
+            _until(lambda: any(each["status"] == "resolved" for each in got), 60)
+    assert got[0]["alerts"][0]["labels"]["alertname"] == "AimEngineEngineDown"
+    assert got[0]["alerts"][0]["annotations"]["summary"] == "demo: no answer from the metrics page"
 
 
 def down_for(history: History, watch: Watch, end_s: float) -> None:

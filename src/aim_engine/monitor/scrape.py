@@ -166,7 +166,7 @@ def _sample(line: str, front: str) -> Sample | None:
         name = name[4:]
     known = tuple(sorted(labels))
     group = name + repr([pair for pair in known if pair[0] not in RANKS])
-    if len(fields) == 1:
+    if line == f"{front} {fields[0]}":
         if len(_seen) >= _MOST_SEEN:
             _seen.clear()
         _seen[front] = (name, known, group)
