@@ -80,7 +80,10 @@ def test_an_endpoint_that_is_down_is_said_so_and_no_error_of_ours(
     found = document(capsys, "monitor", "127.0.0.1:9", "--once", "--json")["deployments"][0]
     assert "connection refused" in found["error"]
     assert found["kpis"] is None
-    assert [(alert["rule"], alert["state"]) for alert in found["alerts"]] == [("EngineDown", "pending")]
+    assert {alert["rule"]: alert["state"] for alert in found["alerts"]} == {
+        "EngineDown": "pending",
+        "ReplicaDown": "pending",
+    }
 
 
 def test_reports_in_every_form(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -239,7 +239,7 @@ def test_an_alert_survives_a_restart_of_the_monitor_and_is_told_once(
             history, Ledger(tmp_path / "ledger.db"), RULES, {"demo": None}, receivers=("http://127.0.0.1:9/hook",)
         )
         told += [f"{each.rule} {each.state}" for each in watch.judge(now_s) if each.told_s == now_s]
-    assert told == ["EngineDown firing", "EngineDown resolved"]
+    assert told == ["EngineDown firing", "EngineDown resolved"], "that a replica is down says nothing more"
     assert [(m.alert.rule, m.alert.state) for m in ledger.waiting()] == [
         ("EngineDown", "firing"),
         ("EngineDown", "resolved"),

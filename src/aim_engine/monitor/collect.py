@@ -58,11 +58,17 @@ class _Page:
             self._trackers[target] = Tracker(self._history.cursor(target) if self._history is not None else None)
         return self._trackers[target]
 
-    def missed(self, why: str) -> list[Look]:
+    def missed(self, why: str, interval_s: float) -> list[Look]:
         now = time.time()
         span, events = self.tracker(self.watched.target).missed(why, time_s=now)
+        # One look at an endpoint that stays away stands for those that were left out.
+        span = msgspec.structs.replace(span, failed=round(self.wait_s(interval_s) / interval_s))
         self.misses += 1
         return [Look(target=self.watched.target, time_s=now, span=span, cursor=None, events=events)]
+
+    def wait_s(self, interval_s: float) -> float:
+        """Until the next look: longer for one that stays away."""
+        return interval_s * min(2.0**self.misses, max(1.0, _LONGEST_WAIT_S / interval_s))
 
     def seen(self, target: Target, found: Totals) -> Look:
         tracker = self.tracker(target)
@@ -175,8 +181,7 @@ class Collector:
                 while due and due[0][0] <= now:
                     at, number = heapq.heappop(due)
                     page = self._pages[number]
-                    wait_s = self._interval_s * min(2**page.misses, max(1.0, _LONGEST_WAIT_S / self._interval_s))
-                    heapq.heappush(due, (max(at + wait_s, now), number))
+                    heapq.heappush(due, (max(at + page.wait_s(self._interval_s), now), number))
                     with lock:
                         if number in busy:
                             continue
@@ -198,7 +203,7 @@ class Collector:
         try:
             return page.read(self._fetcher.get(page.watched.url, self._timeout_s))
         except Unreachable as err:
-            return page.missed(f"{err.what}: {err.why}" if err.why else err.what)
+            return page.missed(f"{err.what}: {err.why}" if err.why else err.what, self._interval_s)
 
     def _own_cards(self) -> list[Look]:
         if self._cards is None:

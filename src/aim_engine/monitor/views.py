@@ -122,14 +122,17 @@ def parameters(plan: Plan | None) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def quality(ledger: Ledger, deployment: str, begin_s: float, end_s: float) -> dict[str, float]:
-    """Scores of a deployment: the newest evaluation, and the share of good answers among those rated or checked."""
+def quality(ledger: Ledger, deployment: str, begin_s: float, end_s: float, *, at_least: int = 1) -> dict[str, float]:
+    """Scores of a deployment: the newest evaluation, and the share of good answers among those rated or checked.
+
+    The share is left out below `at_least` of them.
+    """
     found = {}
     scores = [score for score in ledger.scores(deployment) if score.time_s <= end_s]
     if scores:
         found["accuracy_score"] = scores[-1].value
     ratings = ledger.ratings(deployment, begin_s, end_s)
-    if ratings:
+    if len(ratings) >= at_least:
         found["response_quality_score"] = sum(rating.good for rating in ratings) / len(ratings)
     return found
 

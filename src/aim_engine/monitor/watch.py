@@ -20,6 +20,8 @@ from aim_engine.planner.plan import Plan
 
 logger = logging.getLogger(__name__)
 JUDGE_S = 10.0
+FEW_RATINGS = 10
+"""Of fewer, one bad answer would be a drop."""
 
 
 class Watch:
@@ -78,7 +80,10 @@ class Watch:
                 spans[length, back] = views.span(self._history, deployment, end - length, end)
             return spans[length, back]
 
-        given = {**views.parameters(plan), **views.quality(self._ledger, deployment, now_s - 3600, now_s)}
+        given = {
+            **views.parameters(plan),
+            **views.quality(self._ledger, deployment, now_s - 3600, now_s, at_least=FEW_RATINGS),
+        }
         found = []
         for rule in self._rules:
             before = known.get((deployment, rule.name))
