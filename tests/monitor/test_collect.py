@@ -153,6 +153,12 @@ def test_the_page_of_an_exporter_is_one_target_per_card(tmp_path: Path) -> None:
     assert document.figures.value("junction_c") == 71
 
 
+def test_cards_of_other_pods_are_left_out() -> None:
+    page = 'gpu_package_power{gpu_id="0",pod="qwen-1"} 700\ngpu_package_power{gpu_id="1",pod="other"} 150\n'
+    assert list(totals.by_card(scrape.parse(page), "qwen-.*")) == ["0"]
+    assert list(totals.by_card(scrape.parse(page))) == ["0", "1"]
+
+
 def test_zero_of_a_sensor_that_is_not_there_is_unknown() -> None:
     page = 'gpu_edge_temperature{gpu_id="0"} 0\ngpu_package_power{gpu_id="0"} 0\n'
     (card,) = totals.by_card(scrape.parse(page)).values()

@@ -21,6 +21,7 @@ from aim_engine.monitor import page, report, scrape, views
 from aim_engine.monitor.history import History, Look, Target
 from aim_engine.monitor.ledger import Ledger, Rating, Score
 from aim_engine.monitor.listen import Listener
+from aim_engine.monitor.prometheus import Prometheus
 from aim_engine.monitor.span import Gauge, Histogram, Span
 from aim_engine.planner.plan import Plan
 from aim_engine.workflow import Request
@@ -173,6 +174,28 @@ def test_markdown_has_one_row_per_figure(history: History, plan: Plan) -> None:
     assert len(rows) == 1
     assert "+100.0%" in rows[0]
     assert "5.00 s" in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (metric_pages.text("<html>"), "is not the API of a Prometheus server"),
+        (
+            metric_pages.text('{"status": "error", "error": "parse error at char 3"}', status=400),
+            "parse error at char 3",
+        ),
+        (metric_pages.text('{"status": "success", "data": {}}'), "is not the API of a Prometheus server"),
+    ],
+)
+def test_what_is_no_prometheus_or_refuses_is_said_so(reply: metric_pages.Reply, reason: str) -> None:
+    with metric_pages.serving({"/api/v1/query": reply}) as address, pytest.raises(Unreachable) as caught:
+        Prometheus(address).window(BEGIN, BEGIN + 60)
+    assert reason in str(caught.value)
+
+
+def test_a_prometheus_that_is_not_there_is_unreachable() -> None:
+    with pytest.raises(Unreachable, match="does not answer"):
+        Prometheus("http://127.0.0.1:9").window(BEGIN, BEGIN + 60)
 
 
 def test_a_document_survives_json(history: History, plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from aim_engine.monitor import alerts, devices, figures, notify, report, views
 from aim_engine.monitor import watch as watching
 from aim_engine.monitor.collect import Collector
 from aim_engine.monitor.history import History, Look
+from aim_engine.monitor.ledger import Ledger
 from aim_engine.monitor.watch import Watch
 from aim_engine.settings import Settings
 from aim_engine.workflow import overlay_dir
@@ -33,6 +35,7 @@ _RECENT_S = 300.0
 @click.option(
     "--exporter", multiple=True, metavar="URL", help="AMD device metrics exporter whose cards belong to the deployment."
 )
+@click.option("--pods", metavar="REGEX", help="Of the exporter's cards only those that these pods hold.")
 @click.option("--no-cards", is_flag=True, help="Leave the cards of this machine out.")
 @click.option(
     "--receivers",
@@ -42,6 +45,7 @@ _RECENT_S = 300.0
 @click.option(
     "--listen", metavar="HOST:PORT", help="Take ratings by POST /feedback and show figures at /metrics there."
 )
+@click.option("--learn", is_flag=True, help="Correct predictions by each hour that was measured under load.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document; with --once only.")
 def monitor(
     names: tuple[str, ...],
@@ -49,9 +53,11 @@ def monitor(
     once: bool,
     duration: str | None,
     exporter: tuple[str, ...],
+    pods: str | None,
     no_cards: bool,
     receivers: Path | None,
     listen: str | None,
+    learn: bool,
     as_json: bool,
 ) -> int:
     """Look at running engines and their cards, keep what they do, and tell when something is wrong.
@@ -70,7 +76,7 @@ def monitor(
     if exporter and len(found) != 1:
         raise InvalidInput("an exporter's cards must belong to one deployment", hint="name the deployment")
     pages = [page for each in found for page in each.pages] + [
-        observed.exporter(url, found[0].name) for url in exporter
+        observed.exporter(url, found[0].name, pods) for url in exporter
     ]
     path = receivers or (Path(settings.notify_file) if settings.notify_file else None)
     told = notify.receivers(path) if path is not None else ()
@@ -96,7 +102,8 @@ def monitor(
     try:
         if once:
             return _once(found, collector, watch, history, as_json)
-        _run(found, collector, watch, settings, duration, listen)
+        hourly = (lambda now_s: _learn(found, history, ledger, settings, now_s)) if learn else None
+        _run(found, collector, watch, settings, duration, listen, hourly)
     finally:
         collector.close()
         history.close()
@@ -111,6 +118,7 @@ def _run(
     settings: Settings,
     duration: str | None,
     listen: str | None,
+    hourly: Callable[[float], None] | None,
 ) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -128,12 +136,22 @@ def _run(
         output.note(f"ratings and figures at {server.address}")
     output.note(f"watching {', '.join(each.name for each in found)}; figures: aim-engine report, aim-engine top")
     try:
-        watching.run(collector, watch, stop)
+        watching.run(collector, watch, stop, hourly=hourly or (lambda _: None))
     finally:
         if timer is not None:
             timer.cancel()
         if server is not None:
             server.close()
+
+
+def _learn(found: tuple[Observed, ...], history: History, ledger: Ledger, settings: Settings, now_s: float) -> None:
+    """Keep the last hour of each planned deployment as a measurement, where it says enough."""
+    from aim_engine import improve
+
+    for each in found:
+        if each.plan is not None:
+            hour = views.of_history(history, each.name, now_s - 3600, now_s, plan=each.plan, points=0)
+            output.note(f"{each.name}: {improve.learn(each.plan, hour.figures, settings, ledger, now_s=now_s)}")
 
 
 def _once(

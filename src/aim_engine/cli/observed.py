@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,12 +90,18 @@ def seconds(text: str) -> float:
     return found
 
 
-def exporter(url: str, deployment: str) -> Watched:
-    """The page of a device exporter whose cards belong to a deployment."""
+def exporter(url: str, deployment: str, pods: str | None = None) -> Watched:
+    """The page of a device exporter whose cards, or those that `pods` hold, belong to a deployment. Raises: InvalidInput."""
+    if pods is not None:
+        try:
+            re.compile(pods)
+        except re.error as err:
+            raise InvalidInput(f"'{pods}' is no regular expression", why=str(err), hint="--pods 'qwen-.*'") from err
     return Watched(
         target=Target(deployment=deployment, kind="exporter", name=url, endpoint=url),
         url=scrape.address(url),
         exporter=True,
+        pods=pods or "",
     )
 
 

@@ -132,7 +132,7 @@ def _table(document: Document, advice: list[tuple[str, str, str]]) -> None:
         columns += [document.before_label, "change"]
     output.table(None, (*columns, ""), [_row(document, line) for line in document.lines], right=columns[1:])
     for alert in document.alerts:
-        if alert.state == "firing":
+        if alert.state == "firing" and not alert.inhibited_by:
             output.text(f"{alert.severity}: {alert.rule}: {alert.summary}")
     for rule, change, evidence in advice:
         output.text(f"{rule}: {change} ({evidence})")

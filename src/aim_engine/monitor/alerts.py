@@ -268,7 +268,7 @@ def _quantile(kpi: Kpi, share: float, span: Span) -> float:
 
 def _summary(rule: Rule, value: float | None, parameters: Mapping[str, float]) -> str:
     shown = {name: f"{number:g}" for name, number in parameters.items()}
-    shown["value"] = "unknown" if value is None else f"{value:.4g}"
+    shown["value"] = "unknown" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     shown["percent"] = "unknown" if value is None else f"{value:.1%}"
     return rule.summary.format_map(_Shown(shown))
 

@@ -41,6 +41,8 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     """Address of the page."""
     exporter: bool = False
     """Is it the page of a device exporter, with one target for each card?"""
+    pods: str = ""
+    """Regular expression; only cards that a pod of such a name holds."""
 
 
 class _Page:
@@ -109,7 +111,7 @@ class _Page:
                 Target(deployment=target.deployment, kind="card", name=card, endpoint=target.endpoint),
                 totals.read(part, measures.DEVICE),
             )
-            for card, part in totals.by_card(snapshot).items()
+            for card, part in totals.by_card(snapshot, self.watched.pods).items()
         ]
 
 

@@ -62,7 +62,7 @@ def page(document: Document, advice: Sequence[tuple[str, str, str]] = ()) -> str
     parts += [
         f'<p class="bad">{text(a.rule)} {text(a.state)}: {text(a.summary)}</p>'
         for a in document.alerts
-        if a.state == "firing"
+        if a.state == "firing" and not a.inhibited_by
     ]
     header = ["figure", "measured", "p95", "planned", "limit"]
     if document.before is not None:

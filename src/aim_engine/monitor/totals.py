@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -87,13 +88,13 @@ def read(snapshot: Snapshot, kept: Iterable[Measure] = measures.ENGINE) -> Total
     )
 
 
-def by_card(snapshot: Snapshot) -> dict[str, Snapshot]:
-    """An exporter's page as one page per card, or per partition of one."""
+def by_card(snapshot: Snapshot, pods: str = "") -> dict[str, Snapshot]:
+    """An exporter's page as one page per card, or per partition of one; of all cards, or of those that matching `pods` hold."""
     cards: dict[str, dict[str, list[Sample]]] = {}
     for name, group in snapshot.samples.items():
         for sample in group:
             card = next((value for label in _CARD_LABELS if (value := sample.label(label))), None)
-            if card is None:
+            if card is None or (pods and not re.fullmatch(pods, sample.label("pod") or "")):
                 continue
             part = next((value for label in _PART_LABELS if (value := sample.label(label))), "0")
             cards.setdefault(card if part == "0" else f"{card}/{part}", {}).setdefault(name, []).append(sample)

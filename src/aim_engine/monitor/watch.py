@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -19,7 +19,7 @@ from aim_engine.monitor.span import Span
 from aim_engine.planner.plan import Plan
 
 logger = logging.getLogger(__name__)
-JUDGE_S = 10.0
+JUDGE_S, HOUR_S = 10.0, 3600.0
 FEW_RATINGS = 10
 """Of fewer, one bad answer would be a drop."""
 
@@ -126,12 +126,18 @@ def _over(alert: Alert, now_s: float) -> bool:
     return now_s - alert.since_s > 3600
 
 
-def run(collector: Collector, watch: Watch, stop: threading.Event) -> None:
-    """Look and judge until `stop`."""
-    judged = 0.0
+def run(
+    collector: Collector,
+    watch: Watch,
+    stop: threading.Event,
+    *,
+    hourly: Callable[[float], None] = lambda _: None,
+) -> None:
+    """Look and judge until `stop`; `hourly` is called with the time once an hour."""
+    judged, hour = 0.0, time.monotonic()
 
     def batch(_: list[Look]) -> None:
-        nonlocal judged
+        nonlocal judged, hour
         if time.monotonic() - judged < JUDGE_S:
             return
         judged = time.monotonic()
@@ -142,6 +148,9 @@ def run(collector: Collector, watch: Watch, stop: threading.Event) -> None:
                     logger.warning("%s: %s %s: %s", alert.deployment, alert.rule, alert.state, alert.summary)
             for why in watch.deliver(now_s)[1]:
                 logger.warning("not delivered, will be tried again: %s", why)
+            if judged - hour >= HOUR_S:
+                hour = judged
+                hourly(now_s)
         except AimError as err:
             logger.warning("%s; the monitor goes on", err)
 
