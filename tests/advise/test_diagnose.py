@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import specs
 from aim_engine.advise import diagnose, knowledge, subject
@@ -57,6 +59,17 @@ def test_a_rule_tells_its_evidence_and_something_to_do(rule: Rule) -> None:
     assert told.change is not None, "the first case must have a possible remedy"
     assert told.verify.kpi
     assert told.source
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.text(max_size=6), max_size=2)
+)
+
+
+@given(st.sampled_from(RULES), st.data())
+def test_no_value_makes_a_rule_fail(rule: Rule, data: st.DataObject) -> None:
+    names = {name: data.draw(VALUES, name) for name in rule.fires}
+    assert diagnose.holds(rule, names) in (True, False, None)
 
 
 def test_rules_name_only_rules_that_exist() -> None:

@@ -271,9 +271,13 @@ def test_a_monitor_collects_reports_and_suggests() -> None:
 def test_ratings_come_in_and_figures_go_out_by_http(tmp_path: Path, history: History) -> None:
     history.close()
     listener = Listener("127.0.0.1:0", tmp_path, {"demo": None})
+
+    def posted(body: bytes, kind: str = "application/json") -> urllib.request.Request:
+        return urllib.request.Request(f"{listener.address}/feedback", body, {"Content-Type": kind})
+
     try:
         body = json.dumps({"deployment": "demo", "good": True, "comment": "short and right"}).encode()
-        with urllib.request.urlopen(urllib.request.Request(f"{listener.address}/feedback", body), timeout=10) as answer:
+        with urllib.request.urlopen(posted(body), timeout=10) as answer:
             assert json.load(answer) == {"kept": True}
         for bad, status in (
             (b"{", 400),
@@ -281,16 +285,21 @@ def test_ratings_come_in_and_figures_go_out_by_http(tmp_path: Path, history: His
             (b'{"deployment": "demo", "good": 1, "x": 2}', 400),
         ):
             with pytest.raises(urllib.error.HTTPError) as caught:
-                urllib.request.urlopen(urllib.request.Request(f"{listener.address}/feedback", bad), timeout=10)
+                urllib.request.urlopen(posted(bad), timeout=10)
             assert caught.value.code == status
             caught.value.close()
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(posted(body, "text/plain"), timeout=10)
+        assert caught.value.code == 415
+        caught.value.close()
         with urllib.request.urlopen(f"{listener.address}/metrics", timeout=10) as answer:
             found = scrape.parse(answer.read().decode())
         assert found.skipped == 0
         assert found.samples["aim_engine_response_quality_score"][0].value == 1.0
     finally:
         listener.close()
-    with pytest.raises(InvalidInput):
-        Listener("nowhere", tmp_path, {})
+    for where in ("nowhere", "0.0.0.0:9470", "example.com:80"):
+        with pytest.raises(InvalidInput):
+            Listener(where, tmp_path, {})
     with pytest.raises(Unreachable):
         Listener("127.0.0.1:99999", tmp_path, {})

@@ -4,7 +4,7 @@
     GET  /metrics    the figures of the last five minutes, as Prometheus reads them
     GET  /report     the same as one JSON document for each deployment
 
-It listens on loopback unless told otherwise, and knows no secrets.
+It listens on loopback only, since it asks for no key, and takes only JSON, which no foreign web page can send here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from aim_engine.deploy import endpoint as http
 from aim_engine.errors import AimError, InvalidInput, Unreachable
 from aim_engine.kpi import names
 from aim_engine.monitor import views
@@ -46,6 +47,12 @@ class Listener:
         host, _, port = where.rpartition(":")
         if not port.isdecimal() or not host:
             raise InvalidInput(f"'{where}' is not an address to listen on", hint="for example 127.0.0.1:9470")
+        if not http.is_local(host):
+            raise InvalidInput(
+                f"{host} is not this machine alone",
+                why="whoever reaches the address could rate answers",
+                hint=f"127.0.0.1:{port}, with a proxy before it that asks for a key",
+            )
         handler = type("Handler", (_Handler,), {"state_dir": state_dir, "plans": dict(plans)})
         try:
             self._server = ThreadingHTTPServer((host, int(port)), handler)
@@ -83,6 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         if self.path != "/feedback":
             self._problem(404, "there is nothing here", "POST /feedback")
+            return
+        if self.headers.get_content_type() != "application/json":
+            self._problem(415, "a rating is JSON", "Content-Type: application/json")
             return
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > _MOST_BYTES:
