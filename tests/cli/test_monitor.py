@@ -77,7 +77,7 @@ def test_one_look_gives_one_document_with_what_happened_since_the_last(
 def test_an_endpoint_that_is_down_is_said_so_and_no_error_of_ours(
     state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = document(capsys, "monitor", "127.0.0.1:9", "--once", "--json")["deployments"][0]
+    found = document(capsys, "monitor", "127.0.0.1:9", "--once", "--json", code=3)["deployments"][0]
     assert "connection refused" in found["error"]
     assert found["kpis"] is None
     assert {alert["rule"]: alert["state"] for alert in found["alerts"]} == {

@@ -207,7 +207,12 @@ def test_a_real_prometheus_says_the_same(load: Load, prometheus: str, history: H
             continue  # levels between looks depend on when each looked
         assert other.value == pytest.approx(reading.value, rel=0.01, abs=1e-3), name
         for label, quantile in reading.quantiles.items():
-            assert other.quantiles[label].high == quantile.high, (name, label)
+            # A percentile that falls on an edge may be said to lie on either side of it.
+            found = other.quantiles[label]
+            assert quantile.high is not None
+            assert found.high is not None
+            assert found.low <= quantile.high, (name, label)
+            assert quantile.low <= found.high, (name, label)
         compared += 1
     assert compared >= 15
     assert theirs.value("batch") == pytest.approx(own.value("batch") or 0.0, rel=0.15, abs=0.1)

@@ -62,7 +62,7 @@ def monitor(
 ) -> int:
     """Look at running engines and their cards, keep what they do, and tell when something is wrong.
 
-    Without a name it looks at everything that is deployed here. Exit code 1 when --once found an alert that fires.
+    Without a name it looks at everything that is deployed here. Exit code 1 when --once found an alert that fires, 3 when one did not answer.
     """
     if as_json and not once:
         raise InvalidInput("--json needs --once", hint="aim-engine report --json gives what was kept")
@@ -185,7 +185,9 @@ def _once(
                 output.text(f"{document['name']}: {document['error']}")
             for alert in document["alerts"]:
                 output.text(f"{alert.severity}: {alert.rule} {alert.state}: {alert.summary}")
-    return 1 if any(a.state == "firing" for a in state) else 0
+    if any(alert.state == "firing" for alert in state):
+        return 1
+    return 3 if any(document["error"] for document in documents) else 0
 
 
 def _figures(each: Observed, looks: list[Look], history: History, now_s: float) -> figures.KpiReport:
