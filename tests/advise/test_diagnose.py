@@ -191,6 +191,22 @@ def test_logs_of_long_builds_and_untuned_shapes_are_read() -> None:
     assert told["A3"].evidence.startswith("8 shapes")
 
 
+def test_seconds_of_the_start_are_those_of_the_total() -> None:
+    log = "\n".join(
+        [
+            "INFO Compiling a graph for compile range (1, 2048) takes 31.25 s",
+            "INFO torch.compile takes 36.11 s in total",
+            "INFO Loading weights took 1.66 seconds",
+            "INFO Model loading took 0.5 GiB memory and 2.05 seconds",
+            "INFO GPU KV cache size: 46,592 tokens",
+            "INFO Maximum concurrency for 2,048 tokens per request: 22.75x",
+        ]
+    )
+    found = subject.of(None, log=log).names
+    assert (found["compile_s"], found["load_s"]) == (36.11, 2.05)
+    assert (found["logged_kv_tokens"], found["max_concurrency"]) == (46592, 22.75)
+
+
 def test_a_document_of_diagnoses_survives_json() -> None:
     found = diagnose.diagnose(subject.of(None, log="ValueError: No available memory for the cache blocks."))
     assert msgspec.json.decode(msgspec.json.encode(found), type=diagnose.Diagnosed) == found

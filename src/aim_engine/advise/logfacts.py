@@ -34,7 +34,7 @@ def read(log: str) -> dict[str, Any]:
     for name, pattern in _SECONDS.items():
         seconds = [float(next(filter(None, groups))) for match in pattern.finditer(log) if (groups := match.groups())]
         if seconds:
-            found[name] = sum(seconds)
+            found[name] = max(seconds)  # one line is the total of others
     for name, pattern in (
         ("max_concurrency", _CONCURRENCY),
         ("logged_length", _LENGTH),
