@@ -13,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import specs
+from aim_engine import backend
 from aim_engine.advise import diagnose, knowledge, subject
 from aim_engine.advise.diagnose import Change
 from aim_engine.advise.knowledge import Rule
 from aim_engine.advise.subject import Subject
+from aim_engine.backend import lint, release
 from aim_engine.monitor import report, scrape, totals, track
+from aim_engine.recipe.recipe import Recipe
 
 RULES = knowledge.load()
 
@@ -70,6 +73,19 @@ VALUES = st.one_of(
 def test_no_value_makes_a_rule_fail(rule: Rule, data: st.DataObject) -> None:
     names = {name: data.draw(VALUES, name) for name in rule.fires}
     assert diagnose.holds(rule, names) in (True, False, None)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_a_remedy_uses_arguments_and_fields_that_exist(rule: Rule) -> None:
+    table = release.flags("vllm", backend.get("vllm").versions()[0])
+    known = set(lint.by_flag(table))
+    fields = {field.name for field in msgspec.structs.fields(Recipe)} | {"tp", "pp", "dp", "ep"}
+    for remedy in rule.remedies:
+        flags = {word for word in (*remedy.args, *remedy.drop) if word.startswith("--")}
+        assert {flag.replace("--no-", "--", 1) for flag in flags} <= known, flags - known
+        assert set(remedy.change) <= fields
+        for name in {*remedy.env, *remedy.unset}:
+            assert not name.startswith("VLLM_") or name in table.env, name
 
 
 def test_rules_name_only_rules_that_exist() -> None:
