@@ -94,6 +94,7 @@ consumers: .tools/npm .tools/checkov
 bench: .venv/ready
 	@$(RUN)python bench/run.py
 	@$(RUN)python bench/cache.py
+	@$(RUN)python bench/monitor.py
 
 bench-transfer: .venv/ready
 	@$(RUN)python bench/transfer.py

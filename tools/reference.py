@@ -17,8 +17,11 @@ import click
 import msgspec
 
 from aim_engine import backend, settings
+from aim_engine.advise import knowledge
+from aim_engine.advise.diagnose import Diagnosed
 from aim_engine.backend import release, rules
 from aim_engine.backend.base import Flag
+from aim_engine.cli.alerts import said
 from aim_engine.cli.main import COMMANDS
 from aim_engine.deploy.runner import Deployment
 from aim_engine.doctor.examine import CHECKS
@@ -26,10 +29,14 @@ from aim_engine.doctor.report import Diagnosis
 from aim_engine.hardware import catalog as cards
 from aim_engine.hardware.cluster import Cluster
 from aim_engine.hardware.gpu import Gpu
+from aim_engine.improve import Outcome as Applied
+from aim_engine.kpi import formula
 from aim_engine.kpi import names as kpis
 from aim_engine.model import catalog as models
 from aim_engine.model.spec import ModelSpec
-from aim_engine.monitor.report import KpiReport
+from aim_engine.monitor import alerts
+from aim_engine.monitor.figures import KpiReport
+from aim_engine.monitor.views import Document
 from aim_engine.planner.plan import Plan
 from aim_engine.recipe.recipe import Recipe
 from aim_engine.rollout import Outcome
@@ -44,7 +51,10 @@ DOCUMENTS: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
     ("gpu", Gpu, "`data/gpus/NAME.yaml`"),
     ("up", Outcome, "`up --json`"),
     ("deployment", Deployment, "`status --json`, `deployment.json` of a deployment"),
-    ("kpis", KpiReport, "the `report` of `up --json`"),
+    ("kpis", KpiReport, "the `report` of `up --json`, the `kpis` of `monitor --once --json`"),
+    ("report", Document, "`report --json`"),
+    ("advice", Diagnosed, "`suggest --json`"),
+    ("applied", Applied, "`suggest --apply --json`"),
 )
 """Documents whose whole shape is one type: kind, type, where it is met."""
 DOCS = Path(__file__).parent.parent / "docs" / "reference"
@@ -83,6 +93,8 @@ def pages() -> dict[str, str]:
         "checks.md": NOTE + checks_page(),
         "rules.md": NOTE + rules_page(),
         "arguments.md": NOTE + arguments_page(),
+        "alerts.md": NOTE + alerts_page(),
+        "advice.md": NOTE + advice_page(),
     }
     for name, kind, _ in DOCUMENTS:
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
@@ -154,8 +166,63 @@ def documents_page() -> str:
 
 def figures() -> str:
     """The vocabulary of measurement."""
-    lines = ["# Figures", "", "| name | unit | meaning | engine metrics, newest name first |", "|---|---|---|---|"]
+    lines = [
+        "# Figures",
+        "",
+        "One definition of each figure gives the number from what `monitor` kept, and the PromQL for those who run Prometheus. PromQL is",
+        "shown for vLLM over five minutes; series of every release are joined by `or`.",
+        "",
+        "| name | unit | meaning | metrics, newest name first |",
+        "|---|---|---|---|",
+    ]
     lines += [f"| `{k.name}` | {k.unit} | {k.meaning} | {', '.join(f'`{m}`' for m in k.metrics)} |" for k in kpis.ALL]
+    lines += ["", "## PromQL", ""]
+    given = {"usd_h": 12.0, "slo_ttft_ms": 500.0}
+    for kpi in kpis.ALL:
+        if kpi.formula is None:
+            continue
+        text = formula.promql(kpi.formula, selector="", window="5m", parameters=given, edges={"ttft": ("0.5",)})
+        scaled = text if kpi.scale == 1.0 else f"{text} * {kpi.scale:.6g}"
+        lines += [f"`{kpi.name}`", "", "```promql", scaled, "```", ""]
+    lines += [
+        "`goodput_requests_s` is shown for a limit of 500 ms on the first token, `usd_per_million_tokens` for 12 USD an hour."
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def alerts_page() -> str:
+    """The alert rules."""
+    lines = [
+        "# Alerts",
+        "",
+        "What `aim-engine monitor` judges every ten seconds, and `aim-engine alerts export` writes for Prometheus. Limits named `slo_...` are",
+        "those that the plan was asked to keep; a rule whose limit or figures are not known is not judged.",
+        "",
+        "| alert | severity | condition | for | basis |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {rule.name} | {rule.severity} | {said(rule)} | {rule.for_} | {rule.basis} |" for rule in alerts.load()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def advice_page() -> str:
+    """The diagnosis rules."""
+    rules = knowledge.load()
+    lines = [
+        "# Advice",
+        "",
+        f"The {len(rules)} rules of `aim-engine suggest`, in the order of causes. A rule that fires silences those that it explains, and holds",
+        "back those whose remedy would undo its own.",
+        "",
+        "| rule | about | symptom | first remedy | confidence | explains | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r.id} | {knowledge.CLASSES[r.id[0]]} | {r.title} | {r.remedies[0].say} | {r.confidence} | {', '.join(r.explains)} | {r.source} |"
+        for r in rules
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ from aim_engine._version import __version__
 if TYPE_CHECKING:
     from aim_engine.cache.manager import ModelCacheManager
     from aim_engine.hardware.detect import GPUDetector
-    from aim_engine.monitor.report import PerformanceMonitor
+    from aim_engine.performance import PerformanceMonitor
     from aim_engine.planner.plan import Plan
     from aim_engine.planner.validate import ConfigurationValidator
     from aim_engine.recipe.database import RecipeDatabase
@@ -32,7 +32,7 @@ _EXPORTS = {
     "ConfigurationValidator": "planner.validate",
     "GPUDetector": "hardware.detect",
     "ModelCacheManager": "cache.manager",
-    "PerformanceMonitor": "monitor.report",
+    "PerformanceMonitor": "performance",
     "Plan": "planner.plan",
     "Recipe": "recipe.recipe",
     "RecipeDatabase": "recipe.database",

@@ -9,13 +9,15 @@ from pathlib import Path
 import msgspec
 
 from aim_engine import workflow
-from aim_engine.advise import rules
+from aim_engine.advise import compare, diagnose, subject
+from aim_engine.advise.compare import Comparison
+from aim_engine.advise.diagnose import Diagnosis
 from aim_engine.deploy.chat import Answer
 from aim_engine.deploy.runner import Deployment, Runner
 from aim_engine.errors import InvalidInput, Unreachable
 from aim_engine.hardware.cluster import Cluster, Finding
 from aim_engine.hardware.gpu import Gpu
-from aim_engine.monitor.report import KpiReport
+from aim_engine.monitor.figures import KpiReport
 from aim_engine.planner.plan import Plan
 from aim_engine.render.artifact import Artifact, Options
 from aim_engine.settings import Settings
@@ -64,8 +66,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag
     deployment: Deployment | None = None
     answer: Answer | None = None
     report: KpiReport | None = None
-    comparisons: tuple[rules.Comparison, ...] = ()
-    suggestions: tuple[rules.Suggestion, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    suggestions: tuple[Diagnosis, ...] = ()
     stopped_at: str = ""
     """Why the workflow ended before the server ran; empty when it runs."""
 
@@ -186,17 +188,18 @@ def _watch(
     kpis = {name: reading.value for name, reading in measured.readings.items()}
     finished = sum(measured.finished.values())
     expected = workflow.expect(plan, answered_workload(answer), settings) if answer is not None else None
-    comparisons = rules.compare(expected, kpis) if expected is not None else ()
-    suggestions = rules.suggest(plan.chosen, kpis, finished) if plan.chosen is not None else ()
+    comparisons = compare.compare(expected, kpis) if expected is not None else ()
+    suggestions = diagnose.diagnose(subject.of(measured, plan)).found if finished >= compare.FEW_REQUESTS else ()
     for each in comparisons:
         verdict = "inside" if each.inside_band else "outside"
         tell(
             f"{each.kpi}: {each.measured:.0f} measured, {each.predicted:.0f} predicted, {verdict} {each.low:.0f} to {each.high:.0f}"
         )
     for suggestion in suggestions:
-        tell(f"{suggestion.id}: {suggestion.change} ({suggestion.evidence})")
-    if not suggestions and finished < rules.FEW_REQUESTS:
-        tell(f"{finished:.0f} requests are too few to judge the recipe on; {rules.FEW_REQUESTS} are needed")
+        change = suggestion.change.say if suggestion.change is not None else suggestion.title
+        tell(f"{suggestion.id}: {change} ({suggestion.evidence})")
+    if finished < compare.FEW_REQUESTS:
+        tell(f"{finished:.0f} requests are too few to judge the recipe on; {compare.FEW_REQUESTS} are needed")
     return Outcome(
         plan=plan,
         written=written,

@@ -49,6 +49,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Most that all downloads of this node together may take, such as 500MB/s. Default: no limit."""
     catalog_dir: str = ""
     """Folder laid out like the bundled `data/`, whose files win over the bundled ones. Default: none."""
+    history_limit: str = "2GiB"
+    """Most that the history of figures may take; the oldest and finest go first. Default: a year of hours and two weeks of minutes
+    for some fifty deployments; empty is no limit."""
+    notify_file: str = ""
+    """File of the receivers of alerts, one address a line: a webhook, alertmanager+http://..., or what Apprise knows. A file, because
+    such addresses hold secrets. Default: nobody is told."""
     sysfs_root: str = "/"
     """Root under which `sys` and `proc` are read. Default: this machine."""
     engine_version: str = ""

@@ -19,6 +19,10 @@ from aim_engine.render.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent.parent
 STARTS_SOMETHING = (
+    "monitor",
+    "top",
+    "alerts try",
+    "alerts unsilence",
     "cache rm",
     "recipes keep",
     "cache why",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from aim_engine.kpi import names
+from aim_engine.kpi import measures, names
+from aim_engine.kpi.figure import Target
+from aim_engine.kpi.formula import measures_of
 
 
 def test_every_name_is_unique_and_ends_in_its_unit_where_it_has_one() -> None:
@@ -14,10 +16,27 @@ def test_every_name_is_unique_and_ends_in_its_unit_where_it_has_one() -> None:
 
 
 def test_engine_metrics_carry_their_engines_prefix_and_no_suffix() -> None:
+    for measure in measures.ENGINE:
+        for family in measure.families:
+            assert family.startswith((*measures.ENGINE_PREFIXES, "process_"))
+            assert not family.endswith(("_count", "_sum", "_bucket"))
+
+
+def test_every_measure_of_a_figure_exists_and_every_figure_has_a_formula_or_is_an_evaluation() -> None:
     for kpi in names.ALL:
-        for metric in kpi.metrics:
-            assert metric.startswith(tuple(names.ENGINE_PREFIXES))
-            assert not metric.endswith(("_total", "_count", "_sum", "_bucket"))
+        if kpi.formula is None:
+            assert kpi.kind == "evaluation"
+        else:
+            assert set(measures_of(kpi.formula)) <= set(measures.BY_NAME)
+
+
+def test_every_kind_of_figure_the_product_promises_is_there() -> None:
+    asked = (
+        "output_tok_s requests_s ttft_ms tpot_ms itl_ms e2e_ms gpu_busy_fraction gpu_memory_fraction gpu_memory_peak_fraction "
+        "accuracy_score response_quality_score goodput_requests_s waiting kv_usage_fraction prefix_hit_fraction preemptions "
+        "acceptance_fraction power_w tokens_per_joule usd_per_million_tokens thermal_throttled_fraction ecc_uncorrectable"
+    )
+    assert set(asked.split()) <= set(names.BY_NAME)
 
 
 def test_the_figures_of_the_first_description_are_all_there() -> None:
@@ -31,6 +50,6 @@ def test_the_figures_of_the_first_description_are_all_there() -> None:
         "Model Accuracy",
         "Response Quality",
     }
-    assert names.BY_NAME["ttft_ms"].target == names.Target(
+    assert names.BY_NAME["ttft_ms"].target == Target(
         high=100.0, source="the product's first description: below 100 ms for most models"
     )

@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aim_engine.errors import InvalidInput
-from aim_engine.kpi.names import Target
-from aim_engine.monitor import judge, report, scrape
-from aim_engine.monitor.report import KpiReport
-from aim_engine.monitor.window import quantile
+from aim_engine.monitor import report, scrape
+from aim_engine.monitor.figures import KpiReport
+from aim_engine.monitor.span import quantile
 
 TTFT = "vllm:time_to_first_token_seconds"
 
@@ -165,38 +163,6 @@ def test_rates_are_never_negative(before: int, after: int, seconds: float) -> No
     assert value is None or value >= 0
 
 
-def test_targets_bound_the_worse_side() -> None:
-    found = between(histogram(TTFT, {"+Inf": 0}, 0.0), histogram(TTFT, {"+Inf": 10}, 2.0))
-    monitor = report.PerformanceMonitor("127.0.0.1:1", {"ttft_ms": 150.0, "output_tok_s": 5})
-    (alert,) = monitor.check_targets(found)
-    assert (alert.kpi, alert.side) == ("ttft_ms", "above")
-    assert alert.value == pytest.approx(200.0)
-    assert "above its target of 150 ms" in alert.message
-    assert monitor.targets["output_tok_s"] == Target(low=5)
-
-
-def test_a_figure_that_does_not_exist_gets_the_close_ones() -> None:
-    with pytest.raises(InvalidInput, match="there is no figure") as caught:
-        report.PerformanceMonitor("127.0.0.1:1", {"tttf_ms": 1.0})
-    assert "ttft_ms" in str(caught.value.hint)
-
-
-def test_a_full_cache_that_preempts_asks_for_room() -> None:
-    found = between(
-        page(vllm__num_preemptions_total=0), page(vllm__num_preemptions_total=4, vllm__kv_cache_usage_perc=0.99)
-    )
-    (advice,) = judge.suggest(found)
-    assert "KV cache" in advice.change
-    assert "4 requests preempted" in advice.evidence
-
-
-def test_a_quiet_engine_gets_no_advice() -> None:
-    found = between(
-        page(vllm__num_preemptions_total=4), page(vllm__num_preemptions_total=4, vllm__kv_cache_usage_perc=0.99)
-    )
-    assert judge.suggest(found) == ()
-
-
 def _recordings() -> list[Any]:
     corpus = os.environ.get("AIM_ENGINE_CORPUS")
     if not corpus:
@@ -259,6 +225,7 @@ def test_a_recorded_engine_agrees_with_what_its_client_saw() -> None:
     assert found.readings["tpot_ms"].metric == "vllm:request_time_per_output_token_seconds"
     assert found.value("output_tok_s") == pytest.approx(69 / 8.965)
     assert [name for name, reading in found.readings.items() if "does not export" in reading.why] == []
+    assert found.readings["acceptance_fraction"].why == "exported only with speculative decoding"
     first, whole = found.value("ttft_ms"), found.value("e2e_ms")
     assert first is not None
     assert whole is not None

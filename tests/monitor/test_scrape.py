@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_engine.errors import InvalidInput, Unreachable
+from aim_engine.kpi import measures
 from aim_engine.monitor import scrape
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -81,6 +82,43 @@ def test_what_is_written_is_read(name: str, labels: dict[str, str], value: float
 @given(st.text(max_size=300))
 def test_no_page_makes_the_parser_fail(page: str) -> None:
     scrape.parse(page)
+
+
+def test_series_seen_before_are_read_like_new_ones() -> None:
+    for page, value in (
+        ("odd 5 ", 5.0),
+        ("odd 5 17", 5.0),
+        ("odd 6", 6.0),
+        ("odd 7 1395066363000", 7.0),
+        ("odd\t8", 8.0),
+        ("odd  9", 9.0),
+    ):
+        for _ in range(2):
+            assert one(page).value == value
+
+
+LINES = st.one_of(
+    st.text(max_size=40),
+    st.builds(
+        lambda name, label, number, tail: f'{name}{{a="{label}"}} {number}{tail}',
+        st.sampled_from(["vllm:num_requests_running", "gpu_package_power", "amd_gpu_package_power", "other_total"]),
+        st.text("ab ,}\\", max_size=5),
+        st.one_of(st.integers(), st.floats(), st.text(max_size=3)),
+        st.sampled_from(["", " ", " 1395066363000", " # {} 1"]),
+    ),
+)
+
+
+@given(st.lists(LINES, max_size=12))
+def test_reading_only_what_is_wanted_gives_what_reading_everything_gives(lines: list[str]) -> None:
+    page = "\n".join(lines)
+    kept = measures.wanted()
+    whole, part = scrape.parse(page).samples, scrape.parse(page, wanted=kept).samples
+
+    def shown(samples: dict[str, tuple[scrape.Sample, ...]]) -> dict[str, list[str]]:
+        return {name: [repr(sample) for sample in group] for name, group in samples.items() if name in kept}
+
+    assert shown(part) == shown(whole)
 
 
 class _Page(BaseHTTPRequestHandler):

@@ -23,7 +23,7 @@ import pytest
 import dockerd
 from aim_engine import settings as all_settings
 from aim_engine import workflow
-from aim_engine.cache import weights
+from aim_engine.cache import weights as cached
 from aim_engine.deploy import chat, environment
 from aim_engine.deploy.environment import Environment
 from aim_engine.planner.plan import Plan
@@ -59,7 +59,7 @@ def engine() -> Environment:
 
 @pytest.fixture(scope="module")
 def weights(engine: Environment) -> Path:
-    return weights.fetch(MODEL, all_settings.load(), lambda _: None, python=lambda: engine.python)
+    return cached.fetch(MODEL, all_settings.load(), lambda _: None, python=lambda: engine.python)
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Mod: operator.mod,
     ast.FloorDiv: operator.floordiv,
     ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
     ast.Add: operator.add,
     ast.Sub: operator.sub,
 }
@@ -81,7 +82,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     repair: Repair | None
 
 
-class _UnknownName(Exception):
+class UnknownName(Exception):
     """A condition asked for something that is not known of this subject."""
 
 
@@ -112,7 +113,7 @@ def apply(rule: Rule, subject: Subject) -> Hit | None:
     try:
         if not compiled(rule.when)(subject):
             return None
-    except _UnknownName:
+    except UnknownName:
         return None
     known = _Shown(subject)
     finding = Finding(
@@ -206,14 +207,14 @@ def _pair(left: _Judge, apply_: Callable[[Any, Any], Any], right: _Judge) -> _Ju
         try:
             return apply_(left(subject), right(subject))
         except (TypeError, ZeroDivisionError) as err:
-            raise _UnknownName from err
+            raise UnknownName from err
 
     return judged
 
 
 def _look_up(subject: Subject, name: str) -> Any:
     if name not in subject:
-        raise _UnknownName(name)
+        raise UnknownName(name)
     value = subject[name]
     return tuple(value) if isinstance(value, list) else value
 
@@ -234,7 +235,7 @@ def _given(subject: Subject, flag: str) -> bool:
 
 def _matches(_: Subject, text: object, pattern: str) -> bool:
     if not isinstance(text, str):
-        raise _UnknownName
+        raise UnknownName
     return _pattern(pattern).search(text) is not None
 
 
@@ -245,7 +246,7 @@ def _pattern(pattern: str) -> re.Pattern[str]:
 
 def _whole(_: Subject, text: object) -> int:
     if not isinstance(text, str) or not text.isdecimal():
-        raise _UnknownName
+        raise UnknownName
     return int(text)
 
 
@@ -256,6 +257,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "matches": _matches,
     "whole": _whole,
     "release": lambda _, text: _padded(number(text)),
+    "least": lambda _, *numbers: min(numbers),
+    "most": lambda _, *numbers: max(numbers),
 }
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from aim_engine.cli import output
 from aim_engine.kpi import names
-from aim_engine.kpi.names import Kpi
-from aim_engine.monitor.report import KpiReport, Reading
+from aim_engine.kpi.figure import Kpi
+from aim_engine.monitor.figures import KpiReport, Reading
 from aim_engine.units import format_ms
 
 FEW = 20
 """Quantiles of fewer observations say more about the buckets than about the engine."""
+
+
+_ALWAYS = (*names.LATENCIES, *names.COUNTERS, *names.GAUGES)
+"""Figures of which it is worth knowing that they are not told."""
 
 
 def show(report: KpiReport, title: str | None = None) -> None:
@@ -17,7 +21,7 @@ def show(report: KpiReport, title: str | None = None) -> None:
     rows = []
     for kpi in names.ALL:
         reading = report.readings.get(kpi.name)
-        if reading is None or kpi.kind in ("device", "evaluation"):
+        if reading is None or (reading.value is None and kpi not in _ALWAYS):
             continue
         rows.append(
             (
@@ -40,7 +44,7 @@ def format_value(kpi: Kpi, reading: Reading) -> str:
         return f"- ({reading.why})"
     if kpi.unit == "ms":
         return format_ms(reading.value)
-    if kpi.unit == "fraction":
+    if kpi.unit in ("fraction", "score"):
         return f"{reading.value:.1%}"
     if kpi.unit in ("requests", "tokens"):
         return f"{reading.value:.0f}"
@@ -49,7 +53,7 @@ def format_value(kpi: Kpi, reading: Reading) -> str:
 
 def _quantile(reading: Reading, which: str) -> str:
     """As far as the engine's buckets tell: in the first and the last one there is only one edge."""
-    quantile = reading.quantiles.get(which)
+    quantile = reading.quantiles.get(which) if reading.unit == "ms" else None
     if quantile is None or (reading.count or 0) < FEW:
         return ""
     if quantile.high is None:

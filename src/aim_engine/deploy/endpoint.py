@@ -129,7 +129,7 @@ def _request(
 def _connect(parts: urllib.parse.SplitResult, timeout_s: float) -> tuple[http.client.HTTPConnection, bool]:
     """A connection, and whether requests on it must carry the whole URL because a proxy reads them."""
     host = parts.hostname or ""
-    proxy = None if _is_local(host) else _proxy(parts.scheme, host)
+    proxy = None if is_local(host) else _proxy(parts.scheme, host)
     if parts.scheme == "https":
         context = ssl.create_default_context()
         if proxy is None:
@@ -152,7 +152,8 @@ def _proxy(scheme: str, host: str) -> tuple[str, int] | None:
     return (parts.hostname, parts.port or 3128) if parts.hostname else None
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Is it this machine, by name or loopback address?"""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

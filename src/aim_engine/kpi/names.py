@@ -1,46 +1,16 @@
-"""The vocabulary of measurement: our names, their units and meanings, and what each engine release calls them.
+"""The vocabulary of measurement: our names, their units and meanings, which way is better, and how each is computed.
 
-Engines rename their metrics between releases. Whoever reads metrics asks for a name from this module and gets the first
-of its aliases that the page exports; "not exported" is then a different answer from "zero".
-Sources of the aliases: vllm-project/vllm vllm/v1/metrics/loggers.py (0.32) and the deprecations of 0.9 to 0.12;
-sgl-project/sglang metrics collector (0.5).
+Every figure is a formula over measures (`measures`), so that "not exported" is a different answer from "zero", and the number from our
+own history and the one from a Prometheus server mean the same.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from aim_engine.kpi.cards import DEVICES
+from aim_engine.kpi.figure import Kpi, Target
+from aim_engine.kpi.formula import Constant, First, Goodput, Increase, Level, Mean, Over, Parameter, Rate, Up
 
-import msgspec
-
-Kind = Literal["histogram", "counter", "gauge", "derived", "device", "evaluation"]
-Better = Literal["higher", "lower", "band"]
-
-
-class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a figure should lie. None leaves that side open."""
-
-    low: float | None = None
-    high: float | None = None
-    source: str = ""
-
-
-class Kpi(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure: what it is called, in which unit, what it means and where it comes from."""
-
-    name: str
-    label: str
-    """As tables print it."""
-    unit: str
-    """ms, tok/s, requests/s, requests, tokens, fraction, score."""
-    meaning: str
-    better: Better
-    kind: Kind
-    metrics: tuple[str, ...] = ()
-    """Engine metric families that hold it, newest name first, without the suffixes of counters and histograms."""
-    seed_name: str = ""
-    """What the product's first description called it."""
-    target: Target | None = None
-
+_MS = 1000.0
 
 LATENCIES: tuple[Kpi, ...] = (
     Kpi(
@@ -50,7 +20,8 @@ LATENCIES: tuple[Kpi, ...] = (
         meaning="from the arrival of a request to its first output token",
         better="lower",
         kind="histogram",
-        metrics=("vllm:time_to_first_token_seconds", "sglang:time_to_first_token_seconds"),
+        formula=Mean("ttft"),
+        scale=_MS,
         seed_name="First Token Latency",
         target=Target(high=100.0, source="the product's first description: below 100 ms for most models"),
     ),
@@ -61,14 +32,8 @@ LATENCIES: tuple[Kpi, ...] = (
         meaning="mean gap between the output tokens of one request, after the first",
         better="lower",
         kind="histogram",
-        metrics=(
-            "vllm:request_time_per_output_token_seconds",
-            "sglang:request_time_per_output_token_seconds",
-            "vllm:inter_token_latency_seconds",
-            "sglang:inter_token_latency_seconds",
-            "vllm:time_per_output_token_seconds",
-            "sglang:time_per_output_token_seconds",
-        ),
+        formula=Mean("tpot"),
+        scale=_MS,
     ),
     Kpi(
         name="itl_ms",
@@ -77,12 +42,8 @@ LATENCIES: tuple[Kpi, ...] = (
         meaning="gap between two output tokens, counted per gap",
         better="lower",
         kind="histogram",
-        metrics=(
-            "vllm:inter_token_latency_seconds",
-            "sglang:inter_token_latency_seconds",
-            "vllm:time_per_output_token_seconds",
-            "sglang:time_per_output_token_seconds",
-        ),
+        formula=Mean("itl"),
+        scale=_MS,
     ),
     Kpi(
         name="e2e_ms",
@@ -91,7 +52,8 @@ LATENCIES: tuple[Kpi, ...] = (
         meaning="from the arrival of a request to its last output token",
         better="lower",
         kind="histogram",
-        metrics=("vllm:e2e_request_latency_seconds", "sglang:e2e_request_latency_seconds"),
+        formula=Mean("e2e"),
+        scale=_MS,
         seed_name="End-to-End Latency",
     ),
     Kpi(
@@ -101,7 +63,8 @@ LATENCIES: tuple[Kpi, ...] = (
         meaning="from the arrival of a request to its first scheduling",
         better="lower",
         kind="histogram",
-        metrics=("vllm:request_queue_time_seconds", "sglang:queue_time_seconds"),
+        formula=Mean("queue"),
+        scale=_MS,
     ),
     Kpi(
         name="prefill_ms",
@@ -110,7 +73,8 @@ LATENCIES: tuple[Kpi, ...] = (
         meaning="from the first scheduling of a request to its first output token",
         better="lower",
         kind="histogram",
-        metrics=("vllm:request_prefill_time_seconds",),
+        formula=Mean("prefill"),
+        scale=_MS,
     ),
 )
 
@@ -122,7 +86,7 @@ COUNTERS: tuple[Kpi, ...] = (
         meaning="tokens generated per second by the whole server",
         better="higher",
         kind="counter",
-        metrics=("vllm:generation_tokens", "sglang:generation_tokens"),
+        formula=Rate("output_tokens"),
         seed_name="Tokens per Second",
     ),
     Kpi(
@@ -132,7 +96,7 @@ COUNTERS: tuple[Kpi, ...] = (
         meaning="prompt tokens processed per second by the whole server, those found in the prefix cache included",
         better="higher",
         kind="counter",
-        metrics=("vllm:prompt_tokens", "sglang:prompt_tokens"),
+        formula=Rate("input_tokens"),
     ),
     Kpi(
         name="requests_s",
@@ -141,7 +105,7 @@ COUNTERS: tuple[Kpi, ...] = (
         meaning="requests finished per second, for whatever reason",
         better="higher",
         kind="counter",
-        metrics=("vllm:request_success", "sglang:num_requests"),
+        formula=Rate("requests"),
         seed_name="Requests per Second",
     ),
     Kpi(
@@ -151,7 +115,16 @@ COUNTERS: tuple[Kpi, ...] = (
         meaning="requests thrown out of the batch for lack of KV cache and computed again",
         better="lower",
         kind="counter",
-        metrics=("vllm:num_preemptions", "sglang:num_retracted_requests"),
+        formula=Increase("preemptions"),
+    ),
+    Kpi(
+        name="rejections",
+        label="rejected requests",
+        unit="requests",
+        meaning="requests refused at the door because the queue was full",
+        better="lower",
+        kind="counter",
+        formula=Increase("rejections"),
     ),
 )
 
@@ -160,28 +133,55 @@ GAUGES: tuple[Kpi, ...] = (
         name="running",
         label="requests running",
         unit="requests",
-        meaning="requests in the batch at the moment of the scrape",
+        meaning="requests in the batch at the moment of the last scrape",
         better="band",
         kind="gauge",
-        metrics=("vllm:num_requests_running", "sglang:num_running_reqs"),
+        formula=Level("running", "last"),
     ),
     Kpi(
         name="waiting",
         label="requests waiting",
         unit="requests",
-        meaning="requests not yet in the batch at the moment of the scrape",
+        meaning="requests not yet in the batch at the moment of the last scrape",
         better="lower",
         kind="gauge",
-        metrics=("vllm:num_requests_waiting", "sglang:num_queue_reqs"),
+        formula=Level("waiting", "last"),
+    ),
+    Kpi(
+        name="waiting_mean",
+        label="mean queue",
+        unit="requests",
+        meaning="requests not yet in the batch, mean over the scrapes of the window",
+        better="lower",
+        kind="gauge",
+        formula=Level("waiting", "mean"),
+    ),
+    Kpi(
+        name="batch",
+        label="mean batch",
+        unit="requests",
+        meaning="requests in the batch, mean over the scrapes of the window",
+        better="band",
+        kind="gauge",
+        formula=Level("running", "mean"),
     ),
     Kpi(
         name="kv_usage_fraction",
         label="KV cache in use",
         unit="fraction",
-        meaning="share of the KV cache that holds live tokens at the moment of the scrape, of the fullest engine",
+        meaning="share of the KV cache that holds live tokens at the moment of the last scrape, of the fullest engine",
         better="band",
         kind="gauge",
-        metrics=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage"),
+        formula=Level("kv_usage", "last"),
+    ),
+    Kpi(
+        name="kv_usage_peak_fraction",
+        label="KV cache in use, peak",
+        unit="fraction",
+        meaning="the most of it that any scrape of the window saw",
+        better="band",
+        kind="gauge",
+        formula=Level("kv_usage", "peak"),
     ),
 )
 
@@ -193,6 +193,7 @@ DERIVED: tuple[Kpi, ...] = (
         meaning="speed at which one request's answer grows: 1 / mean inter-token latency",
         better="higher",
         kind="derived",
+        formula=Over(Constant(1.0), Mean("itl")),
     ),
     Kpi(
         name="prefix_hit_fraction",
@@ -201,29 +202,131 @@ DERIVED: tuple[Kpi, ...] = (
         meaning="share of the prompt tokens looked up that the prefix cache held",
         better="higher",
         kind="derived",
-    ),
-)
-
-DEVICES: tuple[Kpi, ...] = (
-    Kpi(
-        name="gpu_busy_fraction",
-        label="GPU utilisation",
-        unit="fraction",
-        meaning="share of time in which some kernel ran; says nothing about how well it ran",
-        better="band",
-        kind="device",
-        seed_name="GPU Utilization",
-        target=Target(low=0.8, high=0.9, source="the product's first description: 80-90 %"),
+        formula=First(
+            (
+                Over(Increase("prefix_hits"), Increase("prefix_queries")),
+                Over(Increase("prefix_hits"), Increase("input_tokens")),
+                Level("prefix_hit_gauge"),
+            )
+        ),
     ),
     Kpi(
-        name="gpu_memory_fraction",
-        label="GPU memory in use",
+        name="acceptance_fraction",
+        label="draft tokens accepted",
         unit="fraction",
-        meaning="share of device memory taken; engines reserve theirs at start, so it hardly moves with load",
+        meaning="share of the tokens that speculation proposed and the model kept",
+        better="higher",
+        kind="derived",
+        formula=First((Over(Increase("accepted_tokens"), Increase("draft_tokens")), Level("acceptance_gauge"))),
+    ),
+    Kpi(
+        name="error_fraction",
+        label="requests ended in an error",
+        unit="fraction",
+        meaning="share of the finished requests",
+        better="lower",
+        kind="derived",
+        formula=Over(Increase("finished_error"), Increase("requests")),
+    ),
+    Kpi(
+        name="abort_fraction",
+        label="requests aborted",
+        unit="fraction",
+        meaning="share of the finished requests whose client went away",
+        better="lower",
+        kind="derived",
+        formula=Over(First((Increase("finished_abort"), Increase("aborted"))), Increase("requests")),
+    ),
+    Kpi(
+        name="cut_fraction",
+        label="answers cut off",
+        unit="fraction",
+        meaning="share of the finished requests that ended at their token limit",
         better="band",
-        kind="device",
-        seed_name="Memory Utilization",
-        target=Target(high=0.95, source="the product's first description: below 95 %, to avoid running out"),
+        kind="derived",
+        formula=Over(Increase("finished_length"), Increase("requests")),
+    ),
+    Kpi(
+        name="goodput_requests_s",
+        label="goodput",
+        unit="requests/s",
+        meaning="requests per second that surely met all limits of the plan; with several limits a lower bound",
+        better="higher",
+        kind="derived",
+        formula=Goodput(),
+    ),
+    Kpi(
+        name="usd_per_million_tokens",
+        label="cost of a million output tokens",
+        unit="USD",
+        meaning="rent of the devices over the output tokens of the window",
+        better="lower",
+        kind="derived",
+        formula=Over(Parameter("usd_h"), Rate("output_tokens")),
+        scale=1e6 / 3600,
+    ),
+    Kpi(
+        name="cpu_cores",
+        label="API server processor use",
+        unit="cores",
+        meaning="processor seconds per second of the process that serves the page",
+        better="band",
+        kind="derived",
+        formula=Rate("cpu_s"),
+    ),
+    Kpi(
+        name="up_fraction",
+        label="looks answered",
+        unit="fraction",
+        meaning="share of the looks at the metrics page that the server answered",
+        better="higher",
+        kind="derived",
+        formula=Up(),
+    ),
+    Kpi(
+        name="failed_requests",
+        label="failed requests",
+        unit="requests",
+        meaning="requests that the engine could not finish",
+        better="lower",
+        kind="counter",
+        formula=Increase("finished_error"),
+    ),
+    Kpi(
+        name="deferred",
+        label="requests deferred",
+        unit="requests",
+        meaning="requests that wait for something else than room: adapters, a grammar, a transfer of KV cache",
+        better="lower",
+        kind="gauge",
+        formula=Level("waiting_deferred", "mean"),
+    ),
+    Kpi(
+        name="step_tokens",
+        label="tokens per step",
+        unit="tokens",
+        meaning="tokens of prompts and answers that one step of the engine computes, mean",
+        better="band",
+        kind="histogram",
+        formula=Mean("step_tokens"),
+    ),
+    Kpi(
+        name="prompt_tokens",
+        label="prompt length",
+        unit="tokens",
+        meaning="tokens of a prompt, mean over the finished requests",
+        better="band",
+        kind="histogram",
+        formula=Mean("prompt_length"),
+    ),
+    Kpi(
+        name="output_tokens",
+        label="answer length",
+        unit="tokens",
+        meaning="tokens of an answer, mean over the finished requests",
+        better="band",
+        kind="histogram",
+        formula=Mean("output_length"),
     ),
 )
 
@@ -232,7 +335,7 @@ QUALITY: tuple[Kpi, ...] = (
         name="accuracy_score",
         label="model accuracy",
         unit="score",
-        meaning="result of an evaluation task; not readable from a running engine",
+        meaning="result of an evaluation task, as stored for the deployment; not readable from a running engine",
         better="higher",
         kind="evaluation",
         seed_name="Model Accuracy",
@@ -241,7 +344,7 @@ QUALITY: tuple[Kpi, ...] = (
         name="response_quality_score",
         label="response quality",
         unit="score",
-        meaning="users' ratings of answers; not readable from a running engine",
+        meaning="share of rated answers that users found good, and of checked answers without a flaw; not readable from a running engine",
         better="higher",
         kind="evaluation",
         seed_name="Response Quality",
@@ -250,12 +353,3 @@ QUALITY: tuple[Kpi, ...] = (
 
 ALL: tuple[Kpi, ...] = LATENCIES + COUNTERS + GAUGES + DERIVED + DEVICES + QUALITY
 BY_NAME: dict[str, Kpi] = {kpi.name: kpi for kpi in ALL}
-
-PREFIX_QUERIES = ("vllm:prefix_cache_queries", "vllm:gpu_prefix_cache_queries")
-"""Prompt tokens looked up in the prefix cache; counter."""
-PREFIX_HITS = ("vllm:prefix_cache_hits", "vllm:gpu_prefix_cache_hits")
-"""Prompt tokens found in the prefix cache; counter."""
-START_TIME = "process_start_time_seconds"
-"""When the engine's process started, seconds since 1970; gauge."""
-ENGINE_PREFIXES = {"vllm:": "vllm", "sglang:": "sglang"}
-"""How an engine's own metrics begin."""

@@ -15,11 +15,14 @@ import msgspec
 
 from aim_engine.deploy import endpoint as http
 from aim_engine.errors import Unreachable
+from aim_engine.kpi.measures import RANKS
 
 Labels = tuple[tuple[str, str], ...]
 
 _LABEL = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^\s=,{}"]+)\s*(?:=\s*"((?:[^"\\]|\\.)*)")?\s*(,|$)')
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:.\-]*")
+_EXPORTER_PREFIX = ("amd_gpu_", "amd_pcie_")
+"""AMD's exporter puts `MetricsFieldPrefix` before its names; the usual one is taken off."""
 _ESCAPES = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
 
 
@@ -29,6 +32,8 @@ class Sample(msgspec.Struct, frozen=True):
     name: str
     labels: Labels
     value: float
+    group: str = ""
+    """Name and labels without those of ranks that report the same work: samples of one group are the same count."""
 
     def label(self, name: str) -> str | None:
         """The value of one label, None when it is absent."""
@@ -44,27 +49,37 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """When it was read, seconds since 1970; None when nobody wrote it down."""
     skipped: int = 0
     """Lines that could not be read."""
+    ended: bool = True
+    """Did the page end with a line feed? One that usually does and now does not was cut off."""
+    last: Sample | None = None
+    """The last line, whose number may be cut off when the page is."""
 
     def has(self, name: str) -> bool:
         """Does the page export a sample of this name with a number?"""
         return any(not math.isnan(sample.value) for sample in self.samples.get(name, ()))
 
 
-def fetch(endpoint: str, *, timeout_s: float = 5.0) -> Snapshot:
+def fetch(endpoint: str, *, timeout_s: float = 5.0, wanted: frozenset[str] | None = None) -> Snapshot:
     """The metrics page of a running engine, read now. `endpoint` is a base URL, a host:port or the page itself.
 
     Raises: Unreachable when nothing answers there or the answer is not a metrics page; InvalidInput for a bad address.
     """
+    from aim_engine.monitor.fetch import Fetcher
+
+    with Fetcher() as fetcher:
+        return read(fetcher.get(address(endpoint), timeout_s), address(endpoint), time.time(), wanted)
+
+
+def address(endpoint: str) -> str:
+    """The address of the metrics page of an engine. Raises: InvalidInput."""
     url = http.normalise(endpoint)
-    if not url.endswith("/metrics"):
-        url += "/metrics"
-    reply = http.get(url, timeout_s=timeout_s)
-    if reply.status != 200:
-        raise Unreachable(
-            f"{url} answered {reply.status}", why=reply.reason, hint="is this the address of a serving engine?"
-        )
-    snapshot = parse(reply.text, time_s=time.time())
-    if not snapshot.samples:
+    return url if url.endswith("/metrics") else url + "/metrics"
+
+
+def read(page: str, url: str, time_s: float, wanted: frozenset[str] | None = None) -> Snapshot:
+    """An answer as a page of metrics. Raises: Unreachable when it is none."""
+    snapshot = parse(page, time_s=time_s, wanted=wanted)
+    if not snapshot.samples and (wanted is None or not parse(page).samples):
         raise Unreachable(
             f"{url} is not a metrics page",
             why="it holds no line of the form `name value`",
@@ -73,23 +88,54 @@ def fetch(endpoint: str, *, timeout_s: float = 5.0) -> Snapshot:
     return snapshot
 
 
-def parse(page: str, *, time_s: float | None = None) -> Snapshot:
-    """A metrics page as samples by name. Never fails: unreadable lines are counted in `skipped`."""
+def parse(page: str, *, time_s: float | None = None, wanted: frozenset[str] | None = None) -> Snapshot:
+    """A metrics page as samples by name, all of them or those `wanted`. Never fails: unreadable lines are counted in `skipped`."""
     samples: dict[str, list[Sample]] = {}
     skipped = 0
+    last: Sample | None = None
     for line in page.split("\n"):
-        line = line.strip()
-        if not line or line.startswith("#"):
+        if not line or line[0] == "#":
             continue
-        sample = _sample(line)
-        if sample is None:
-            skipped += 1
+        front, _, number = line.rpartition(" ")
+        series = _seen.get(front)
+        if series is not None:
+            try:
+                last = Sample(series[0], series[1], float(number), series[2])
+            except ValueError:
+                skipped += 1
+                continue
+        elif wanted is not None and _NAME.match(line) and _name_of(line) not in wanted:
+            continue
         else:
-            samples.setdefault(sample.name, []).append(sample)
-    return Snapshot(samples={name: tuple(group) for name, group in samples.items()}, time_s=time_s, skipped=skipped)
+            line = line.strip()
+            if not line or line.startswith("#"):
+                continue
+            sample = _sample(line, front)
+            if sample is None:
+                skipped += 1
+                continue
+            last = sample
+        samples.setdefault(last.name, []).append(last)
+    return Snapshot(
+        samples={name: tuple(group) for name, group in samples.items()},
+        time_s=time_s,
+        skipped=skipped,
+        ended=page.endswith("\n"),
+        last=last,
+    )
 
 
-def _sample(line: str) -> Sample | None:
+_seen: dict[str, tuple[str, Labels, str]] = {}
+"""Series as they stand on pages -> what they mean; pages repeat theirs at each reading."""
+_MOST_SEEN = 400_000
+
+
+def _name_of(line: str) -> str:
+    name = line.partition("{")[0].partition(" ")[0]
+    return name[4:] if name.startswith(_EXPORTER_PREFIX) else name
+
+
+def _sample(line: str, front: str) -> Sample | None:
     match = _NAME.match(line)
     name = match.group(0) if match else ""
     rest = line[len(name) :].lstrip()
@@ -113,10 +159,18 @@ def _sample(line: str) -> Sample | None:
     if not name or not fields:
         return None
     try:
-        value_number = float(fields[0])
+        number = float(fields[0])
     except ValueError:
         return None
-    return Sample(name, tuple(sorted(labels)), value_number)
+    if name.startswith(_EXPORTER_PREFIX):
+        name = name[4:]
+    known = tuple(sorted(labels))
+    group = name + repr([pair for pair in known if pair[0] not in RANKS])
+    if line == f"{front} {fields[0]}":
+        if len(_seen) >= _MOST_SEEN:
+            _seen.clear()
+        _seen[front] = (name, known, group)
+    return Sample(name, known, number, group)
 
 
 def _closing(text: str) -> int:

@@ -1,0 +1,195 @@
+"""Figures that the cards tell, through AMD's exporter or the driver's own files."""
+
+from __future__ import annotations
+
+from aim_engine.kpi.figure import Kpi, Target
+from aim_engine.kpi.formula import First, Increase, Level, Minus, Over, Rate, Sum
+
+DEVICES: tuple[Kpi, ...] = (
+    Kpi(
+        name="gpu_busy_fraction",
+        label="GPU utilisation",
+        unit="fraction",
+        meaning="share of time in which some kernel ran; says nothing about how well it ran",
+        better="band",
+        kind="device",
+        formula=Level("gpu_busy", "mean"),
+        scale=0.01,
+        seed_name="GPU Utilization",
+        target=Target(low=0.8, high=0.9, source="the product's first description: 80-90 %"),
+    ),
+    Kpi(
+        name="gpu_memory_fraction",
+        label="GPU memory in use",
+        unit="fraction",
+        meaning="share of device memory taken, mean; engines reserve theirs at start, so it hardly moves with load",
+        better="band",
+        kind="device",
+        formula=Over(
+            Level("gpu_memory_used", "mean"), First((Level("gpu_memory_total"), Level("gpu_memory_total_old")))
+        ),
+        seed_name="Memory Utilization",
+        target=Target(high=0.95, source="the product's first description: below 95 %, to avoid running out"),
+    ),
+    Kpi(
+        name="gpu_memory_peak_fraction",
+        label="GPU memory in use, peak",
+        unit="fraction",
+        meaning="the most that any reading of the window saw",
+        better="band",
+        kind="device",
+        formula=Over(
+            Level("gpu_memory_used", "peak"), First((Level("gpu_memory_total"), Level("gpu_memory_total_old")))
+        ),
+    ),
+    Kpi(
+        name="power_w",
+        label="power",
+        unit="W",
+        meaning="board power of all cards of the deployment, mean",
+        better="lower",
+        kind="device",
+        formula=Level("gpu_power", "mean"),
+    ),
+    Kpi(
+        name="tokens_per_joule",
+        label="output tokens per joule",
+        unit="tokens/J",
+        meaning="output tokens over the energy that the cards took",
+        better="higher",
+        kind="device",
+        formula=First(
+            (
+                Over(Increase("output_tokens"), Increase("gpu_energy")),
+                Over(Rate("output_tokens"), Level("gpu_power", "mean")),
+            )
+        ),
+    ),
+    Kpi(
+        name="junction_c",
+        label="hottest junction",
+        unit="C",
+        meaning="highest junction temperature that any card reported",
+        better="lower",
+        kind="device",
+        formula=Level("gpu_junction", "peak"),
+    ),
+    Kpi(
+        name="power_throttled_fraction",
+        label="held down by power",
+        unit="fraction",
+        meaning="share of the cards' own samples in which the power limit held the clock down",
+        better="lower",
+        kind="device",
+        formula=Over(Increase("throttle_power"), Increase("throttle_samples")),
+    ),
+    Kpi(
+        name="thermal_throttled_fraction",
+        label="held down by heat",
+        unit="fraction",
+        meaning="share of the cards' own samples in which socket, memory, voltage regulators or the board's signal held the clock down",
+        better="lower",
+        kind="device",
+        formula=Over(
+            Sum(
+                (
+                    Increase("throttle_socket"),
+                    Increase("throttle_memory"),
+                    Increase("throttle_vr"),
+                    Increase("throttle_prochot"),
+                )
+            ),
+            Increase("throttle_samples"),
+        ),
+    ),
+    Kpi(
+        name="ecc_uncorrectable",
+        label="uncorrectable memory errors",
+        unit="errors",
+        meaning="memory errors that the cards could not correct",
+        better="lower",
+        kind="device",
+        formula=Increase("gpu_ecc_uncorrectable"),
+    ),
+    Kpi(
+        name="ecc_correctable",
+        label="corrected memory errors",
+        unit="errors",
+        meaning="memory errors that the cards corrected",
+        better="lower",
+        kind="device",
+        formula=Increase("gpu_ecc_correctable"),
+    ),
+    Kpi(
+        name="junction_margin_c",
+        label="degrees below the critical junction temperature",
+        unit="C",
+        meaning="of the hottest card, by the limit that the card itself states",
+        better="higher",
+        kind="device",
+        formula=Minus(Level("gpu_junction_crit", "least"), Level("gpu_junction", "peak")),
+    ),
+    Kpi(
+        name="power_cap_fraction",
+        label="power cap",
+        unit="fraction",
+        meaning="cap of the cards over the cap they are made for",
+        better="band",
+        kind="device",
+        formula=Over(Level("gpu_power_cap", "last"), Level("gpu_power_cap_default", "last")),
+    ),
+    Kpi(
+        name="power_of_cap_fraction",
+        label="power of the cap",
+        unit="fraction",
+        meaning="board power over the cap, mean",
+        better="band",
+        kind="device",
+        formula=Over(Level("gpu_power", "mean"), Level("gpu_power_cap", "mean")),
+    ),
+    Kpi(
+        name="clock_fraction",
+        label="shader clock",
+        unit="fraction",
+        meaning="mean clock over the highest that the card knows",
+        better="band",
+        kind="device",
+        formula=Over(Level("gpu_clock", "mean"), Level("gpu_clock_max", "last")),
+    ),
+    Kpi(
+        name="bad_pages",
+        label="new bad memory pages",
+        unit="pages",
+        meaning="memory pages that the cards retired in the window",
+        better="lower",
+        kind="device",
+        formula=Minus(Level("gpu_bad_pages", "last"), Level("gpu_bad_pages", "least")),
+    ),
+    Kpi(
+        name="xgmi_errors",
+        label="xGMI errors",
+        unit="errors",
+        meaning="uncorrectable errors on the links between cards",
+        better="lower",
+        kind="device",
+        formula=Increase("xgmi_errors"),
+    ),
+    Kpi(
+        name="pcie_replays",
+        label="PCIe replays",
+        unit="times",
+        meaning="packets that a card had to send again",
+        better="lower",
+        kind="device",
+        formula=Increase("pcie_replays"),
+    ),
+    Kpi(
+        name="pcie_speed_fraction",
+        label="PCIe speed",
+        unit="fraction",
+        meaning="current link speed over the highest; idle cards lower it",
+        better="band",
+        kind="device",
+        formula=Over(Level("pcie_speed", "peak"), Level("pcie_max_speed", "last")),
+    ),
+)

@@ -1,0 +1,243 @@
+"""Looks at many endpoints in turn, and hands what it saw to the history.
+
+Endpoints are spread over the interval. One that failed is looked at from a lane of its own, so that those which hang do not keep the
+others waiting, and less often while it stays away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from aim_engine.errors import Unreachable
+from aim_engine.kpi import measures
+from aim_engine.monitor import scrape, totals
+from aim_engine.monitor.fetch import Fetcher
+from aim_engine.monitor.history import About, History, Look, Target
+from aim_engine.monitor.totals import Totals
+from aim_engine.monitor.track import Tracker
+
+logger = logging.getLogger(__name__)
+WANTED = measures.wanted()
+_LONGEST_WAIT_S = 60.0
+"""Between two looks at an endpoint that stays away."""
+_WRITE_S = 1.0
+_CLEAN_S = 60.0
+
+
+class Watched(msgspec.Struct, frozen=True, kw_only=True):
+    """One page to look at."""
+
+    target: Target
+    url: str
+    """Address of the page."""
+    exporter: bool = False
+    """Is it the page of a device exporter, with one target for each card?"""
+    pods: str = ""
+    """Regular expression; only cards that a pod of such a name holds."""
+
+
+class _Page:
+    """A page and the trackers of what it tells."""
+
+    def __init__(self, watched: Watched, history: History | None) -> None:
+        self.watched = watched
+        self._history = history
+        self._trackers: dict[Target, Tracker] = {}
+        self._about: dict[Target, About] = {}
+        self.misses = 0
+
+    def tracker(self, target: Target) -> Tracker:
+        if target not in self._trackers:
+            self._trackers[target] = Tracker(self._history.cursor(target) if self._history is not None else None)
+        return self._trackers[target]
+
+    def missed(self, why: str, interval_s: float) -> list[Look]:
+        now = time.time()
+        span, events = self.tracker(self.watched.target).missed(why, time_s=now)
+        # One look at an endpoint that stays away stands for those that were left out.
+        span = msgspec.structs.replace(span, failed=round(self.wait_s(interval_s) / interval_s))
+        self.misses += 1
+        return [Look(target=self.watched.target, time_s=now, span=span, cursor=None, events=events)]
+
+    def wait_s(self, interval_s: float) -> float:
+        """Until the next look: longer for one that stays away."""
+        return interval_s * min(2.0**self.misses, max(1.0, _LONGEST_WAIT_S / interval_s))
+
+    def seen(self, target: Target, found: Totals) -> Look:
+        tracker = self.tracker(target)
+        span, events = tracker.seen(found, tick_s=time.monotonic())
+        about = About(engine=found.engine, models=found.models, families=found.families, facts=found.facts)
+        changed = self._about.get(target) != about
+        self._about[target] = about
+        return Look(
+            target=target,
+            time_s=found.time_s or 0.0,
+            span=span,
+            cursor=tracker.cursor,
+            about=about if changed else None,
+            events=events,
+        )
+
+    def read(self, page: str) -> list[Look]:
+        now = time.time()
+        snapshot = scrape.read(page, self.watched.url, now, WANTED)
+        target = self.watched.target
+        damage = self.tracker(target).damaged(snapshot.ended, time_s=now)
+        if damage is not None:
+            self.misses += 1
+            return [
+                Look(
+                    target=target,
+                    time_s=now,
+                    span=self.tracker(target).missed("cut page", time_s=now)[0],
+                    cursor=None,
+                    events=(damage,),
+                )
+            ]
+        self.misses = 0
+        if not self.watched.exporter:
+            return [self.seen(target, totals.read(snapshot))]
+        return [
+            self.seen(
+                Target(deployment=target.deployment, kind="card", name=card, endpoint=target.endpoint),
+                totals.read(part, measures.DEVICE),
+            )
+            for card, part in totals.by_card(snapshot, self.watched.pods).items()
+        ]
+
+
+class Collector:
+    """Looks at pages, and at the cards of this machine, every `interval_s`."""
+
+    def __init__(
+        self,
+        watched: Sequence[Watched],
+        history: History | None,
+        *,
+        interval_s: float = 5.0,
+        timeout_s: float | None = None,
+        workers: int = 8,
+        key: str | None = None,
+        cards: Callable[[float], dict[str, Totals]] | None = None,
+        deployment: str = "",
+    ) -> None:
+        """`cards` reads this machine's own cards, kept under `deployment`; `key` is sent to every endpoint as a bearer token."""
+        self._pages = [_Page(each, history) for each in watched]
+        self._history = history
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s if timeout_s is not None else min(5.0, interval_s)
+        self._workers = workers
+        self._fetcher = Fetcher(hosts=len(watched) + 4, key=key)
+        self._cards = cards
+        self._cards_page = _Page(Watched(target=Target(deployment=deployment, kind="card", name=""), url=""), history)
+        self._looks: queue.SimpleQueue[Look] = queue.SimpleQueue()
+        self._unwritten: list[Look] = []
+        self._cleaned = 0.0
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._fetcher.close()
+
+    def once(self) -> list[Look]:
+        """Look at everything once, now, and keep it."""
+        with ThreadPoolExecutor(max_workers=self._workers) as pool:
+            looks = [look for found in pool.map(self._look, self._pages) for look in found]
+        looks += self._own_cards()
+        self._keep(looks)
+        return looks
+
+    def run(self, stop: threading.Event, seen: Callable[[list[Look]], None] = lambda _: None) -> None:
+        """Look until `stop`; `seen` gets each batch after it was kept, about once a second."""
+        due: list[tuple[float, int]] = []
+        begin = time.monotonic()
+        for number, page in enumerate(self._pages):
+            digest = hashlib.blake2b(page.watched.url.encode(), digest_size=4).digest()
+            heapq.heappush(due, (begin + int.from_bytes(digest) / 2**32 * self._interval_s, number))
+        busy: set[int] = set()
+        lock = threading.Lock()
+        next_write, next_cards = begin + _WRITE_S, begin
+
+        def work(number: int) -> None:
+            try:
+                for look in self._look(self._pages[number]):
+                    self._looks.put(look)
+            finally:
+                with lock:
+                    busy.discard(number)
+
+        with (
+            ThreadPoolExecutor(max_workers=self._workers) as pool,
+            ThreadPoolExecutor(max_workers=self._workers) as slow_lane,
+        ):
+            while not stop.is_set():
+                now = time.monotonic()
+                while due and due[0][0] <= now:
+                    at, number = heapq.heappop(due)
+                    page = self._pages[number]
+                    heapq.heappush(due, (max(at + page.wait_s(self._interval_s), now), number))
+                    with lock:
+                        if number in busy:
+                            continue
+                        busy.add(number)
+                    (slow_lane if page.misses else pool).submit(work, number)
+                if self._cards is not None and now >= next_cards:
+                    next_cards = now + self._interval_s
+                    for look in self._own_cards():
+                        self._looks.put(look)
+                if now >= next_write:
+                    next_write = now + _WRITE_S
+                    batch = self._drained()
+                    self._keep(batch)
+                    seen(batch)
+                stop.wait(max(0.01, min(next_write, due[0][0] if due else next_write) - time.monotonic()))
+        self._keep(self._drained())
+
+    def _look(self, page: _Page) -> list[Look]:
+        try:
+            return page.read(self._fetcher.get(page.watched.url, self._timeout_s))
+        except Unreachable as err:
+            return page.missed(f"{err.what}: {err.why}" if err.why else err.what, self._interval_s)
+
+    def _own_cards(self) -> list[Look]:
+        if self._cards is None:
+            return []
+        deployment = self._cards_page.watched.target.deployment
+        return [
+            self._cards_page.seen(Target(deployment=deployment, kind="card", name=name), found)
+            for name, found in self._cards(time.time()).items()
+        ]
+
+    def _drained(self) -> list[Look]:
+        found = []
+        while not self._looks.empty():
+            found.append(self._looks.get())
+        return found
+
+    def _keep(self, looks: list[Look]) -> None:
+        """Write looks; without room they wait, the oldest go when they are too many, and the monitor goes on."""
+        if self._history is None:
+            return
+        self._unwritten += looks
+        if not self._unwritten:
+            return
+        try:
+            self._history.add(self._unwritten)
+            self._unwritten = []
+            if time.monotonic() - self._cleaned > _CLEAN_S:
+                self._cleaned = time.monotonic()
+                self._history.roll_up(time.time())
+                self._history.prune(time.time())
+        except Unreachable as err:
+            most = 20 * len(self._pages) + 100
+            if len(self._unwritten) > most:
+                self._unwritten = self._unwritten[-most:]
+            logger.warning("%s: %s; the monitor goes on without it. %s", err.what, err.why, err.hint)

@@ -1,0 +1,366 @@
+"""A deployment over a window, as one document: figures beside their targets and an earlier window, curves, cards, alerts, odd events.
+
+The same document whether the looks are our own or those of a Prometheus server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from aim_engine.kpi import names
+from aim_engine.kpi.cards import DEVICES
+from aim_engine.kpi.figure import Kpi
+from aim_engine.monitor import figures
+from aim_engine.monitor.figures import KpiReport
+from aim_engine.monitor.history import History, Kept
+from aim_engine.monitor.ledger import Alert, Ledger
+from aim_engine.monitor.prometheus import Prometheus
+from aim_engine.monitor.span import Span, side_by_side
+from aim_engine.monitor.track import Event
+from aim_engine.perf.estimate import Range
+from aim_engine.planner.plan import Plan
+
+CURVES = (
+    "ttft_ms",
+    "tpot_ms",
+    "e2e_ms",
+    "output_tok_s",
+    "requests_s",
+    "batch",
+    "waiting_mean",
+    "kv_usage_peak_fraction",
+    "prefix_hit_fraction",
+    "gpu_busy_fraction",
+    "power_w",
+    "junction_c",
+)
+"""Figures that are drawn over time, where they are told."""
+SAME = 0.05
+"""A change of less is no change: runs of one configuration differ by as much."""
+POINTS = 96
+
+
+class Point(msgspec.Struct, frozen=True, array_like=True):
+    """One place of a curve."""
+
+    time_s: float
+    value: float
+    high: float | None = None
+    """95th percentile of a latency."""
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure of the table."""
+
+    kpi: str
+    label: str
+    unit: str
+    measured: float | None
+    why: str = ""
+    p95: float | None = None
+    planned: float | None = None
+    low: float | None = None
+    high: float | None = None
+    """Band of the prediction."""
+    limit: float | None = None
+    """What the plan was asked to keep."""
+    before: float | None = None
+    change_fraction: float | None = None
+    verdict: Literal["met", "missed", "inside", "outside", ""] = ""
+    """met or missed: the limit; inside or outside: the band of the prediction."""
+    trend: Literal["better", "worse", "same", ""] = ""
+    """Against the earlier window."""
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """One card in the window."""
+
+    name: str
+    figures: dict[str, float]
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="aim-engine/report/v1"):
+    """The report of one deployment."""
+
+    deployment: str
+    model: str
+    recipe: str
+    begin_s: float
+    end_s: float
+    figures: KpiReport
+    lines: tuple[Line, ...]
+    before: KpiReport | None = None
+    before_label: str = ""
+    curves: dict[str, tuple[Point, ...]] = {}
+    cards: tuple[Card, ...] = ()
+    alerts: tuple[Alert, ...] = ()
+    events: tuple[Event, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def parameters(plan: Plan | None) -> dict[str, float]:
+    """Numbers of the plan that figures and limits are made of; what it does not say is absent."""
+    if plan is None:
+        return {}
+    found: dict[str, float | None] = {
+        "slo_ttft_ms": plan.inputs.slo.ttft_ms,
+        "slo_tpot_ms": plan.inputs.slo.tpot_ms,
+        "slo_e2e_ms": plan.inputs.slo.e2e_ms,
+    }
+    if plan.chosen is not None:
+        recipe = plan.chosen.recipe
+        found |= {
+            "usd_h": plan.chosen.running.usd_h,
+            "gpus": float(recipe.gpu_count),
+            "replicas": float(recipe.replicas),
+            "max_num_seqs": float(recipe.max_num_seqs),
+            "max_num_batched_tokens": float(recipe.max_num_batched_tokens),
+        }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def quality(ledger: Ledger, deployment: str, begin_s: float, end_s: float, *, at_least: int = 1) -> dict[str, float]:
+    """Scores of a deployment: the newest evaluation, and the share of good answers among those rated or checked.
+
+    The share is left out below `at_least` of them.
+    """
+    found = {}
+    scores = [score for score in ledger.scores(deployment) if score.time_s <= end_s]
+    if scores:
+        found["accuracy_score"] = scores[-1].value
+    ratings = ledger.ratings(deployment, begin_s, end_s)
+    if len(ratings) >= at_least:
+        found["response_quality_score"] = sum(rating.good for rating in ratings) / len(ratings)
+    return found
+
+
+def span(history: History, deployment: str, begin_s: float, end_s: float) -> Span:
+    """Everything of a deployment in a window: its replicas and its cards."""
+    engines: list[Span] = []
+    cards: list[Span] = []
+    for kept in history.targets(deployment):
+        (engines if kept.target.kind == "engine" else cards).append(history.window(kept, begin_s, end_s))
+    return joined(engines, cards)
+
+
+def joined(engines: Sequence[Span], cards: Sequence[Span]) -> Span:
+    """Replicas and cards of one deployment; how often it answered is told by its replicas alone."""
+    engine, card = side_by_side(engines) if engines else Span(0.0), side_by_side(cards) if cards else Span(0.0)
+    return Span(
+        engine.seconds or card.seconds,
+        {**card.counters, **engine.counters},
+        {**card.gauges, **engine.gauges},
+        engine.histograms,
+        engine.scrapes,
+        engine.failed,
+        engine.restarts,
+    )
+
+
+def of_history(
+    history: History,
+    deployment: str,
+    begin_s: float,
+    end_s: float,
+    *,
+    plan: Plan | None = None,
+    ledger: Ledger | None = None,
+    before: tuple[float, float, str] | None = None,
+    points: int = POINTS,
+) -> Document:
+    """The report from our own history. `before` is an earlier window and what to call it; without `points` no curves."""
+    kept = history.targets(deployment)
+    given = parameters(plan)
+    about = next((each.about for each in kept if each.target.kind == "engine"), None)
+    families = {name: family for each in reversed(kept) for name, family in each.about.families.items()}
+
+    def told(begin: float, end: float) -> KpiReport:
+        return figures.of(
+            span(history, deployment, begin, end),
+            endpoint=", ".join(each.target.endpoint for each in kept if each.target.kind == "engine"),
+            families=families,
+            engine=about.engine if about is not None else None,
+            models=about.models if about is not None else (),
+            parameters=given,
+            scores=quality(ledger, deployment, begin, end) if ledger is not None else {},
+        )
+
+    now = told(begin_s, end_s)
+    earlier = told(before[0], before[1]) if before is not None else None
+    begins = [first for each in kept if (first := history.first_s(each)) is not None]
+    notes = []
+    if begins and min(begins) > begin_s + 60:
+        notes.append(f"the history begins {(min(begins) - begin_s) / 60:.0f} minutes after the window")
+    if not kept:
+        notes.append("nothing of this deployment was kept yet")
+    return Document(
+        deployment=deployment,
+        model=_model(plan, now),
+        recipe=plan.chosen.recipe.key if plan is not None and plan.chosen is not None else "",
+        begin_s=begin_s,
+        end_s=end_s,
+        figures=now,
+        lines=lines(now, earlier, plan),
+        before=earlier,
+        before_label=before[2] if before is not None else "",
+        curves=_curves(history, kept, begin_s, end_s, points) if points else {},
+        cards=_cards(history, kept, begin_s, end_s),
+        alerts=tuple(a for a in ledger.alerts() if a.deployment == deployment) if ledger is not None else (),
+        events=tuple(
+            sorted(
+                (event for each in kept for event in history.events(each, begin_s, end_s, most=50)),
+                key=lambda event: event.time_s,
+            )
+        ),
+        notes=tuple(notes),
+    )
+
+
+def of_prometheus(
+    server: Prometheus,
+    deployment: str,
+    begin_s: float,
+    end_s: float,
+    *,
+    plan: Plan | None = None,
+    before: tuple[float, float, str] | None = None,
+    points: int = 0,
+) -> Document:
+    """The report from a Prometheus server. Raises: Unreachable."""
+    given = parameters(plan)
+
+    def told(begin: float, end: float) -> KpiReport:
+        return figures.of(server.window(begin, end), endpoint=server.url, engine="vllm", parameters=given)
+
+    now = told(begin_s, end_s)
+    earlier = told(before[0], before[1]) if before is not None else None
+    step_s = (end_s - begin_s) / points if points else 0.0
+    spans = [
+        (begin_s + (n + 1) * step_s, server.window(begin_s + n * step_s, begin_s + (n + 1) * step_s))
+        for n in range(points)
+    ]
+    return Document(
+        deployment=deployment,
+        model=_model(plan, now),
+        recipe=plan.chosen.recipe.key if plan is not None and plan.chosen is not None else "",
+        begin_s=begin_s,
+        end_s=end_s,
+        figures=now,
+        lines=lines(now, earlier, plan),
+        before=earlier,
+        before_label=before[2] if before is not None else "",
+        curves=curves(spans),
+    )
+
+
+def lines(now: KpiReport, before: KpiReport | None, plan: Plan | None) -> tuple[Line, ...]:
+    """Every figure that is told, beside what was planned, asked and measured earlier."""
+    found = []
+    for kpi in names.ALL:
+        reading = now.readings[kpi.name]
+        was = before.value(kpi.name) if before is not None else None
+        planned, limit = planned_for(plan, kpi.name)
+        if reading.value is None and was is None and planned is None:
+            continue
+        change = None
+        if was is not None and reading.value is not None and was != 0:
+            change = reading.value / was - 1
+        found.append(
+            Line(
+                kpi=kpi.name,
+                label=kpi.label,
+                unit=kpi.unit,
+                measured=reading.value,
+                why=reading.why,
+                p95=now.quantile(kpi.name, "p95"),
+                planned=planned.value if planned is not None else None,
+                low=planned.low if planned is not None else None,
+                high=planned.high if planned is not None else None,
+                limit=limit,
+                before=was,
+                change_fraction=change,
+                verdict=_verdict(kpi, reading.value, planned, limit),
+                trend=_trend(kpi, change),
+            )
+        )
+    return tuple(found)
+
+
+def planned_for(plan: Plan | None, kpi: str) -> tuple[Range | None, float | None]:
+    """What the plan predicted of a figure, and the limit it was asked to keep."""
+    if plan is None or plan.chosen is None:
+        return None, None
+    estimate = plan.chosen.estimate
+    predicted = {
+        "ttft_ms": estimate.ttft_ms,
+        "tpot_ms": estimate.tpot_ms,
+        "e2e_ms": estimate.e2e_ms,
+        "output_tok_s": estimate.output_tok_s,
+        "requests_s": estimate.requests_s,
+    }
+    return predicted.get(kpi), parameters(plan).get(f"slo_{kpi}")
+
+
+def curves(spans: Sequence[tuple[float, Span]]) -> dict[str, tuple[Point, ...]]:
+    """Figures over time."""
+    found: dict[str, list[Point]] = {}
+    for time_s, each in spans:
+        for name in CURVES:
+            reading = figures.reading(names.BY_NAME[name], each, {}, {}, {})
+            if reading.value is not None:
+                p95 = reading.quantiles.get("p95")
+                found.setdefault(name, []).append(Point(time_s, reading.value, None if p95 is None else p95.value))
+    return {name: tuple(points) for name, points in found.items()}
+
+
+def _curves(
+    history: History, kept: Sequence[Kept], begin_s: float, end_s: float, count: int
+) -> dict[str, tuple[Point, ...]]:
+    engines: dict[float, list[Span]] = {}
+    cards: dict[float, list[Span]] = {}
+    for each in kept:
+        into = engines if each.target.kind == "engine" else cards
+        for time_s, found in history.steps(each, begin_s, end_s, count):
+            into.setdefault(time_s, []).append(found)
+    times = sorted(engines.keys() | cards.keys())
+    return curves([(time_s, joined(engines.get(time_s, ()), cards.get(time_s, ()))) for time_s in times])
+
+
+def _cards(history: History, kept: Sequence[Kept], begin_s: float, end_s: float) -> tuple[Card, ...]:
+    found = []
+    for each in kept:
+        if each.target.kind != "card":
+            continue
+        own = history.window(each, begin_s, end_s)
+        readings = {kpi.name: figures.reading(kpi, own, {}, {}, {}).value for kpi in DEVICES}
+        told = {name: value for name, value in readings.items() if value is not None}
+        if told:
+            found.append(Card(name=each.target.name, figures=told))
+    return tuple(found)
+
+
+def _model(plan: Plan | None, now: KpiReport) -> str:
+    return plan.inputs.model.model_id if plan is not None else ", ".join(now.models)
+
+
+def _verdict(
+    kpi: Kpi, value: float | None, planned: Range | None, limit: float | None
+) -> Literal["met", "missed", "inside", "outside", ""]:
+    if value is None:
+        return ""
+    if limit is not None:
+        return "met" if value <= limit else "missed"
+    if planned is not None and kpi.better == "lower":
+        return "inside" if planned.low <= value <= planned.high else "outside"
+    return ""
+
+
+def _trend(kpi: Kpi, change: float | None) -> Literal["better", "worse", "same", ""]:
+    if change is None or kpi.better == "band":
+        return ""
+    if abs(change) < SAME:
+        return "same"
+    return "better" if (change > 0) == (kpi.better == "higher") else "worse"

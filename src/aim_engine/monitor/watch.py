@@ -1,0 +1,157 @@
+"""The monitor that stays: it looks, keeps, judges the alert rules and tells those who asked to be told."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from aim_engine.errors import AimError
+from aim_engine.monitor import alerts, notify, views
+from aim_engine.monitor.alerts import Rule
+from aim_engine.monitor.collect import Collector
+from aim_engine.monitor.history import History, Look
+from aim_engine.monitor.ledger import Alert, Ledger, Message
+from aim_engine.monitor.span import Span
+from aim_engine.planner.plan import Plan
+
+logger = logging.getLogger(__name__)
+JUDGE_S, HOUR_S = 10.0, 3600.0
+FEW_RATINGS = 10
+"""Of fewer, one bad answer would be a drop."""
+
+
+class Watch:
+    """Rules over the deployments of one history."""
+
+    def __init__(
+        self,
+        history: History,
+        ledger: Ledger,
+        rules: Sequence[Rule],
+        plans: Mapping[str, Plan | None],
+        *,
+        receivers: Sequence[str] = (),
+        findings: Sequence[str] = (),
+    ) -> None:
+        """`plans` are the deployments to judge, with the plan of each where there is one; `findings` the ids that doctor found."""
+        self._history, self._ledger, self._rules = history, ledger, tuple(rules)
+        self._plans, self._receivers, self._findings = dict(plans), tuple(receivers), frozenset(findings)
+        self._renewed = 0.0
+
+    def judge(self, now_s: float) -> tuple[Alert, ...]:
+        """Every rule at every deployment, now; keeps the states and the messages they call for. Gives what is or was on."""
+        known = {(alert.deployment, alert.rule): alert for alert in self._ledger.alerts()}
+        found: list[Alert] = []
+        for deployment, plan in self._plans.items():
+            found += self._of(deployment, plan, known, now_s)
+        marked = alerts.muted(found, self._rules, self._ledger.silences(now_s), now_s)
+        news: list[Message] = []
+        kept = []
+        for alert in marked:
+            told = alert
+            if alerts.to_tell(alert, now_s):
+                told = alerts.told(alert, now_s)
+                news += notify.messages(told, self._receivers)
+            kept.append(told)
+        news += self._renewals(kept, now_s)
+        self._ledger.put_alerts(kept, news, now_s)
+        present = {(alert.deployment, alert.rule) for alert in kept}
+        for key, alert in known.items():
+            if key not in present and alert.deployment in self._plans:
+                self._ledger.forget_alert(alert)
+        return tuple(kept)
+
+    def deliver(self, now_s: float) -> tuple[int, tuple[str, ...]]:
+        """Hand out what is due; see `notify.deliver`."""
+        return notify.deliver(self._ledger, now_s)
+
+    def _of(
+        self, deployment: str, plan: Plan | None, known: Mapping[tuple[str, str], Alert], now_s: float
+    ) -> list[Alert]:
+        spans: dict[tuple[float, float], Span] = {}
+
+        def span(length: float, back: float) -> Span:
+            if (length, back) not in spans:
+                end = now_s - back
+                spans[length, back] = views.span(self._history, deployment, end - length, end)
+            return spans[length, back]
+
+        given = {
+            **views.parameters(plan),
+            **views.quality(self._ledger, deployment, now_s - 3600, now_s, at_least=FEW_RATINGS),
+        }
+        found = []
+        for rule in self._rules:
+            before = known.get((deployment, rule.name))
+            if not alerts.applies(rule, given):
+                continue
+            held: bool | None
+            value: float | None = None
+            if rule.facts:
+                held = bool(self._findings & set(rule.facts))
+            else:
+                held, value = alerts.judge(
+                    rule,
+                    lambda length: (span(length, 0.0), span(length, length)),
+                    given,
+                    firing=before is not None and before.state == "firing",
+                )
+            alert = alerts.step(rule, held, value, before, deployment=deployment, now_s=now_s, parameters=given)
+            if alert is not None:
+                found.append(alert)
+            elif before is not None and before.state == "resolved" and not _over(before, now_s):
+                found.append(before)
+        return found
+
+    def _renewals(self, kept: Sequence[Alert], now_s: float) -> list[Message]:
+        """An Alertmanager must hear again and again of what still fires."""
+        managers = [each for each in self._receivers if each.startswith(notify.ALERTMANAGER)]
+        if not managers or now_s - self._renewed < notify.RENEW_S:
+            return []
+        self._renewed = now_s
+        return [
+            Message(receiver=receiver, alert=msgspec.structs.replace(alert, told_s=now_s))
+            for alert in kept
+            if alert.state == "firing" and "firing" in alert.told and not alert.inhibited_by and not alert.silenced
+            for receiver in managers
+        ]
+
+
+def _over(alert: Alert, now_s: float) -> bool:
+    """Is a resolved alert old enough to be forgotten?"""
+    return now_s - alert.since_s > 3600
+
+
+def run(
+    collector: Collector,
+    watch: Watch,
+    stop: threading.Event,
+    *,
+    hourly: Callable[[float], None] = lambda _: None,
+) -> None:
+    """Look and judge until `stop`; `hourly` is called with the time once an hour."""
+    judged, hour = 0.0, time.monotonic()
+
+    def batch(_: list[Look]) -> None:
+        nonlocal judged, hour
+        if time.monotonic() - judged < JUDGE_S:
+            return
+        judged = time.monotonic()
+        try:
+            now_s = time.time()
+            for alert in watch.judge(now_s):
+                if alert.told_s == now_s:
+                    logger.warning("%s: %s %s: %s", alert.deployment, alert.rule, alert.state, alert.summary)
+            for why in watch.deliver(now_s)[1]:
+                logger.warning("not delivered, will be tried again: %s", why)
+            if judged - hour >= HOUR_S:
+                hour = judged
+                hourly(now_s)
+        except AimError as err:
+            logger.warning("%s; the monitor goes on", err)
+
+    collector.run(stop, batch)
