@@ -220,8 +220,11 @@ def _look_up(subject: Subject, name: str) -> Any:
 
 
 def _env(subject: Subject, name: str) -> str | None:
-    found: Mapping[str, str] = _look_up(subject, "envs")
-    return found.get(name)
+    found = _look_up(subject, "envs")
+    if not isinstance(found, Mapping):
+        raise UnknownName("envs")
+    value: str | None = found.get(name)
+    return value
 
 
 def _arg(subject: Subject, dest: str) -> str | None:

@@ -29,7 +29,7 @@ def check(values: dict[str, Any], backend: Backend, version: str | None = None) 
     found = _schema(values)
     if any(finding.severity == "error" for finding in found):
         return found
-    return (*found, *check_kubernetes.check(objects(values), backend, version))
+    return (*found, *check_kubernetes.check([*objects(values), *_budget(values)], backend, version))
 
 
 def _schema(values: dict[str, Any]) -> tuple[Finding, ...]:
@@ -44,6 +44,23 @@ def _schema(values: dict[str, Any]) -> tuple[Finding, ...]:
         error("MAN003", each.message[:240], "", f"values: {schema_path(list(each.absolute_path)) or 'the file'}")
         for each in wrong[:MAX_ERRORS]
     )
+
+
+def _budget(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The budget of disruptions that the chart writes for several replicas."""
+    name = str(values["fullname"])
+    labels = {"app.kubernetes.io/name": "aim-engine", "app.kubernetes.io/instance": name}
+    budget = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": name},
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": labels},
+        },
+    }
+    return [budget] if values["replicas"] > 1 else []
 
 
 def objects(values: dict[str, Any]) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def check(entry: dict[str, Any], backend: Backend, version: str | None = None) -
     for where, container in _found(entry):
         for finding in check_pod.check({"containers": [container]}, where, backend, version):
             if finding.id not in _OF_TEMPLATES:
-                place = finding.evidence.replace(": containers[0]", "")
+                place = finding.evidence.replace(f"{where}.containers[0]", where).replace(": containers[0]", "")
                 found.append(msgspec.structs.replace(finding, evidence=place))
     return tuple(dict.fromkeys(found))
 
