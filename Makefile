@@ -13,7 +13,7 @@ export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 # One line about a finished step: what, seconds since $$start, size of a folder.
 done = echo "$(1): $$(($$(date +%s) - start)) s, $$(du -sm $(2) | cut -f1) MB"
 
-.PHONY: demo test check lint types imports docs golden bench bench-planners bench-transfer corpus rig engine docker consumers kill mutation clean help
+.PHONY: demo test check lint types imports docs golden bench bench-planners bench-transfer corpus rig engine load docker consumers kill mutation clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -67,7 +67,7 @@ docs: .venv/ready
 golden: .venv/ready
 	@$(RUN)python -m pytest -q tests/render tests/planner/test_grid.py --update-golden
 
-corpus rig engine docker kill consumers mutation: .venv/ready
+corpus rig engine load docker kill consumers mutation: .venv/ready
 	@$(RUN)python -m pytest -q -m $@
 
 docker consumers: .tools/compose/docker-compose

@@ -28,7 +28,7 @@ from aim_engine.render.artifact import Options
 from aim_engine.workflow import Request
 from aim_engine.workload import Workload
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.load
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 USERS = 4
 CLOSED, OPEN = 60, 60
