@@ -153,7 +153,6 @@ class Features:
             return memory.bytes_per_weight(spec, recipe, part)
 
         self.layers, self.dp, self.pp = spec.layers, dp, split.pp
-        self.ranks = ranks
         self.drafts = drafts
         self.yielded = tokens_per_step(drafts)
         self.prompt_tokens = max(1.0, workload.input_tokens * (1 - workload.prefix_hit_fraction))

@@ -102,8 +102,7 @@ class Model:
 
     def tpot_waiting_s(self, requests: float, first_s: float) -> float:
         """Mean time per output token where first tokens take `first_s`, as they do with other arrivals than a closed loop's."""
-        decode_s = self.workload.output_tokens * self.tpot_s(requests)
-        decoding = max(min(1.0, requests), requests * decode_s / (first_s + decode_s))
+        decoding = self._past_first(requests, first_s, self.tpot_s(requests))
         return self._decoded_s(decoding) * self.factor(requests) / self.features.yielded
 
     def prompt_s(self) -> float:
@@ -150,11 +149,15 @@ class Model:
         decoding, token_s = requests, self._decoded_s(requests) * factor
         for _ in range(_ROUNDS if self.situation.kind == "serving" else 0):  # other kinds say themselves who decodes
             first_s = self._mean.of(self.first_token_features(requests, token_s)) * first
-            decode_s = self.workload.output_tokens * token_s
-            decoding = max(min(1.0, requests), requests * decode_s / (first_s + decode_s))
+            decoding = self._past_first(requests, first_s, token_s)
             token_s = self._decoded_s(decoding) * factor
         features = self.first_token_features(requests, token_s)
         return _Point(decoding, token_s, self._mean.of(features) * first, self._median.of(features) * median)
+
+    def _past_first(self, requests: float, first_s: float, token_s: float) -> float:
+        """Requests past their first token, by Little's law: as the share of a request's time that its other tokens take."""
+        decode_s = self.workload.output_tokens * token_s
+        return max(min(1.0, requests), requests * decode_s / (first_s + decode_s))
 
     def _service_s(self) -> float:
         if self._prompt_alone_s is None:
