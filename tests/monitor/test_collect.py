@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.server
+import socket
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ import metric_pages
 from aim_engine.kpi import measures
 from aim_engine.monitor import devices, scrape, totals, views
 from aim_engine.monitor.collect import Collector, Watched
+from aim_engine.monitor.fetch import Fetcher
 from aim_engine.monitor.history import History, Target
 
 
@@ -63,6 +66,56 @@ def test_a_hostile_page_is_recorded_with_its_reason_and_ends_in_time(case: str, 
     assert (document.figures.scrapes, document.figures.failed_scrapes) == (2, 1)
     assert [event.kind for event in document.events] == ["unreachable", "recovered"]
     assert history.window(kept, 0, time.time() + 1).counters["output_tokens"] == 5
+    history.close()
+
+
+def test_a_connection_that_the_server_gave_up_is_no_failed_look() -> None:
+    """Engines close connections after some idle seconds, which may be just when the next look is on its way."""
+    asked: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for connection in range(2):
+                client, _ = server.accept()
+                with client:
+                    for _ in range(2):
+                        client.recv(65536)
+                        asked.append(connection)
+                        if len(asked) == 2:
+                            break  # the second question on the first connection is left without an answer
+                        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nup 1\n")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with Fetcher() as fetcher:
+            url = f"http://127.0.0.1:{server.getsockname()[1]}/metrics"
+            assert [fetcher.get(url, 2.0) for _ in range(2)] == ["up 1\n"] * 2
+        thread.join(5)
+    assert asked[:3] == [0, 0, 1]
+
+
+def test_a_busy_engine_is_waited_for_and_looked_at_as_often(tmp_path: Path) -> None:
+    """Looks that are left out while it is busy would make every mean level that of its idle hours."""
+    history, stop = History(tmp_path / "history.db"), threading.Event()
+    page = metric_pages.Engine().page()
+    busy = metric_pages.text(page)
+
+    def slow(handler: http.server.BaseHTTPRequestHandler) -> None:
+        time.sleep(0.3)  # longer than the interval
+        busy(handler)
+
+    with metric_pages.serving({"/metrics": slow}) as address:
+        collector = Collector([watched(address)], history, interval_s=0.1)
+        thread = threading.Thread(target=collector.run, args=(stop,), daemon=True)
+        thread.start()
+        time.sleep(4)
+        stop.set()
+        thread.join()
+        collector.close()
+    (kept,) = history.targets()
+    whole = history.window(kept, 0, time.time() + 1)
+    assert whole.failed == 0
+    assert whole.scrapes >= 5
     history.close()
 
 

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 WANTED = measures.wanted()
 _LONGEST_WAIT_S = 60.0
 """Between two looks at an endpoint that stays away."""
+_PATIENCE = 3
+"""Looks in a row that may fail before an endpoint is looked at less often: a busy engine misses one now and then."""
 _WRITE_S = 1.0
 _CLEAN_S = 60.0
 
@@ -70,7 +72,7 @@ class _Page:
 
     def wait_s(self, interval_s: float) -> float:
         """Until the next look: longer for one that stays away."""
-        return interval_s * min(2.0**self.misses, max(1.0, _LONGEST_WAIT_S / interval_s))
+        return interval_s * min(2.0 ** max(0, self.misses - _PATIENCE), max(1.0, _LONGEST_WAIT_S / interval_s))
 
     def seen(self, target: Target, found: Totals) -> Look:
         tracker = self.tracker(target)
@@ -124,17 +126,20 @@ class Collector:
         history: History | None,
         *,
         interval_s: float = 5.0,
-        timeout_s: float | None = None,
+        timeout_s: float = 5.0,
         workers: int = 8,
         key: str | None = None,
         cards: Callable[[float], dict[str, Totals]] | None = None,
         deployment: str = "",
     ) -> None:
-        """`cards` reads this machine's own cards, kept under `deployment`; `key` is sent to every endpoint as a bearer token."""
+        """`cards` reads this machine's own cards, kept under `deployment`; `key` is sent to every endpoint as a bearer token.
+
+        `timeout_s` may be longer than the interval: an engine is slow to answer when it is busiest, and that is when it is worth a look.
+        """
         self._pages = [_Page(each, history) for each in watched]
         self._history = history
         self._interval_s = interval_s
-        self._timeout_s = timeout_s if timeout_s is not None else min(5.0, interval_s)
+        self._timeout_s = timeout_s
         self._workers = workers
         self._fetcher = Fetcher(hosts=len(watched) + 4, key=key)
         self._cards = cards

@@ -51,18 +51,14 @@ class Fetcher:
         import urllib3
 
         ends = time.monotonic() + timeout_s
-        timeout = urllib3.Timeout(connect=timeout_s, read=timeout_s)
         try:
-            answer = self._manager(url).request(
-                "GET", url, headers=self._headers, timeout=timeout, preload_content=False, redirect=False
-            )
             try:
-                page = self._body(answer, url, ends, timeout_s)
-            except BaseException:
-                answer.close()
-                raise
-            answer.release_conn()
-            return page
+                return self._page(url, ends, timeout_s)
+            except urllib3.exceptions.ProtocolError as err:
+                # A server may close a connection that it kept open just as the next question is on its way.
+                if not isinstance(err.args[-1], ConnectionError):
+                    raise
+                return self._page(url, ends, timeout_s)
         except urllib3.exceptions.HTTPError as err:
             raise Unreachable(
                 f"{url} does not answer"
@@ -71,6 +67,21 @@ class Fetcher:
                 why=_why(err),
                 hint="check that the server runs and that the address is right",
             ) from err
+
+    def _page(self, url: str, ends: float, timeout_s: float) -> str:
+        import urllib3
+
+        timeout = urllib3.Timeout(connect=timeout_s, read=timeout_s)
+        answer = self._manager(url).request(
+            "GET", url, headers=self._headers, timeout=timeout, preload_content=False, redirect=False
+        )
+        try:
+            page = self._body(answer, url, ends, timeout_s)
+        except BaseException:
+            answer.close()
+            raise
+        answer.release_conn()
+        return page
 
     def _body(self, answer: urllib3.BaseHTTPResponse, url: str, ends: float, timeout_s: float) -> str:
         if answer.status != 200:
