@@ -28,6 +28,7 @@ from aim_engine.hardware.gpu import Provenance
 from aim_engine.perf import local
 from aim_engine.perf.calibration import SERVERS, Calibration, Law, Laws
 from aim_engine.perf.roofline import Model
+from aim_engine.perf.situation import OPEN_LOOP
 from aim_engine.planner import observed, table
 from aim_engine.planner.observed import STATIC, Observation
 from aim_engine.planner.table import Case
@@ -129,7 +130,7 @@ def first_rows(data: Data, which: Iterable[int], step: Law, name: str) -> list[R
         case, seen = data.cases[number], data.seen[number]
         seconds = getattr(seen, name)
         model = observed.model(case, using)
-        if seconds is None or seen.offered > seen.running or model.situation.kind != "serving":
+        if seconds is None or seen.offered > seen.running or model.situation.kind not in ("serving", OPEN_LOOP):
             continue
         token_s = seen.token_s or model.tpot_s(seen.running)
         features = np.array(model.first_token_features(seen.running, token_s))

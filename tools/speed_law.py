@@ -34,8 +34,8 @@ STEP_PRIOR = {
 }  # fmt: skip
 """Plausible values: peak bandwidth and compute are reached to a half or two thirds in decoding and to a quarter in the mixed steps of
 narrow formats, a kernel costs 10 to 30 us to launch, and what moves activations reads and writes them several times."""
-FIRST_PRIOR = {"fixed": 0.08, "service": 1.4, "step": 1.0, "wait": 2.0, "burst": 0.045}
-MEDIAN_PRIOR = {"fixed": 0.04, "service": 1.1, "step": 1.5, "wait": 6.0, "burst": 0.02}
+FIRST_PRIOR = {"fixed": 0.04, "layers": 0.6e-3, "service": 1.4, "step": 1.5, "wait": 1.0, "burst": 1.0}
+MEDIAN_PRIOR = {"fixed": 0.02, "layers": 0.3e-3, "service": 1.1, "step": 1.5, "wait": 0.7, "burst": 0.3}
 """A burst moves the mean of a benchmark more than its median."""
 HALF_LIFE_MONTHS = 9.0
 """Engines change: the same configuration moved by up to a third within four months of releases."""
@@ -89,7 +89,8 @@ STEP = Kind(
 )  # fmt: skip
 FIRST = Kind(
     names=FIRST_TOKEN, prior=FIRST_PRIOR, classes=("all",), class_of=(0,) * len(FIRST_TOKEN), pairs=(), spread=0.25,
-    shifts={"engine": 0.2, "arch": 0.25}, noise=0.2, limit=0.35, wider=1.6,
+    shifts={"engine": 0.2, "arch": 0.4}, noise=0.25, limit=0.2, wider=2.0, others=0.1,
+    without=frozenset({"kind", "kind of engine"}),
 )  # fmt: skip
 
 

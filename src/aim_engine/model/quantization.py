@@ -389,7 +389,8 @@ def stored_as(
 ) -> ModelSpec:
     """`spec` as a checkpoint whose linear layers, `but` some, are stored in `form`, scales included as its makers keep them.
 
-    A GGUF file stores everything in its own types, embeddings too. Raises: InvalidInput for a form without a size.
+    A GGUF file stores everything in its own types, embeddings too. How `spec` keeps its KV cache says nothing of such a checkpoint,
+    which has scales of its own or none. Raises: InvalidInput for a form without a size.
     """
     if form not in _PUBLISHED:
         raise InvalidInput(f"'{form}' is not a format weights are stored in", hint=f"known: {', '.join(_PUBLISHED)}")
@@ -404,7 +405,6 @@ def stored_as(
         bytes_per_weight=size,
         quantised_parts=kept,
         activations=activations,
-        kv_cache_dtype=spec.quantization.kv_cache_dtype if spec.quantization is not None else None,
         group_size=group,
     )
     return msgspec.structs.replace(spec, quantization=quantised, weight_bytes=None)

@@ -19,15 +19,25 @@ from aim_engine.perf.situation import Situation
 from aim_engine.recipe.recipe import Recipe
 from aim_engine.workload import Workload
 
-FIRST_TOKEN = ("fixed", "service", "step", "wait", "burst")
-"""Features of the time to first token: 1, prefill of the prompt alone, a step under way, the queue of a server kept busy by the other
-requests (M/D/1), and the prompts of all others that start together. Seconds, but for the first and the count x seconds of the last."""
+FIRST_TOKEN = ("fixed", "layers", "service", "step", "wait", "burst")
+"""Features of the time to first token: 1 and the layers (counts), prefill of the prompt alone, a step under way, the wait for prompts of
+others in steady state, and what the common start of a benchmark adds to it (seconds)."""
 OVERLAP = 3.0
 """Reading and computing of one kernel combine as (a^3 + b^3)^(1/3): nearly the longer of the two."""
-_BUSIEST = 0.95
-_ROUNDS = 3
+_STEPS = 3
 """Steps towards the fixed point of how many decode; each leaves a few percent of the distance."""
 _LINES = tuple(line for _, line in NAMES.values())
+
+
+class Loop(NamedTuple):
+    """How a closed loop is measured, which its first tokens show."""
+
+    rounds: float = 10.0
+    """Requests that follow each other in each place, the first of which start together. Public benchmarks send ten for each
+    (--num-prompts CONC * 10: ROCm/ATOM@ffdf3bb .github/workflows/atom-vllm-benchmark.yaml)."""
+    spread: float = 0.2
+    """How much answer lengths vary, as a share of their mean: it takes the places out of step. Public benchmarks draw them from 0.8 to
+    1.0 of the longest (--random-range-ratio 0.8 in the same file)."""
 
 
 class _Point(NamedTuple):
@@ -50,9 +60,11 @@ class Model:
         workload: Workload,
         calibration: Calibration,
         situation: Situation | None = None,
+        loop: Loop = Loop(),  # noqa: B008 - a tuple of constants
     ) -> None:
-        """`situation`: that of the recipe, unless measurements say more. Raises: MissingFigure."""
+        """`situation`: that of the recipe, unless measurements say more; `loop`: how they were made. Raises: MissingFigure."""
         self.workload = workload
+        self.loop = loop
         self.calibration = calibration
         self.situation = situation or situations.of(spec, gpu, recipe, workload)
         self.features = Features(
@@ -111,13 +123,15 @@ class Model:
         return sum(alone) * self.factor(1.0, own=False)
 
     def first_token_features(self, requests: float, tpot_s: float) -> tuple[float, ...]:
-        """The features in the order of `FIRST_TOKEN`."""
+        """The features in the order of `FIRST_TOKEN`. Where requests arrive one by one, nothing starts together."""
         service_s = self._service_s()
-        others = max(0.0, requests / self.features.dp - 1)
-        cycle_s = service_s + self.workload.output_tokens * tpot_s
-        busy = min(_BUSIEST, others * service_s / cycle_s)
-        wait_s = busy * service_s / (2 * (1 - busy))
-        return 1.0, service_s, tpot_s, wait_s, others * service_s
+        each = max(1.0, requests / self.features.dp)
+        answer_s = self.workload.output_tokens * tpot_s
+        wait_s = closed_wait_s(each, service_s, answer_s)
+        burst_s = 0.0
+        if self.situation.kind != situations.OPEN_LOOP:
+            burst_s = started_together_s(each * service_s, answer_s, wait_s, self.loop)
+        return 1.0, float(self.features.layers), service_s, tpot_s, wait_s, burst_s
 
     def factor(self, requests: float, *, own: bool = True) -> float:
         """What the effects of the situation, and with `own` the user's own measurements, multiply a step's time with."""
@@ -147,7 +161,7 @@ class Model:
         factor = math.exp(self._effects(self._step_curve, requests) + own) / self.features.yielded
         first, median = (math.exp(self._effects(law.curve, requests) + own_first) for law in (self._mean, self._median))
         decoding, token_s = requests, self._decoded_s(requests) * factor
-        for _ in range(_ROUNDS if self.situation.kind == "serving" else 0):  # other kinds say themselves who decodes
+        for _ in range(_STEPS if self.situation.kind == "serving" else 0):  # other kinds say themselves who decodes
             first_s = self._mean.of(self.first_token_features(requests, token_s)) * first
             decoding = self._past_first(requests, first_s, token_s)
             token_s = self._decoded_s(decoding) * factor
@@ -210,3 +224,34 @@ def combined(times: list[float]) -> list[float]:
         together = longest * (u + v) ** (1 / OVERLAP) / (u + v)
         times[one], times[other] = together * u, together * v
     return times
+
+
+def closed_wait_s(requests: float, service_s: float, answer_s: float) -> float:
+    """Mean wait for prompts of others in a closed loop of `requests`, whose prompts take `service_s` one after the other and whose
+    answers take `answer_s`.
+
+    Approximate mean value analysis of one queue and one delay: who arrives sees what the others make in steady state, (n - 1) / n of
+    everybody, and half of a prompt under way (Schweitzer 1979, Reiser 1979). R^2 + R (Z - s n) - s Z + s^2 (n - 1) / 2 = 0. Where
+    prompts are the bottleneck it grows to n s - Z.
+    """
+    lag_s = service_s * requests - answer_s
+    inside = lag_s * lag_s + 4 * (service_s * answer_s - service_s * service_s * (requests - 1) / 2)
+    return max(0.0, (lag_s + math.sqrt(max(0.0, inside))) / 2 - service_s)
+
+
+def started_together_s(all_prompts_s: float, answer_s: float, wait_s: float, loop: Loop) -> float:
+    """What a common start adds to the mean wait of a closed loop over its rounds.
+
+    In each round requests arrive spread over a window, at first of no width, and wait for half of what `all_prompts_s` exceeds it.
+    They leave spread over whichever is longer, and answers of different lengths spread them further: variances add.
+    """
+    window_s = added_s = 0.0
+    varied_s = (loop.spread * answer_s) ** 2
+    rounds = max(1, round(loop.rounds))
+    for _ in range(rounds):
+        more_s = (all_prompts_s - window_s) / 2 - wait_s
+        if more_s <= 0:
+            break
+        added_s += more_s
+        window_s = math.sqrt(max(window_s, all_prompts_s) ** 2 + varied_s)
+    return added_s / rounds

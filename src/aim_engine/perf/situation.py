@@ -20,6 +20,8 @@ from aim_engine.workload import Workload
 MIDDLE_LOG2 = 4.5
 """Slopes over the load turn around 2^4.5 = 23 requests, the middle of what is measured."""
 MOST_LOG2 = 12.0
+OPEN_LOOP = "open loop"
+"""Kind of a benchmark in which requests arrive whether others are finished or not."""
 SHAPES = ("level", "load", "lengths", "bend", "twist")
 """How an effect varies: not at all, with the log of the load, with prompt to answer length, with the load squared, with load x lengths."""
 EFFECTS: Mapping[str, tuple[float, ...]] = {
@@ -68,8 +70,8 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     split: str
     """Parallelism of one replica."""
     profile: str = ""
-    """Mean lengths of prompt and answer where a benchmark sets them: those of the same lengths mostly start and end alike, which the time
-    to first token shows."""
+    """Lengths of prompt and answer that a benchmark asks for: those of the same lengths mostly start and end alike, which the time to
+    first token shows."""
     drafts: int = 0
     separate_prefill: bool = False
     kind: str = "serving"

@@ -23,6 +23,10 @@ _COLUMNS = {
     "--speculative-num-steps": "drafts",
 }
 """Arguments of vLLM, SGLang and ATOM -> columns."""
+_ATOM_KV_DTYPE = "fp8"
+"""KV cache that ATOM's benchmarks start every engine with unless its arguments say otherwise: ROCm/ATOM@ffdf3bb
+.github/benchmark/README.md (kv_cache_dtype), .github/scripts/atom_oot_test.sh and atom_sglang_test.sh (default arguments).
+"""
 _BENCH_NAME = re.compile(r"-mtp(\d*)(?:-tp\d+)?'", re.IGNORECASE)
 """A dashboard's name of a run that drafts: `...-mtp-tp4'`, `...-mtp3'`."""
 
@@ -49,8 +53,10 @@ def columns(arguments: str, notes: str = "") -> dict[str, str]:
 
 
 def filled(row: Mapping[str, str], arguments: Mapping[str, str]) -> Mapping[str, str]:
-    """The row with its empty cells filled from the arguments that its `server_args_id` names."""
+    """The row with its empty cells filled from the arguments that its `server_args_id` names, and what its engine is measured with."""
     said = columns(arguments.get(row.get("server_args_id", ""), ""), row.get("notes", ""))
+    if "atom" in row.get("engine", "").lower():
+        said.setdefault("kv_dtype", _ATOM_KV_DTYPE)
     return {**row, **{name: value for name, value in said.items() if not row.get(name)}} if said else row
 
 

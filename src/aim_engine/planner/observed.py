@@ -12,12 +12,14 @@ from aim_engine.perf import memory
 from aim_engine.perf import situation as situations
 from aim_engine.perf.calibration import Calibration
 from aim_engine.perf.predict import capacity
-from aim_engine.perf.roofline import Model
+from aim_engine.perf.roofline import Loop, Model
 from aim_engine.perf.situation import Situation
 from aim_engine.planner.table import Case
 
 STATIC = ("offline_throughput", "latency")
 """Kinds in which nothing arrives while others run: prompts and answers share the time between them."""
+_MOST_ROUNDS = 50.0
+"""Of a closed loop; more do not move its mean."""
 _USUAL_DRAFTS = 3
 """Drafts of multi-token prediction where a table says only `mtp`: what the published recipes use."""
 
@@ -53,8 +55,8 @@ def situation(case: Case) -> Situation:
         checkpoint=case.checkpoint,
         drafts=drafts(case.speculation),
         separate_prefill=case.disaggregated,
-        profile=f"{case.workload.input_tokens}/{case.workload.output_tokens}",
-        kind=case.kind if case.kind != "serving" or case.workload.concurrency is not None else "open loop",
+        profile=case.profile,
+        kind=case.kind if case.kind != "serving" or case.workload.concurrency is not None else situations.OPEN_LOOP,
     )
 
 
@@ -68,7 +70,14 @@ def drafts(method: str) -> int:
 
 def model(case: Case, calibration: Calibration) -> Model:
     """The speed model of a row. Raises: MissingFigure."""
-    return Model(case.spec, case.gpu, case.recipe, case.workload, calibration, situation(case))
+    return Model(case.spec, case.gpu, case.recipe, case.workload, calibration, situation(case), loop(case))
+
+
+def loop(case: Case) -> Loop:
+    """How a row's closed loop was measured, as far as it says: lengths drawn evenly from a share of the longest up to it."""
+    usual, low = Loop(), case.length_ratio_min
+    rounds = case.prompts / case.workload.concurrency if case.prompts and case.workload.concurrency else usual.rounds
+    return Loop(min(_MOST_ROUNDS, max(1.0, rounds)), 2 * (1 - low) / (1 + low) if low < 1 else usual.spread)
 
 
 def slots(case: Case) -> int:

@@ -71,6 +71,11 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     disaggregated: bool = False
     """Prefill and decode on devices of their own."""
     length_ratio_min: float = 1.0
+    """Lengths are drawn evenly from this share of the nominal ones up to them."""
+    profile: str = ""
+    """Nominal lengths of prompt and answer."""
+    prompts: int | None = None
+    """Requests that the benchmark sent."""
 
 
 class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,7 +182,12 @@ class Reader:
             kind=row.get("metric_kind", "") or "serving",
             speculation=row.get("spec_decoding", "").lower(),
             disaggregated=row.get("disagg", "") == "1",
-            length_ratio_min=_number(row, "length_ratio_min") or 1.0,
+            length_ratio_min=_ratio(row),
+            profile="/".join(
+                row.get(nominal) or str(mean)
+                for nominal, mean in (("input_len", workload.input_tokens), ("output_len", workload.output_tokens))
+            ),
+            prompts=_whole(row, "num_prompts"),
         )
 
     def _gpu(self, cell: str) -> Gpu:
@@ -248,8 +258,7 @@ def _parallelism(row: Row, spec: ModelSpec, gpu: Gpu) -> tuple[Parallelism, int]
 
 def _workload(row: Row) -> tuple[Workload, int | None]:
     """Mean lengths and the load. Lengths drawn evenly from a share of the nominal one up to it have that mean."""
-    ratio = _number(row, "length_ratio_min")
-    mean = (1 + ratio) / 2 if ratio is not None and 0 < ratio <= 1 else 1.0
+    mean = (1 + _ratio(row)) / 2
     lengths = []
     prompt = CHAT_TOKENS if _CHAT.search(row.get("notes", "")) else 1024.0
     for nominal, average, default in (("input_len", "avg_in_tok", prompt), ("output_len", "avg_out_tok", 512.0)):
@@ -283,6 +292,11 @@ def _workload(row: Row) -> tuple[Workload, int | None]:
         prefix_hit_fraction=hit,
     )
     return workload, running
+
+
+def _ratio(row: Row) -> float:
+    ratio = _number(row, "length_ratio_min")
+    return ratio if ratio is not None and 0 <= ratio <= 1 else 1.0
 
 
 def _number(row: Row, name: str) -> float | None:
