@@ -14,7 +14,7 @@ ANSWER_S = 10.0
 
 def played(places: int, service_s: float, *, rounds: int, spread: float, together: bool) -> float:
     """Mean wait for one server that takes prompts in turn, over all requests of `places` that each send `rounds`."""
-    source, free_s, waits = random.Random(0), 0.0, []  # noqa: S311 - no secret
+    source, free_s, waits = random.Random(0), 0.0, []
     arrivals = [(0.0 if together else source.random() * ANSWER_S, place, 1) for place in range(places)]
     heapq.heapify(arrivals)
     while arrivals:

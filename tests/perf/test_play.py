@@ -79,7 +79,7 @@ def test_closed_forms_of_random_arrivals_are_near_the_simulation(split: str, sha
     assert got.running == pytest.approx(load.requests, rel=0.25)
     assert got.tpot_ms.mean == pytest.approx(load.tpot_s * 1e3, rel=0.12)
     assert got.ttft_ms.mean == pytest.approx(load.ttft_s * 1e3, rel=0.15)
-    assert got.ttft_ms.p99 <= load.seconds("ttft", 99) * 1e3 * 1.25
+    assert got.ttft_ms.p99 <= load.seconds("ttft", 99) * 1e3 * 1.3
     assert got.requests_s == pytest.approx(share * most, rel=0.12)
 
 

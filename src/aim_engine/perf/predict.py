@@ -38,7 +38,9 @@ _SEEN: dict[Level, str] = {
 class Load:
     """One replica at one number of running requests, in closed forms."""
 
-    __slots__ = ("_model", "alone_s", "e2e_s", "open", "requests", "tpot_s", "ttft_median_s", "ttft_s", "waiting")
+    __slots__ = (
+        "_model", "_prompts", "alone_s", "e2e_s", "open", "requests", "tpot_s", "ttft_median_s", "ttft_s", "waiting",
+    )  # fmt: skip
 
     def __init__(self, model: Model, requests: float, offered: float, *, together: bool = False) -> None:
         """`offered` requests are in flight, of which `requests` run and the rest wait for a slot (closed loop).
@@ -47,6 +49,7 @@ class Load:
         """
         self._model = model
         self.open = False
+        self._prompts = (0.0, 0.0)
         self.requests = requests
         self.tpot_s = model.tpot_s(requests)
         self.ttft_s = model.ttft_s(requests)
@@ -63,11 +66,18 @@ class Load:
 
     @classmethod
     def arriving(
-        cls, model: Model, requests: float, waiting: float, times_s: tuple[float, float, float, float]
+        cls,
+        model: Model,
+        requests: float,
+        waiting: float,
+        times_s: tuple[float, float, float, float],
+        prompts: tuple[float, float],
     ) -> Load:
-        """Requests that arrive at random; `times_s`: first token alone and with others, token, whole request."""
+        """Requests that arrive at random; `times_s`: first token alone and with others, token, whole request; `prompts`: the share of
+        time in which one is computed, and the seconds it takes.
+        """
         found: Load = object.__new__(cls)
-        found._model, found.open = model, True
+        found._model, found.open, found._prompts = model, True, prompts
         found.requests, found.waiting = requests, waiting
         found.alone_s, found.ttft_s, found.tpot_s, found.e2e_s = times_s
         found.ttft_median_s = found.alone_s + (found.ttft_s - found.alone_s) * math.log(2)
@@ -98,7 +108,11 @@ class Load:
         if name == "ttft":
             if percentile == 50 and not self.open:
                 return self.ttft_median_s
-            return self.alone_s + max(0.0, self.ttft_s - self.alone_s) * -math.log1p(-percentile / 100)
+            more_s, late = max(0.0, self.ttft_s - self.alone_s), 1 - percentile / 100
+            busy, prompt_s = self._prompts
+            # Where few meet another's prompt, those who do wait for up to a whole one.
+            met_s = prompt_s * (1 - late / busy) + more_s if busy > late else 0.0
+            return self.alone_s + max(more_s * -math.log(late), met_s)
         tpot_s = self.tpot_s
         if self.open and percentile > 50:
             tpot_s = self._model.tpot_s(self.requests + _SPREAD[percentile] * math.sqrt(self.requests))
@@ -114,10 +128,7 @@ class Speed:
         """`default_tokens`: the engine's own max_num_batched_tokens on this card, with which measurements were made."""
         self.model = model
         self._default_tokens = default_tokens
-        self._prompt_s: float | None = None
-        self._alone_s = 0.0
         self._closed: dict[tuple[float, float], Load] = {}
-        self._first_step_s = 0.0
         self._arriving: dict[float, tuple[float, float, float, float]] = {}
         self._within: dict[Slo, tuple[int, int]] = {}
 
@@ -158,24 +169,30 @@ class Speed:
         share = min(_FULLEST, requests / self.model.features.dp / each)
         slot_s = 0.5 * e2e_s * share ** (math.sqrt(2 * (each + 1)) - 1) / (each * (1 - share))
         return Load.arriving(
-            self.model, requests, rate_requests_s * slot_s, (self._alone_s, ttft_s + slot_s, tpot_s, e2e_s + slot_s)
+            self.model,
+            requests,
+            rate_requests_s * slot_s,
+            (self.model.ttft_median_s(1.0), ttft_s + slot_s, tpot_s, e2e_s + slot_s),
+            (self._busy(rate_requests_s), self.model.prompt_s()),
         ), None
 
     def _times(self, requests: float, rate_requests_s: float) -> tuple[float, float, float]:
         """First token, token and whole request where so many run and so many arrive, without a wait for a slot."""
         model = self.model
-        if self._prompt_s is None:
-            self._prompt_s, self._alone_s = model.prompt_s(), model.ttft_median_s(1.0)
-            self._first_step_s = model.tpot_s(1.0) * model.features.yielded
-        busy = min(_BUSIEST, rate_requests_s / model.features.dp * self._prompt_s)
-        before_s = busy * self._prompt_s / (2 * (1 - busy))
+        alone_s, first_step_s = model.ttft_median_s(1.0), model.tpot_s(1.0) * model.features.yielded
+        busy = self._busy(rate_requests_s)
+        before_s = busy * model.prompt_s() / (2 * (1 - busy))
         requests = max(1.0, requests)
         tpot_s = model.tpot_s(requests)
         for _ in range(2):  # a first token that comes sooner than in a closed loop leaves more requests decoding
             step_s = tpot_s * model.features.yielded
-            ttft_s = self._alone_s + step_s / 2 + max(0.0, step_s - self._first_step_s) + before_s
+            ttft_s = alone_s + step_s / 2 + max(0.0, step_s - first_step_s) + before_s
             tpot_s = max(tpot_s, model.tpot_waiting_s(requests, ttft_s))
         return ttft_s, tpot_s, ttft_s + (model.workload.output_tokens - 1) * tpot_s
+
+    def _busy(self, rate_requests_s: float) -> float:
+        """Share of time in which a rank computes prompts."""
+        return min(_BUSIEST, rate_requests_s / self.model.features.dp * self.model.prompt_s())
 
     def _solve(self, rate_requests_s: float) -> tuple[float, float, float, float]:
         """Requests in flight at which as many finish as arrive, and their times; infinitely many where that is never so."""

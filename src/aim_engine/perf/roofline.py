@@ -119,12 +119,14 @@ class Model:
 
     def prompt_s(self) -> float:
         """Prefill of one prompt alone, in as many steps as it needs."""
-        alone = combined([c * x for c, x in zip(self.coefficients, self.features.prompt(), strict=True)])
-        return sum(alone) * self.factor(1.0, own=False)
+        if self._prompt_alone_s is None:
+            alone = combined([c * x for c, x in zip(self.coefficients, self.features.prompt(), strict=True)])
+            self._prompt_alone_s = sum(alone) * self.factor(1.0, own=False)
+        return self._prompt_alone_s
 
     def first_token_features(self, requests: float, tpot_s: float) -> tuple[float, ...]:
         """The features in the order of `FIRST_TOKEN`. Where requests arrive one by one, nothing starts together."""
-        service_s = self._service_s()
+        service_s = self.prompt_s()
         each = max(1.0, requests / self.features.dp)
         answer_s = self.workload.output_tokens * tpot_s
         wait_s = closed_wait_s(each, service_s, answer_s)
@@ -142,7 +144,7 @@ class Model:
 
         Effects are fitted slopes, which could outweigh a physical growth of next to nothing.
         """
-        if requests <= 1:
+        if requests < 1:
             return self._point(requests)
         position = math.log2(requests)
         lower, upper = math.floor(position), math.ceil(position)
@@ -172,11 +174,6 @@ class Model:
         """Requests past their first token, by Little's law: as the share of a request's time that its other tokens take."""
         decode_s = self.workload.output_tokens * token_s
         return max(min(1.0, requests), requests * decode_s / (first_s + decode_s))
-
-    def _service_s(self) -> float:
-        if self._prompt_alone_s is None:
-            self._prompt_alone_s = self.prompt_s()
-        return self._prompt_alone_s
 
     def _parts(self, decoding: float) -> list[float]:
         return combined([c * x for c, x in zip(self.coefficients, self.features.step(decoding), strict=True)])
