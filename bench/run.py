@@ -236,12 +236,12 @@ def detection() -> Best:
 
 
 def table_rows(count: int) -> Best:
-    """The time to answer so many rows of a table of measurements: models, cards, splits and loads in turn."""
+    """The time to answer so many rows of a table of measurements, no two alike: models, cards, splits and loads in turn."""
     from aim_engine import settings, workflow
 
     models = ("Qwen/Qwen3-32B", "deepseek-ai/DeepSeek-R1", "openai/gpt-oss-120b", "meta-llama/Llama-3.1-70B-Instruct")
     rows = [
-        f"r{n},{models[n % 4]},{('MI300X', 'MI355X')[n % 2]},{2 ** (n % 4)},{128 * (1 + n % 32)},{64 * (1 + n % 16)},{1 + n % 256}"
+        f"r{n},{models[n % 4]},{('MI300X', 'MI355X')[n % 2]},{2 ** (n % 4)},{128 + n},{64 * (1 + n % 16)},{1 + n % 256}"
         for n in range(count)
     ]
     content = "row_id,model,gpu,tp,input_len,output_len,concurrency_or_batch\n" + "\n".join(rows)

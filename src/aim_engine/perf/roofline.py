@@ -25,7 +25,9 @@ others in steady state, and what the common start of a benchmark adds to it (sec
 OVERLAP = 3.0
 """Reading and computing of one kernel combine as (a^3 + b^3)^(1/3): nearly the longer of the two."""
 _STEPS = 3
-"""Steps towards the fixed point of how many decode; each leaves a few percent of the distance."""
+"""Most steps towards the fixed point of how many decode; each leaves a few percent of the distance."""
+_NEAR = 0.002
+"""Share of its value within which it is reached."""
 _LINES = tuple(line for _, line in NAMES.values())
 
 
@@ -165,7 +167,9 @@ class Model:
         decoding, token_s = requests, self._decoded_s(requests) * factor
         for _ in range(_STEPS if self.situation.kind == "serving" else 0):  # other kinds say themselves who decodes
             first_s = self._mean.of(self.first_token_features(requests, token_s)) * first
-            decoding = self._past_first(requests, first_s, token_s)
+            before, decoding = decoding, self._past_first(requests, first_s, token_s)
+            if abs(decoding - before) <= _NEAR * before:
+                break
             token_s = self._decoded_s(decoding) * factor
         features = self.first_token_features(requests, token_s)
         return _Point(decoding, token_s, self._mean.of(features) * first, self._median.of(features) * median)
