@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
+import specs
 from aim_engine.model import config, quantization
 from aim_engine.model.spec import Quantization
 
@@ -124,3 +126,16 @@ def test_draft_layers_are_stored_in_block_fp8_unless_excluded(section: dict[str,
     assert spec.parameters.mtp > 0
     assert spec.quantization is not None
     assert ("mtp" in spec.quantization.quantised_parts) is stored
+
+
+def test_a_checkpoint_in_another_format_keeps_its_cache_in_its_own_way() -> None:
+    """The shapes of DeepSeek-V3.2 are known from an NVFP4 checkpoint with an FP8 cache; the original has a 16-bit one."""
+    spec = specs.dense()
+    source = msgspec.structs.replace(quantization.stored_as(spec, "fp8"), weight_bytes=1)
+    assert source.quantization is not None
+    source = msgspec.structs.replace(
+        source, quantization=msgspec.structs.replace(source.quantization, kv_cache_dtype="fp8")
+    )
+    other = quantization.stored_as(source, "int4").quantization
+    assert other is not None
+    assert other.kv_cache_dtype is None

@@ -37,6 +37,15 @@ def test_underscores_and_sglang_names_are_understood() -> None:
     }
 
 
+@pytest.mark.parametrize("engine", ["atom", "vllm+atom", "SGLang+ATOM"])
+def test_atom_is_measured_with_an_fp8_cache_unless_its_arguments_say_otherwise(engine: str) -> None:
+    row = {"engine": engine, "server_args_id": "a", "kv_dtype": ""}
+    assert arguments.filled(row, {"a": "--tensor-parallel-size 8"})["kv_dtype"] == "fp8"
+    assert arguments.filled(row, {"a": "--kv-cache-dtype auto"})["kv_dtype"] == "auto"
+    assert arguments.filled(row | {"kv_dtype": "bf16"}, {})["kv_dtype"] == "bf16"
+    assert not arguments.filled(row | {"engine": "vllm"}, {}).get("kv_dtype")
+
+
 def test_a_dashboards_name_tells_of_drafts() -> None:
     assert arguments.columns("", "dashboard name 'Qwen3-Next-80B-mtp-tp4'; args from x")["spec_decoding"] == "mtp"
     assert arguments.columns("", "dashboard name 'DeepSeek-R1-mtp3'; no entry")["spec_decoding"] == "mtp3"

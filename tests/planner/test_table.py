@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from aim_engine import settings as all_settings
 from aim_engine import workflow
 from aim_engine.errors import InvalidInput
-from aim_engine.planner import table
+from aim_engine.planner import observed, table
 from aim_engine.planner.table import Case, Unreadable
 
 SETTINGS = all_settings.load({"offline": True})
@@ -77,3 +77,21 @@ def test_other_delimiters_and_a_byte_order_mark_are_read() -> None:
 def test_no_row_makes_trouble(cells: list[str]) -> None:
     quoted = ",".join('"' + cell.replace('"', '""') + '"' for cell in cells)
     assert len(read(quoted)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "tokens", "spread"), [("0", 512, 2.0), ("0.8", 922, 0.2222), ("1", 1024, 0.2), ("", 1024, 0.2)]
+)
+def test_lengths_drawn_from_a_share_of_the_nominal_ones_have_their_mean(ratio: str, tokens: int, spread: float) -> None:
+    found = case(f"r,Qwen/Qwen3-32B,MI300X,1,1,,,,1024,1024,{ratio},8,")
+    assert found.workload.input_tokens == tokens
+    assert found.profile == "1024/1024"
+    assert observed.loop(found).spread == pytest.approx(spread, abs=1e-3)
+
+
+def test_rounds_of_a_closed_loop_follow_from_the_requests_sent() -> None:
+    parsed = table.parse(f"{HEAD},num_prompts\nr,Qwen/Qwen3-32B,MI300X,1,1,,,,1024,1024,,8,,24", "test")
+    (found,) = READER.read(parsed)
+    assert isinstance(found, Case)
+    assert observed.loop(found).rounds == 3
+    assert observed.loop(case("r,Qwen/Qwen3-32B,MI300X,1,1,,,,1024,1024,,8,")).rounds == 10
