@@ -125,16 +125,38 @@ def test_a_replica_is_kept_longer_than_it_takes_to_load() -> None:
         assert spec["minReplicaCount"] == plan.chosen.recipe.replicas < spec["maxReplicaCount"]
 
 
-def test_the_monitor_the_policy_and_the_pods_agree_on_labels() -> None:
-    monitor = yaml.safe_load(render(plans.replicas(), "monitoring", OPTIONS)[0].content)["spec"]
-    files = {file.path: yaml.safe_load(file.content) for file in render(plans.replicas(), "kubernetes", OPTIONS)}
-    template = files["deployment.yaml"]["spec"]["template"]
-    assert monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
-    assert {label.translate(str.maketrans("./", "__")) for label in monitor["podTargetLabels"]} == {
-        signals.INSTANCE_LABEL
-    }
+@pytest.mark.parametrize("target", ["kubernetes", "lws"])
+def test_the_monitor_the_service_and_the_pods_agree_on_labels(target: str) -> None:
+    files = {file.path: yaml.safe_load(file.content) for file in render(plans.replicas(), target, OPTIONS)}
+    workload = files["deployment.yaml" if target == "kubernetes" else "leaderworkerset.yaml"]["spec"]
+    template = workload["template"] if target == "kubernetes" else workload["leaderWorkerTemplate"]["workerTemplate"]
+    own = template["metadata"]["labels"]
     ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
-    assert {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]} <= ports
+    for of_service in (False, True):
+        options = msgspec.structs.replace(OPTIONS, service_monitor=of_service)
+        document = yaml.safe_load(render(plans.replicas(), "monitoring", options)[0].content)
+        spec, service = document["spec"], files["service.yaml"]
+        assert document["kind"] == ("ServiceMonitor" if of_service else "PodMonitor")
+        labelled = service["metadata"]["labels"] if of_service else own
+        assert spec["selector"]["matchLabels"].items() <= labelled.items()
+        if of_service:
+            ports = {port["name"] for port in service["spec"]["ports"]}
+        assert {label.translate(str.maketrans("./", "__")) for label in spec["podTargetLabels"]} == {
+            signals.INSTANCE_LABEL
+        }
+        assert {each["port"] for each in spec["endpoints" if of_service else "podMetricsEndpoints"]} <= ports
+
+
+def test_a_monitor_of_services_counts_no_pod_twice() -> None:
+    """A StatefulSet's pods are behind two Services that carry the same labels."""
+    options = msgspec.structs.replace(OPTIONS, service_monitor=True, cache_per_replica=True)
+    monitor = yaml.safe_load(render(plans.replicas(), "monitoring", options)[0].content)["spec"]
+    (rule,) = monitor["endpoints"][0]["relabelings"]
+    assert (rule["action"], rule["sourceLabels"]) == ("keep", ["__meta_kubernetes_service_name"])
+    documents = [yaml.safe_load(file.content) for file in render(plans.replicas(), "kubernetes", options)]
+    found = [each["metadata"] for each in documents if each["kind"] == "Service"]
+    assert len([each for each in found if monitor["selector"]["matchLabels"].items() <= each["labels"].items()]) == 2
+    assert [each["name"] for each in found if re.fullmatch(rule["regex"], each["name"])] == ["demo"]
 
 
 def test_panels_have_their_own_place_and_letters() -> None:
@@ -146,6 +168,7 @@ def test_panels_have_their_own_place_and_letters() -> None:
 
 CUSTOM = {
     "monitoring": {"PodMonitor", "PrometheusRule"},
+    "monitoring of services": {"ServiceMonitor", "PrometheusRule"},
     "keda": {"ScaledObject"},
     "lws": {"LeaderWorkerSet"},
     "kuberay": {"RayService"},
@@ -153,7 +176,7 @@ CUSTOM = {
     "kserve-llm": {"LLMInferenceService"},
     "gateway": {"InferencePool"},
 }
-"""Target -> kinds whose definitions the corpus has."""
+"""Target -> kinds whose definitions the corpus has. What follows ` of ` is a choice within the target."""
 
 
 @pytest.mark.corpus
@@ -163,8 +186,10 @@ CUSTOM = {
 def test_objects_pass_the_schemas_of_their_operators(target: str, case: str, change: dict[str, Any]) -> None:
     plan = with_limit({**plans.ALL, **plans.FURTHER}[case](), ttft_ms=500)
     options = msgspec.structs.replace(OPTIONS, image="registry.local/vllm:v1", **change)
+    name, _, choice = target.partition(" of ")
+    options = msgspec.structs.replace(options, service_monitor=choice == "services")
     try:
-        objects: list[dict[str, Any]] = [yaml.safe_load(file.content) for file in render(plan, target, options)]
+        objects: list[dict[str, Any]] = [yaml.safe_load(file.content) for file in render(plan, name, options)]
     except InvalidInput:
         assert (target, case) in {
             ("kuberay", "small-cpu"),

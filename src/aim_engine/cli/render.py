@@ -76,6 +76,9 @@ _START = {
     metavar="URL",
     help="The Prometheus that autoscaling asks. Default: the operator's, in namespace monitoring.",
 )
+@click.option(
+    "--service-monitor", is_flag=True, help="Target monitoring finds pods by their Service instead of their labels."
+)
 @click.option("--gateway", help="Gateway that target gateway routes from. Default: inference-gateway.")
 @click.option("--priority-class", help="Kubernetes PriorityClass of the pods.")
 @click.option("--cache-per-replica", is_flag=True, help="A StatefulSet whose replicas have a volume each.")
@@ -136,6 +139,7 @@ def render(
     dra: bool,
     render_gid: int | None,
     prometheus_url: str | None,
+    service_monitor: bool,
     gateway: str | None,
     priority_class: str | None,
     cache_per_replica: bool,
@@ -181,6 +185,7 @@ def render(
         render_gid=render_gid,
         **({"prometheus_url": prometheus_url} if prometheus_url else {}),
         **({"gateway": gateway} if gateway else {}),
+        service_monitor=service_monitor,
         priority_class=priority_class,
         cache_per_replica=cache_per_replica,
         fetch_image=fetch_image,

@@ -60,6 +60,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the Gateway that routes from outside, in the same namespace."""
     prometheus_url: str = "http://prometheus-operated.monitoring.svc:9090"
     """Where autoscaling asks; the default is the Service that the Prometheus operator makes, in namespace monitoring."""
+    service_monitor: bool = False
+    """Prometheus finds the pods through their Service, which must be one of ours; else by their labels, whoever made them."""
     priority_class: str | None = None
     """Name of an existing Kubernetes PriorityClass."""
     cache_per_replica: bool = False

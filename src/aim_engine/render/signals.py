@@ -14,7 +14,7 @@ from aim_engine.render import serving, text
 from aim_engine.render.artifact import Options
 
 INSTANCE_LABEL = "app_kubernetes_io_instance"
-"""The deployment's name on each series, put there by the PodMonitor."""
+"""The deployment's name on each series, put there by the monitor of target monitoring."""
 KV_FULL_FRACTION = 0.95
 """Above it new requests wait for blocks of others. Source: vLLM docs/configuration/optimization.md, preemption."""
 KV_TARGET_FRACTION = 0.8
@@ -97,7 +97,7 @@ def scaling_notes(plan: Plan, options: Options, field: str) -> list[str]:
     """What to know of an autoscaler whose upper bound is at `field`."""
     recipe = serving.chosen(plan).recipe
     notes = [
-        "Series come from the PodMonitor of target monitoring.",
+        "Series come from the monitor of target monitoring.",
         f"From {recipe.replicas} to {most_replicas(plan)} replicas; change it with --set {field}=N.",
         "The Deployment's own replicas field must then be left out, or each apply resets the number.",
     ]
