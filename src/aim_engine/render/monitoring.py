@@ -10,7 +10,6 @@ from aim_engine.planner.plan import Plan
 from aim_engine.render import pod, serving, text, watch
 from aim_engine.render.artifact import Artifact, Options
 
-
 OPERATOR = "monitoring.coreos.com/v1"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aim_engine.backend.base import Backend
 from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
-from aim_engine.render import serving, text
+from aim_engine.render import compose_watch, serving, text
 from aim_engine.render.artifact import Artifact, Options, Target
 from aim_engine.render.compose import Compose
 from aim_engine.render.docker import Docker
@@ -79,6 +79,20 @@ _ANY_ENGINE = (
     "job",
 )
 """Targets that need nothing of vLLM; the others write its figures' names, or start its ranks on several hosts."""
+
+
+_IMAGES = ("docker", "compose", "podman", "kubernetes", "kustomize", "helm", "lws", "kuberay", "kserve", "kserve-llm")
+"""Targets that start the engine's image; `job` starts the one that fetches."""
+
+
+def images(plan: Plan, target: str, options: Options, backend: Backend) -> tuple[str, ...]:
+    """The images without a digest that the files of `target` name, sorted. Raises: InvalidInput."""
+    engine = serving.image_reference(serving.image(plan, options, backend)) if target in (*_IMAGES, "job") else None
+    found = {
+        "compose": (engine, *compose_watch.images(plan)),
+        "job": (options.fetch_image or engine,),
+    }.get(target, (engine,))
+    return tuple(sorted({each for each in found if each is not None and "@" not in each}))
 
 
 def render(plan: Plan, target: str, options: Options, backend: Backend | None = None) -> tuple[Artifact, ...]:
