@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 import yaml
 
-import crds
 import plans
-from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
 from aim_engine.render import signals
 from aim_engine.render.artifact import Options
@@ -164,41 +161,3 @@ def test_panels_have_their_own_place_and_letters() -> None:
     assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert all(panel["targets"] for panel in panels)
-
-
-CUSTOM = {
-    "monitoring": {"PodMonitor", "PrometheusRule"},
-    "monitoring of services": {"ServiceMonitor", "PrometheusRule"},
-    "keda": {"ScaledObject"},
-    "lws": {"LeaderWorkerSet"},
-    "kuberay": {"RayService"},
-    "kserve": {"InferenceService"},
-    "kserve-llm": {"LLMInferenceService"},
-    "gateway": {"InferencePool"},
-}
-"""Target -> kinds whose definitions the corpus has. What follows ` of ` is a choice within the target."""
-
-
-@pytest.mark.corpus
-@pytest.mark.parametrize("target", CUSTOM)
-@pytest.mark.parametrize("case", [*plans.ALL, *plans.FURTHER])
-@pytest.mark.parametrize("change", [{}, {"render_gid": 109, "dra": True, "priority_class": "high"}])
-def test_objects_pass_the_schemas_of_their_operators(target: str, case: str, change: dict[str, Any]) -> None:
-    plan = with_limit({**plans.ALL, **plans.FURTHER}[case](), ttft_ms=500)
-    options = msgspec.structs.replace(OPTIONS, image="registry.local/vllm:v1", **change)
-    name, _, choice = target.partition(" of ")
-    options = msgspec.structs.replace(options, service_monitor=choice == "services")
-    try:
-        objects: list[dict[str, Any]] = [yaml.safe_load(file.content) for file in render(plan, name, options)]
-    except InvalidInput:
-        assert (target, case) in {
-            ("kuberay", "small-cpu"),
-            ("kserve", "large-16xmi300x"),
-            ("kserve-llm", "large-16xmi300x"),
-        }
-        return
-    custom = [each for each in objects if each["kind"] in CUSTOM[target]]
-    assert {each["kind"] for each in custom} == CUSTOM[target]
-    for each in custom:
-        assert crds.problems(each) == []
-        assert crds.problems({**each, "spec": {**each["spec"], "unknownField": 1}})
