@@ -191,7 +191,7 @@ def render(
         api_key_secret=api_key,
         create_namespace=create_namespace,
         offline=offline,
-        read_bytes_s=units.parse_bytes(read_speed.removesuffix("/s")) if read_speed else None,
+        read_bytes_s=_rate(read_speed) if read_speed else None,
         dra=dra,
         render_gid=render_gid,
         prometheus_url=prometheus_url,
@@ -238,6 +238,7 @@ def render(
     else:
         for file in written:
             output.text(file.path if file.outcome == "written" else f"{file.path} ({file.outcome})")
+    _warn_of_strangers(folder, artifacts, target)
     names = {"first": folder / artifacts[0].path, "folder": folder, "name": options.name, "namespace": namespace}
     output.next_step(_START[target].format(**names))
     return 0
@@ -247,6 +248,23 @@ def _backend(plan: Plan) -> Backend:
     from aim_engine import backend, workflow
 
     return backend.get(plan.inputs.engine, workflow.overlay_dir(all_settings.load()))
+
+
+def _rate(text: str) -> int:
+    """`200MB/s` as bytes a second. Raises: InvalidInput."""
+    try:
+        return units.parse_bytes(text.removesuffix("/s"))
+    except InvalidInput as err:
+        raise InvalidInput(f"--read-speed '{text}' is no rate", why=str(err), hint="--read-speed 200MB/s") from err
+
+
+def _warn_of_strangers(folder: Path, artifacts: tuple[Artifact, ...], target: str) -> None:
+    """Say what else would be applied with the folder, such as a Deployment where a StatefulSet is written now."""
+    if not _START[target].endswith("apply -f {folder}"):
+        return
+    if others := files.strangers(folder, artifacts):
+        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        output.note(f"warning: {folder} holds other files, which `kubectl apply -f {folder}` applies too: {shown}")
 
 
 def _digests(references: tuple[str, ...], target: str, *, again: bool) -> dict[str, str]:
@@ -273,10 +291,14 @@ def _digests(references: tuple[str, ...], target: str, *, again: bool) -> dict[s
 def _refused(found: tuple[Finding, ...]) -> bool:
     """Tell what the changes made wrong; True when it must not be written."""
     wrong = [finding for finding in found if finding.severity == "error"]
+    same: dict[tuple[str, ...], list[str]] = {}
     for finding in found:
         if finding.severity != "info":
             remedy = f" ({finding.remedy})" if finding.remedy else ""
-            output.note(f"{finding.severity}: {finding.id} {finding.evidence}: {finding.message}{remedy}")
+            same.setdefault((finding.severity, finding.id, finding.message + remedy), []).append(finding.evidence)
+    for (severity, rule, message), places in same.items():
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        output.note(f"{severity}: {rule} {places[0]}{more}: {message}")
     if wrong:
         output.note("nothing was written: the files would not work with these changes")
     return bool(wrong)

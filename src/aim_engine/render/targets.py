@@ -125,4 +125,18 @@ def render(plan: Plan, target: str, options: Options, backend: Backend | None = 
     # A plan whose engine could not be started is written nowhere, not even where only its figures are needed.
     model_ref = options.model_path or plan.inputs.model.model_id
     serving.command(plan, options, backend, model_ref=model_ref, host="127.0.0.1", port=options.port, drain=False)
+    _starts(plan, backend, model_ref)
     return TARGETS[target].render(plan, options, backend)
+
+
+def _starts(plan: Plan, backend: Backend, model_ref: str) -> None:
+    """Refuse a recipe with arguments that are gone since its release, as older plans have them. Raises: InvalidInput."""
+    recipe = serving.chosen(plan).recipe
+    made = backend.command(recipe, model_ref=model_ref, host="127.0.0.1", port=1)
+    for finding in backend.check(made.args, made.env, recipe.engine_version):
+        if finding.severity == "error" and finding.id == "VER002":
+            raise InvalidInput(
+                f"{recipe.engine} {recipe.engine_version} would not start with the recipe of this plan",
+                why=finding.message,
+                hint=f"plan again: aim-engine plan {plan.inputs.model.model_id} -o plan.json",
+            )
