@@ -15,6 +15,7 @@ from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
 from aim_engine.planner.plan import Plan
 from aim_engine.render import compare, patch, review, text
+from aim_engine.render.alert_rules import Rule
 from aim_engine.render.artifact import GATEWAY, PROMETHEUS_URL, Artifact, Options
 from aim_engine.render.targets import TARGETS, images
 from aim_engine.render.targets import render as render_plan
@@ -196,6 +197,7 @@ def render(
         render_gid=render_gid,
         prometheus_url=prometheus_url,
         gateway=gateway,
+        rules=_rules(),
         service_monitor=service_monitor,
         priority_class=priority_class,
         cache_per_replica=cache_per_replica,
@@ -242,6 +244,14 @@ def render(
     names = {"first": folder / artifacts[0].path, "folder": folder, "name": options.name, "namespace": namespace}
     output.next_step(_START[target].format(**names))
     return 0
+
+
+def _rules() -> tuple[Rule, ...]:
+    """The alert rules, with the user's own."""
+    from aim_engine import workflow
+    from aim_engine.render import alert_rules
+
+    return alert_rules.load(workflow.overlay_dir(all_settings.load()))
 
 
 def _backend(plan: Plan) -> Backend:

@@ -8,6 +8,7 @@ import msgspec
 
 from aim_engine.backend.base import Backend
 from aim_engine.planner.plan import Plan
+from aim_engine.render.alert_rules import Rule
 
 GATEWAY = "inference-gateway"
 PROMETHEUS_URL = "http://prometheus-operated.monitoring.svc:9090"
@@ -66,6 +67,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the Gateway that routes from outside, in the same namespace."""
     prometheus_url: str = PROMETHEUS_URL
     """Where autoscaling asks."""
+    rules: tuple[Rule, ...] | None = None
+    """Alert rules of the catalogue, with those of the user's own folder; None is the bundled ones."""
     service_monitor: bool = False
     """Prometheus finds the pods through their Service, which must be one of ours; else by their labels, whoever made them."""
     priority_class: str | None = None

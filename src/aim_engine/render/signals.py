@@ -41,6 +41,11 @@ def selector(options: Options) -> str:
     return f'namespace="{text.dns_label(options.namespace, "namespace")}",{INSTANCE_LABEL}="{text.dns_label(options.name)}"'
 
 
+def card_selector(options: Options) -> str:
+    """Label matchers of the series that AMD's exporter has of the deployment's cards."""
+    return f'namespace="{text.dns_label(options.namespace, "namespace")}",pod=~"{text.dns_label(options.name)}-.*"'
+
+
 def queue_per_replica(plan: Plan) -> int:
     """Requests that may wait at a replica while new ones still keep the time-to-first-token limit.
 
