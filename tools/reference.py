@@ -34,11 +34,11 @@ from aim_engine.kpi import formula
 from aim_engine.kpi import names as kpis
 from aim_engine.model import catalog as models
 from aim_engine.model.spec import ModelSpec
-from aim_engine.monitor import alerts
 from aim_engine.monitor.figures import KpiReport
 from aim_engine.monitor.views import Document
 from aim_engine.planner.plan import Plan
 from aim_engine.recipe.recipe import Recipe
+from aim_engine.render import alert_rules
 from aim_engine.rollout import Outcome
 from aim_engine.units import format_bytes, format_count
 
@@ -195,14 +195,14 @@ def alerts_page() -> str:
     lines = [
         "# Alerts",
         "",
-        "What `aim-engine monitor` judges every ten seconds, and `aim-engine alerts export` writes for Prometheus. Limits named `slo_...` are",
-        "those that the plan was asked to keep; a rule whose limit or figures are not known is not judged.",
+        "What `aim-engine monitor` judges every ten seconds, and `aim-engine alerts export` and `render` write for Prometheus. Limits named",
+        "`slo_...` are those that the plan was asked to keep; a rule whose limit or figures are not known is not judged.",
         "",
         "| alert | severity | condition | for | basis |",
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {rule.name} | {rule.severity} | {said(rule)} | {rule.for_} | {rule.basis} |" for rule in alerts.load()
+        f"| {rule.name} | {rule.severity} | {said(rule)} | {rule.for_} | {rule.basis} |" for rule in alert_rules.load()
     ]
     return "\n".join(lines) + "\n"
 

@@ -24,10 +24,11 @@ from aim_engine import improve
 from aim_engine import settings as all_settings
 from aim_engine.cli import observed, top
 from aim_engine.cli.advice import subject_of
-from aim_engine.monitor import alerts, page, views
+from aim_engine.monitor import page, views
 from aim_engine.monitor.collect import Collector
 from aim_engine.monitor.history import Look
 from aim_engine.monitor.watch import Watch
+from aim_engine.render import alert_rules
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 INTERVAL_S = 2.0
@@ -42,7 +43,7 @@ def main() -> int:
     settings = all_settings.load()
     found = observed.one(given.name, settings)
     history, ledger = observed.history(settings), observed.ledger(settings)
-    watch = Watch(history, ledger, alerts.load(), {found.name: found.plan})
+    watch = Watch(history, ledger, alert_rules.load(), {found.name: found.plan})
     collector = Collector(found.pages, history, interval_s=INTERVAL_S, deployment=found.name)
     screen = top.Screen(found)
     begin_s = time.time()

@@ -158,3 +158,70 @@ def test_operators_kinds_are_compared_with_a_cluster_too(
     capsys.readouterr()
     assert main.run([*words, "--diff", "cluster"]) == 1
     assert f"{kind}/demo: {shown}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("spec.replicas=3", "--set deployment.spec.replicas=..."),
+        ("spec.template.spec.containers[name=vllm].image=x", "--set deployment.spec.template.spec.containers"),
+        ("nowhere=3", "begin with one of cache, deployment"),
+        ("deployment.spec.template.spec.containers[name=vlm].image=x", "[name=...] is one of vllm"),
+        ("deployment.spec.template.spec.containers[3].image=x", "there are 1, the first is [0]"),
+        ("deployment.spec.template.spec[0].image=x", "there is none at this place"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_answered_with_one_that_does(
+    word: str, hint: str, plan: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["render", plan, "-t", "kubernetes", "--set", word]) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_the_same_mistake_in_every_replica_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(plan_module.encode(plans.replicas()))
+    assert main.run(["render", str(path), "-t", "docker", "--arg=--swap-space=4"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("--swap-space is gone") == 1
+    assert " and 1 more: " in error
+
+
+def test_a_model_in_the_place_of_a_plan_is_answered_with_the_way_to_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["render", "Qwen/Qwen3-32B", "-t", "docker"]) == 2
+    assert "aim-engine plan Qwen/Qwen3-32B -o plan.json" in capsys.readouterr().err
+    assert main.run(["render", "plan.json", "-t", "docker"]) == 2
+    assert "aim-engine plan MODEL -o plan.json" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_to_be_one(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["render", plan, "-t", "docker", "-o", plan]) == 2
+    error = capsys.readouterr().err
+    assert f"{plan} is a file, not a folder" in error
+    assert "-o NAME.tar.gz" in error
+
+
+def test_files_that_would_be_applied_with_ours_are_named(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the StatefulSet of an earlier choice beside the Deployment of this one."""
+    out = tmp_path / "out"
+    words = ["render", plan, "-t", "kubernetes", "-o", str(out)]
+    assert main.run([*words, "--cache-per-replica"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    (out / "notes.txt").write_text("")
+    assert main.run([*words, "--force"]) == 0
+    error = capsys.readouterr().err
+    assert f"`kubectl apply -f {out}` applies too: service-pods.yaml, statefulset.yaml" in error
+    (out / "mine.json").write_text("{}")
+    assert main.run(["render", plan, "-t", "docker", "-o", str(out)]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_rate_that_is_none_names_its_option(plan: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["render", plan, "-t", "kubernetes", "--read-speed", "fast"]) == 2
+    error = capsys.readouterr().err
+    assert "--read-speed 'fast' is no rate" in error
+    assert "--read-speed 200MB/s" in error

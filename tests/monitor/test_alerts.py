@@ -12,13 +12,14 @@ import pytest
 from aim_engine.kpi import names
 from aim_engine.kpi.formula import measures_of
 from aim_engine.monitor import alerts, views
-from aim_engine.monitor.alerts import Rule
 from aim_engine.monitor.history import History, Look, Target
 from aim_engine.monitor.ledger import Alert, Ledger, Rating, Silence
 from aim_engine.monitor.span import Gauge, Histogram, Span
 from aim_engine.monitor.watch import Watch
+from aim_engine.render import alert_rules
+from aim_engine.render.alert_rules import Rule
 
-RULES = alerts.load()
+RULES = alert_rules.load()
 NOW = 1_800_000_000.0
 
 
@@ -92,7 +93,7 @@ def case(values: Mapping[str, Any]) -> tuple[Span, Span, dict[str, float]]:
 def test_a_rule_judges_its_cases(rule: Rule, kind: str) -> None:
     values = rule.fires if kind == "fires" else rule.silent
     now, before, given = case(values)
-    assert alerts.applies(rule, given)
+    assert alert_rules.applies(rule, given)
     if rule.facts:
         assert bool(set(rule.facts) & set(values["facts"])) == (kind == "fires")
         return
@@ -126,7 +127,7 @@ def test_the_rules_of_the_reference_are_there_and_name_what_exists() -> None:
                 kpi = names.BY_NAME[condition.kpi]
                 assert condition.quantile is None or kpi.measure is not None
                 assert kpi.formula is None or set(measures_of(kpi.formula)) is not None
-        assert alerts.seconds(rule.for_) >= 0
+        assert alert_rules.seconds(rule.for_) >= 0
         assert rule.basis
 
 
@@ -136,7 +137,7 @@ def rule(**changes: Any) -> Rule:
         "severity": "warning",
         "summary": "cache {percent}",
         "basis": "test",
-        "all_of": (alerts.Condition(kpi="kv_usage_fraction", over="1m", above=0.9, until=0.7),),
+        "all_of": (alert_rules.Condition(kpi="kv_usage_fraction", over="1m", above=0.9, until=0.7),),
         "for_": "60s",
         "keep_for": "30s",
     }

@@ -16,6 +16,7 @@ from aim_engine.kpi import measures
 from aim_engine.monitor import alerts, devices, figures, report, scrape, totals
 from aim_engine.monitor.span import Gauge, Span
 from aim_engine.monitor.totals import Totals
+from aim_engine.render import alert_rules
 
 pytestmark = pytest.mark.corpus
 ROOT = Path(os.environ.get("AIM_ENGINE_CORPUS") or "/nowhere")
@@ -81,7 +82,7 @@ def test_a_lowered_power_cap_is_an_alert_and_a_diagnosis() -> None:
     with recording.opened(folder / "sys.tar.gz") as root:
         (card,) = devices.read(root, 1.0).values()
     span = levels(card)
-    (rule,) = [rule for rule in alerts.load() if rule.name == "GpuPowerBelowDefaultCap"]
+    (rule,) = [rule for rule in alert_rules.load() if rule.name == "GpuPowerBelowDefaultCap"]
     held, value = alerts.judge(rule, lambda _: (span, span), {}, firing=False)
     assert held is True
     assert value == pytest.approx(120 / 304)

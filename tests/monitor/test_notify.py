@@ -20,11 +20,12 @@ import pytest
 
 import metric_pages
 from aim_engine.errors import InvalidInput
-from aim_engine.monitor import alerts, notify, rulefile
+from aim_engine.monitor import notify
 from aim_engine.monitor.history import History, Look, Target
 from aim_engine.monitor.ledger import Alert, Ledger
 from aim_engine.monitor.span import Span
 from aim_engine.monitor.watch import Watch
+from aim_engine.render import alert_rules, rulefile
 
 ALERT = Alert(
     deployment="demo",
@@ -164,7 +165,11 @@ def test_a_real_alertmanager_delivers_an_alert_and_its_end(ledger: Ledger, tmp_p
             try:
                 _until(lambda: _ready(port))
                 watch = Watch(
-                    history, ledger, alerts.load(), {"demo": None}, receivers=(f"alertmanager+http://127.0.0.1:{port}",)
+                    history,
+                    ledger,
+                    alert_rules.load(),
+                    {"demo": None},
+                    receivers=(f"alertmanager+http://127.0.0.1:{port}",),
                 )
                 now_s = time.time()
                 down_for(history, watch, now_s - 90)
@@ -190,7 +195,7 @@ def test_a_real_prometheus_with_the_exported_rules_tells_of_an_engine_that_is_do
     if not all(programs):
         pytest.skip("Prometheus and Alertmanager are not installed: apt-get install prometheus prometheus-alertmanager")
     # The rule as it is exported, only over seconds instead of minutes.
-    (rule,) = [rule for rule in alerts.load() if rule.name == "EngineDown"]
+    (rule,) = [rule for rule in alert_rules.load() if rule.name == "EngineDown"]
     quick = msgspec.structs.replace(rule, for_="0s", all_of=(msgspec.structs.replace(rule.all_of[0], over="4s"),))
     exported = rulefile.export([quick], deployment="demo", selector='job="engine"', devices="", parameters={})
     engine, ports = metric_pages.Engine(), (free_port(), free_port())

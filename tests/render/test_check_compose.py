@@ -126,6 +126,13 @@ def test_newer_keys_of_the_specification_are_accepted() -> None:
     assert problems(made) == []
 
 
+def test_a_digest_may_follow_a_tag() -> None:
+    made = ours()
+    named = service(made)["image"]
+    service(made)["image"] = f"{named}@sha256:{'a' * 64}"
+    assert problems(made) == []
+
+
 def test_tags_of_compose_are_read() -> None:
     (made,), _ = document.read("services: {a: {image: !override 'x:1', ports: !reset [], x-y: !override [1]}}", "c")
     assert made == {"services": {"a": {"image": "x:1", "ports": None, "x-y": [1]}}}

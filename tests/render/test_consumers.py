@@ -147,47 +147,60 @@ def test_prometheus_accepts_the_rules_and_every_query_of_the_dashboard(tmp_path:
     recorded = [{"record": f"panel:{index}", "expr": query} for index, query in enumerate(queries)]
     found["groups"].append({"name": "dashboard", "rules": recorded})
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(found))
-    assert f"{len(recorded) + 8} rules found" in accepted("promtool", "check", "rules", tmp_path / "rules.yaml")
+    written = len(recorded) + len(found["groups"][0]["rules"])
+    assert f"{written} rules found" in accepted("promtool", "check", "rules", tmp_path / "rules.yaml")
 
 
 def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules(limited(), Options(name="demo"))))
-    own = 'namespace="default",app_kubernetes_io_instance="demo"'
-    healthy = [{"series": f'up{{{own},pod="demo-{index}"}}', "values": "1x120"} for index in range(2)] + [
-        {"series": f"vllm:num_requests_waiting{{{own}}}", "values": "0x120"},
-        {"series": f"vllm:kv_cache_usage_perc{{{own}}}", "values": "0.99x120"},
-        {"series": f"vllm:num_preemptions_total{{{own}}}", "values": "7x120"},
-        {"series": f"vllm:time_to_first_token_seconds_sum{{{own}}}", "values": "0+3x120"},
-        {"series": f"vllm:time_to_first_token_seconds_count{{{own}}}", "values": "0+10x120"},
-        {"series": f'vllm:request_success_total{{{own},finished_reason="stop"}}', "values": "0+100x120"},
-        {"series": f'vllm:request_success_total{{{own},finished_reason="error"}}', "values": "0x120"},
+    own, cards = 'namespace="default",app_kubernetes_io_instance="demo"', 'namespace="default",pod="demo-1",gpu_id="3"'
+
+    def engine(**values: str) -> list[dict[str, str]]:
+        """Series of the engine by name; `error` and `stop` are requests by how they ended."""
+        ends = {"error", "stop"}
+        found = [{"series": f"vllm:{key}{{{own}}}", "values": each} for key, each in values.items() if key not in ends]
+        reasons = [(key, each) for key, each in values.items() if key in ends]
+        name = "vllm:request_success_total"
+        return found + [{"series": f'{name}{{{own},finished_reason="{key}"}}', "values": each} for key, each in reasons]
+
+    up = [{"series": f'up{{{own},pod="demo-{index}"}}', "values": "1x120"} for index in range(2)]
+    seen = [
+        {"series": f"gpu_package_power{{{cards}}}", "values": "400x120"},
+        {"series": f"gpu_gfx_activity{{{cards}}}", "values": "90x120"},
     ]
-    ill = [
-        {"series": f'up{{{own},pod="demo-0"}}', "values": "1x120"},
-        {"series": f"vllm:num_requests_waiting{{{own}}}", "values": "900x120"},
-        {"series": f"vllm:kv_cache_usage_perc{{{own}}}", "values": "0.99x120"},
-        {"series": f"vllm:num_preemptions_total{{{own}}}", "values": "0+7x120"},
-        {"series": f"vllm:time_to_first_token_seconds_sum{{{own}}}", "values": "0+9x120"},
-        {"series": f"vllm:time_to_first_token_seconds_count{{{own}}}", "values": "0+10x120"},
-        {"series": f'vllm:request_success_total{{{own},finished_reason="stop"}}', "values": "0+100x120"},
-        {"series": f'vllm:request_success_total{{{own},finished_reason="error"}}', "values": "0+5x120"},
-        {"series": 'gpu_ecc_uncorrect_total{namespace="default",pod="demo-1",gpu_id="3"}', "values": "0x100 1x20"},
-    ]
-    fires = {"ReplicaMissing", "QueueGrows", "KvCacheFull", "RequestsFail", "TimeToFirstTokenMissed", "GpuMemoryErrors"}
-    expressions = [
-        (series, 'count(ALERTS{alertstate="firing"}) or vector(0)', count)
-        for series, count in ((healthy, 0), (ill, len(fires)))
-    ]
-    tests = [
-        {
-            "interval": "1m",
-            "input_series": series,
-            "promql_expr_test": [
-                {"expr": expression, "eval_time": "110m", "exp_samples": [{"labels": "{}", "value": count}]}
-            ],
-        }
-        for series, expression, count in expressions
-    ]
+    healthy = engine(
+        num_requests_waiting="0x120",
+        num_requests_running="8x120",
+        generation_tokens_total="0+500x120",
+        kv_cache_usage_perc="0.99x120",
+        num_preemptions_total="7x120",
+        time_to_first_token_seconds_sum="0+3x120",
+        time_to_first_token_seconds_count="0+10x120",
+        stop="0+100x120",
+        error="0x120",
+    )
+    ill = engine(
+        num_requests_waiting="0+9x120",
+        num_requests_running="8x120",
+        generation_tokens_total="0x120",
+        kv_cache_usage_perc="0.99x120",
+        num_preemptions_total="0+7x120",
+        time_to_first_token_seconds_sum="0+9x120",
+        time_to_first_token_seconds_count="0+10x120",
+        stop="0+100x120",
+        error="0+3x120",
+    )
+    fires = {
+        "ReplicaMissing", "QueueGrowing", "KvSaturated", "RequestErrors", "TimeToFirstTokenMissed", "GpuEccUncorrectable",
+        "GpuStuck",
+    }  # fmt: skip
+    firing = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    tests = []
+    damaged = {"series": f"gpu_ecc_uncorrect_total{{{cards}}}", "values": "0x100 1x20"}
+    for series, told in (([*up, *seen, *healthy], set()), ([up[0], *seen, damaged, *ill], fires)):
+        samples = [{"labels": f'{{alertname="AimEngine{name}"}}', "value": 1} for name in sorted(told)]
+        asked = {"expr": firing, "eval_time": "110m", "exp_samples": samples}
+        tests.append({"interval": "1m", "input_series": series, "promql_expr_test": [asked]})
     document = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}
     (tmp_path / "test.yaml").write_text(yaml.safe_dump(document))
     assert "SUCCESS" in accepted("promtool", "test", "rules", tmp_path / "test.yaml")

@@ -24,6 +24,7 @@ KINDS = {
     "HTTPRoute": ("gateway", "gateway-api/gateway.networking.k8s.io/v1/HTTPRoute"),
     "ScaledObject": ("keda", "keda/keda.sh/v1alpha1/ScaledObject"),
     "PodMonitor": ("monitoring", "prometheus-operator/monitoring.coreos.com/v1/PodMonitor"),
+    "ServiceMonitor": ("monitoring", "prometheus-operator/monitoring.coreos.com/v1/ServiceMonitor"),
     "PrometheusRule": ("monitoring", "prometheus-operator/monitoring.coreos.com/v1/PrometheusRule"),
 }
 """Kind -> the target that writes it, the module that knows it."""
@@ -72,7 +73,12 @@ def written() -> list[dict[str, Any]]:
             made = make()
             limits = msgspec.structs.replace(made.inputs, slo=Slo(ttft_ms=500, tpot_ms=50, e2e_ms=9000))
             for plan in (made, msgspec.structs.replace(made, inputs=limits)):
-                options = Options(name="demo", image="registry.local/vllm:v1", labels={"team": "nlp"})
+                options = Options(
+                    name="demo",
+                    image="registry.local/vllm:v1",
+                    labels={"team": "nlp"},
+                    service_monitor=plan is not made,
+                )
                 try:
                     files = render(plan, target, options)
                 except InvalidInput:
@@ -95,6 +101,7 @@ WRONG: dict[str, tuple[str, list[Any], Any]] = {
     "a trigger without its metadata": ("ScaledObject", ["spec", "triggers", 0, "metadata"], None),
     "a number of replicas in words": ("ScaledObject", ["spec", "maxReplicaCount"], "two"),
     "a port that is a list": ("PodMonitor", ["spec", "podMetricsEndpoints", 0, "port"], []),
+    "a relabelling that is none": ("ServiceMonitor", ["spec", "endpoints", 0, "relabelings", 0, "action"], "retain"),
     "a rule without its expression": ("PrometheusRule", ["spec", "groups", 0, "rules", 0, "expr"], None),
 }
 

@@ -228,3 +228,15 @@ def test_loading_more_bytes_gives_more_patience() -> None:
         serving.startup_s(plans.gated(), Options(name="demo", read_bytes_s=0))
     here = Options(name="demo", model_path="/models/x")
     assert serving.startup_s(plans.gated(), here) < large
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_recipe_of_an_older_plan_with_an_argument_that_is_gone_is_refused(target: str) -> None:
+    made = plans.dense_on_all()
+    assert made.chosen is not None
+    recipe = replace(made.chosen.recipe, extra_args=("--swap-space", "4"))
+    changed = msgspec.structs.replace(made, chosen=msgspec.structs.replace(made.chosen, recipe=recipe))
+    with pytest.raises(InvalidInput, match="would not start with the recipe of this plan") as caught:
+        render(changed, target, Options(name="demo"))
+    assert "--swap-space is gone" in (caught.value.why or "")
+    assert caught.value.hint == "plan again: aim-engine plan Qwen/Qwen3-32B -o plan.json"

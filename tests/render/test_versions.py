@@ -54,7 +54,7 @@ def objects() -> dict[str, dict[str, Any]]:
 @functools.cache
 def validator(version: str, kind: str, api: str) -> Any:
     """The strict schema as the package would read it for each object anew, which takes a quarter of a second."""
-    import jsonschema  # type: ignore[import-untyped]
+    import jsonschema
     import referencing
 
     folder = resources.files("kubernetes_validate") / "kubernetes-json-schema" / f"v{version}-local-strict"

@@ -10,9 +10,9 @@ import click
 from aim_engine import settings as all_settings
 from aim_engine.cli import observed, output
 from aim_engine.errors import AimError, InvalidInput
-from aim_engine.monitor import alerts as rules_of
-from aim_engine.monitor import notify, page, rulefile, views
+from aim_engine.monitor import notify, page, views
 from aim_engine.monitor.ledger import Alert, Silence
+from aim_engine.render import alert_rules, rulefile
 from aim_engine.render.text import yaml_document
 from aim_engine.workflow import overlay_dir
 
@@ -55,7 +55,7 @@ def alerts(context: click.Context, as_json: bool) -> int | None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def rules(as_json: bool) -> None:
     """List the rules."""
-    found = rules_of.load(overlay_dir(all_settings.load()))
+    found = alert_rules.load(overlay_dir(all_settings.load()))
     if as_json:
         output.data({"schema": "aim-engine/alert-rules/v1", "rules": found})
         return
@@ -97,7 +97,7 @@ def export(
         if text:
             given[limit] = observed.seconds(text) * 1000
     exported = rulefile.export(
-        rules_of.load(overlay_dir(settings)),
+        alert_rules.load(overlay_dir(settings)),
         deployment=found.name,
         selector=selector,
         devices=cards,
@@ -124,7 +124,7 @@ def export(
 def silence(rule: str, length: str, deployment: str, why: str) -> None:
     """Tell nobody of RULE for a while; * is every rule."""
     settings = all_settings.load()
-    known = {each.name for each in rules_of.load(overlay_dir(settings))}
+    known = {each.name for each in alert_rules.load(overlay_dir(settings))}
     if rule != "*" and rule not in known:
         import difflib
 
@@ -187,7 +187,7 @@ def try_(receivers: Path | None) -> int:
     return 3 if failed else 0
 
 
-def said(rule: rules_of.Rule) -> str:
+def said(rule: alert_rules.Rule) -> str:
     """A rule's condition in words."""
     if rule.facts:
         return f"doctor finds {' or '.join(rule.facts)}"

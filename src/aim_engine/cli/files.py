@@ -51,6 +51,13 @@ def read_text(name: str) -> str:
 
 def read_plan(name: str) -> Plan:
     """The plan in the file `name`, or on stdin for `-`. Raises: InvalidInput."""
+    if name != "-" and not Path(name).exists():
+        model = name if name.count("/") == 1 and not name.endswith(".json") else "MODEL"
+        raise InvalidInput(
+            f"there is no plan {name}",
+            why="a file that `plan` wrote was expected",
+            hint=f"aim-engine plan {model} -o plan.json",
+        )
     return decode_plan(read_text(name), "stdin" if name == "-" else name)
 
 
@@ -78,6 +85,12 @@ def write_artifacts(folder: Path, artifacts: Iterable[Artifact], *, force: bool)
 
     Raises: InvalidInput when a file there differs and `force` is off, Unreachable when the disk refuses.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InvalidInput(
+            f"{folder} is a file, not a folder",
+            why="the files are written into a folder",
+            hint="-o FOLDER, or an archive: -o NAME.tar.gz",
+        )
     outcomes = [(artifact, _outcome(folder / artifact.path, artifact, force)) for artifact in artifacts]
     partial: list[tuple[Path, Path]] = []
     try:
@@ -129,6 +142,13 @@ def read_folder(folder: Path, artifacts: Iterable[Artifact]) -> dict[str, str]:
         if not artifact.secret and path.exists():
             found[artifact.path] = read_text(str(path))
     return found
+
+
+def strangers(folder: Path, artifacts: Iterable[Artifact]) -> tuple[str, ...]:
+    """YAML and JSON in `folder` that is not one of the artifacts, which whoever applies the whole folder would apply too."""
+    own = {artifact.path for artifact in artifacts}
+    found = (path for path in folder.iterdir() if path.suffix in (".yaml", ".yml", ".json") and path.is_file())
+    return tuple(sorted(path.name for path in found if path.name not in own))
 
 
 def _mode(artifact: Artifact) -> int:

@@ -15,12 +15,13 @@ from aim_engine import settings as all_settings
 from aim_engine.cli import kpi_table, observed, output
 from aim_engine.cli.observed import Observed
 from aim_engine.errors import AimError, InvalidInput
-from aim_engine.monitor import alerts, devices, figures, notify, report, views
+from aim_engine.monitor import devices, figures, notify, report, views
 from aim_engine.monitor import watch as watching
 from aim_engine.monitor.collect import Collector
 from aim_engine.monitor.history import History, Look
 from aim_engine.monitor.ledger import Ledger
 from aim_engine.monitor.watch import Watch
+from aim_engine.render import alert_rules
 from aim_engine.settings import Settings
 from aim_engine.workflow import overlay_dir
 
@@ -94,7 +95,7 @@ def monitor(
     watch = Watch(
         history,
         ledger,
-        alerts.load(overlay_dir(settings)),
+        alert_rules.load(overlay_dir(settings)),
         {each.name: each.plan for each in found},
         receivers=told,
         findings=_findings(found, root),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import msgspec
 
 from aim_engine import settings as all_settings
 from aim_engine import units
@@ -14,8 +15,9 @@ from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
 from aim_engine.planner.plan import Plan
 from aim_engine.render import compare, patch, review, text
-from aim_engine.render.artifact import Artifact, Options
-from aim_engine.render.targets import TARGETS
+from aim_engine.render.alert_rules import Rule
+from aim_engine.render.artifact import GATEWAY, PROMETHEUS_URL, Artifact, Options
+from aim_engine.render.targets import TARGETS, images
 from aim_engine.render.targets import render as render_plan
 
 _START = {
@@ -54,6 +56,12 @@ _START = {
 @click.option("--cache-dir", metavar="DIR", help="The hub's cache on the host. Default: ~/.cache/huggingface.")
 @click.option("--model-path", metavar="DIR", help="Folder with the checkpoint, instead of fetching it from the hub.")
 @click.option("--image", help="Container image to use instead of the release's own.")
+@click.option(
+    "--pin-digests",
+    is_flag=True,
+    help="Write images with the digest that their registry says; its answers are kept and used from then on.",
+)
+@click.option("--refresh-digests", is_flag=True, help="The same, but ask again, and tell which tags have moved.")
 @click.option("--api-key", is_flag=True, help="Clients must send a key, which is read from a secret.")
 @click.option(
     "--create-namespace", is_flag=True, help="Write the Kubernetes namespace too, with its pod security level."
@@ -74,9 +82,14 @@ _START = {
 @click.option(
     "--prometheus-url",
     metavar="URL",
-    help="The Prometheus that autoscaling asks. Default: the operator's, in namespace monitoring.",
+    default=PROMETHEUS_URL,
+    show_default=True,
+    help="The Prometheus that autoscaling asks.",
 )
-@click.option("--gateway", help="Gateway that target gateway routes from. Default: inference-gateway.")
+@click.option(
+    "--service-monitor", is_flag=True, help="Target monitoring finds pods by their Service instead of their labels."
+)
+@click.option("--gateway", default=GATEWAY, show_default=True, help="Gateway that target gateway routes from.")
 @click.option("--priority-class", help="Kubernetes PriorityClass of the pods.")
 @click.option("--cache-per-replica", is_flag=True, help="A StatefulSet whose replicas have a volume each.")
 @click.option(
@@ -129,14 +142,17 @@ def render(
     cache_dir: str | None,
     model_path: str | None,
     image: str | None,
+    pin_digests: bool,
+    refresh_digests: bool,
     api_key: bool,
     create_namespace: bool,
     offline: bool,
     read_speed: str | None,
     dra: bool,
     render_gid: int | None,
-    prometheus_url: str | None,
-    gateway: str | None,
+    prometheus_url: str,
+    service_monitor: bool,
+    gateway: str,
     priority_class: str | None,
     cache_per_replica: bool,
     fetch_image: str | None,
@@ -157,7 +173,7 @@ def render(
 ) -> int:
     """Write PLAN, a file or - for stdin, out for a target.
 
-    Prints the files, or writes them with -o. Nothing is started and nothing is asked over the network.
+    Prints the files, or writes them with -o. Nothing is started, and only --pin-digests and --diff cluster ask over the network.
     """
     if sum((stdout, folder is not None, diff is not None)) > 1:
         raise InvalidInput("-o, --stdout and --diff exclude each other", hint="give one of them")
@@ -176,11 +192,13 @@ def render(
         api_key_secret=api_key,
         create_namespace=create_namespace,
         offline=offline,
-        read_bytes_s=units.parse_bytes(read_speed.removesuffix("/s")) if read_speed else None,
+        read_bytes_s=_rate(read_speed) if read_speed else None,
         dra=dra,
         render_gid=render_gid,
-        **({"prometheus_url": prometheus_url} if prometheus_url else {}),
-        **({"gateway": gateway} if gateway else {}),
+        prometheus_url=prometheus_url,
+        gateway=gateway,
+        rules=_rules(),
+        service_monitor=service_monitor,
         priority_class=priority_class,
         cache_per_replica=cache_per_replica,
         fetch_image=fetch_image,
@@ -193,6 +211,9 @@ def render(
         volumes=volumes,
     )
     backend = _backend(document)
+    if pin_digests or refresh_digests:
+        digests = _digests(images(document, target, options, backend), target, again=refresh_digests)
+        options = msgspec.structs.replace(options, digests=digests)
     artifacts = render_plan(document, target, options, backend)
     read = [each for name in patches for each in patch.read(files.read_text(name), name)]
     artifacts = patch.apply(artifacts, values, read)
@@ -219,9 +240,18 @@ def render(
     else:
         for file in written:
             output.text(file.path if file.outcome == "written" else f"{file.path} ({file.outcome})")
+    _warn_of_strangers(folder, artifacts, target)
     names = {"first": folder / artifacts[0].path, "folder": folder, "name": options.name, "namespace": namespace}
     output.next_step(_START[target].format(**names))
     return 0
+
+
+def _rules() -> tuple[Rule, ...]:
+    """The alert rules, with the user's own."""
+    from aim_engine import workflow
+    from aim_engine.render import alert_rules
+
+    return alert_rules.load(workflow.overlay_dir(all_settings.load()))
 
 
 def _backend(plan: Plan) -> Backend:
@@ -230,13 +260,55 @@ def _backend(plan: Plan) -> Backend:
     return backend.get(plan.inputs.engine, workflow.overlay_dir(all_settings.load()))
 
 
+def _rate(text: str) -> int:
+    """`200MB/s` as bytes a second. Raises: InvalidInput."""
+    try:
+        return units.parse_bytes(text.removesuffix("/s"))
+    except InvalidInput as err:
+        raise InvalidInput(f"--read-speed '{text}' is no rate", why=str(err), hint="--read-speed 200MB/s") from err
+
+
+def _warn_of_strangers(folder: Path, artifacts: tuple[Artifact, ...], target: str) -> None:
+    """Say what else would be applied with the folder, such as a Deployment where a StatefulSet is written now."""
+    if not _START[target].endswith("apply -f {folder}"):
+        return
+    if others := files.strangers(folder, artifacts):
+        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        output.note(f"warning: {folder} holds other files, which `kubectl apply -f {folder}` applies too: {shown}")
+
+
+def _digests(references: tuple[str, ...], target: str, *, again: bool) -> dict[str, str]:
+    """Image -> digest, as kept or as its registry says now. Raises: InvalidInput, Unreachable, Corrupt."""
+    from aim_engine.deploy import digests
+    from aim_engine.deploy.local import now
+
+    settings = all_settings.load()
+    if not references:
+        output.note(f"no image to pin: target {target} names none without a digest")
+    found = digests.resolve(
+        Path(settings.state_dir).expanduser() / "digests.json",
+        references,
+        now=now(),
+        again=again,
+        **({"ask": digests.refuse} if settings.offline else {}),
+    )
+    for each in found:
+        moved = f", which was {each.was} before: the tag has moved" if each.was is not None else ""
+        output.note(f"{each.reference} is {each.digest}, asked {each.asked}{moved}")
+    return {each.reference: each.digest for each in found}
+
+
 def _refused(found: tuple[Finding, ...]) -> bool:
     """Tell what the changes made wrong; True when it must not be written."""
     wrong = [finding for finding in found if finding.severity == "error"]
+    same: dict[tuple[str, ...], list[str]] = {}
     for finding in found:
         if finding.severity != "info":
             remedy = f" ({finding.remedy})" if finding.remedy else ""
-            output.note(f"{finding.severity}: {finding.id} {finding.evidence}: {finding.message}{remedy}")
+            same.setdefault((finding.severity, finding.id, finding.message + remedy), []).append(finding.evidence)
+    for (severity, rule, message), places in same.items():
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        output.note(f"{severity}: {rule} {places[0]}{more}: {message}")
     if wrong:
         output.note("nothing was written: the files would not work with these changes")
     return bool(wrong)

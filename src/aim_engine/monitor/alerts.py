@@ -1,125 +1,26 @@
-"""When does somebody have to know? Rules over figures as data (`data/alerts`), and the state that each has at each deployment.
+"""When does somebody have to know? The state that each alert rule has at each deployment.
 
-The same rule is evaluated here or exported for Prometheus (`rulefile`). A rule whose figures nobody tells is not judged: unknown is
-neither fine nor bad, and a firing alert stays as it is until somebody tells them again.
+The same rule (`render.alert_rules`) is evaluated here or written for Prometheus (`render.rulefile`). A rule whose figures nobody tells
+is not judged: unknown is neither fine nor bad, and a firing alert stays as it is until somebody tells them again.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
 
-from aim_engine import facts
-from aim_engine.backend import rules as expressions
 from aim_engine.kpi import formula, names
 from aim_engine.kpi.figure import Kpi
 from aim_engine.kpi.formula import Unknown
 from aim_engine.monitor.ledger import Alert, Silence
 from aim_engine.monitor.span import Span, quantile
+from aim_engine.render.alert_rules import Condition, Rule, limit, seconds
 
-Limit = float | str
-"""A number, or an expression over parameters of the plan such as `slo_ttft_ms`."""
 Windows = Callable[[float], tuple[Span, Span]]
 """Length -> the span of that length that ends now, and the one before it."""
 REPEAT_S = 4 * 3600.0
 """A firing alert is told again after this."""
-
-
-class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One comparison of a figure over a window."""
-
-    kpi: str
-    over: str
-    """Length of the window, such as 5m."""
-    quantile: float | None = None
-    """Of the histogram behind the figure, instead of its mean."""
-    above: Limit | None = None
-    below: Limit | None = None
-    equals: Limit | None = None
-    beyond: str | None = None
-    """Another figure that it must exceed."""
-    rising: bool = False
-    """Is it higher than in the window before?"""
-    missing: bool = False
-    """Does nobody tell it, or is it always zero?"""
-    until: Limit | None = None
-    """Once it fires, it goes on until the figure is back on this side of this limit."""
-
-
-class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One alert."""
-
-    name: str
-    severity: Literal["critical", "warning", "info"]
-    summary: str
-    """With `{value}` and parameters in braces."""
-    basis: str
-    """Where the limit comes from."""
-    all_of: tuple[Condition, ...] = ()
-    any_of: tuple[tuple[Condition, ...], ...] = ()
-    """Groups of conditions of which one must hold."""
-    facts: tuple[str, ...] = ()
-    """Findings of `doctor`, one of which must be there, instead of figures."""
-    for_: str = msgspec.field(name="for", default="0s")
-    keep_for: str = "0s"
-    """How long the condition must be gone before it is over."""
-    inhibits: tuple[str, ...] = ()
-    """Rules not to be told of while this one fires at the same deployment; * for all others."""
-    needs: str | None = None
-    """Judged only where this expression over the plan's parameters holds."""
-    scope: Literal["engine", "card"] = "engine"
-    fires: dict[str, Any] = {}
-    """A case: values of figures, and of parameters, for which it must fire."""
-    silent: dict[str, Any] = {}
-    """A case for which it must not."""
-
-    @property
-    def groups(self) -> tuple[tuple[Condition, ...], ...]:
-        """All conditions, as groups of which one must hold."""
-        return self.any_of or ((self.all_of,) if self.all_of else ())
-
-
-@functools.cache
-def load(overlay: Path | None = None) -> tuple[Rule, ...]:
-    """Every rule by name, the user's own in place of bundled ones of the same name. Raises: InvalidInput."""
-    found: dict[str, Rule] = {}
-    for root in (facts.BUNDLED, overlay):
-        for path in sorted((root / "alerts").glob("*.yaml")) if root is not None else ():
-            for rule in facts.read(path, tuple[Rule, ...]):
-                found[rule.name] = rule
-    return tuple(found[name] for name in sorted(found))
-
-
-def seconds(text: str) -> float:
-    """`90s`, `5m`, `2h` as seconds. Raises: InvalidInput."""
-    from aim_engine.units import parse_ms
-
-    return parse_ms(text) / 1000
-
-
-def limit(value: Limit, parameters: Mapping[str, float]) -> float | None:
-    """A limit as a number; None when the plan lacks what it is made of."""
-    if not isinstance(value, str):
-        return float(value)
-    try:
-        found = expressions.compiled(value)(parameters)
-    except expressions.UnknownName:
-        return None
-    return None if found is None else float(found)
-
-
-def applies(rule: Rule, parameters: Mapping[str, float]) -> bool:
-    """Can this rule be judged for a deployment with these parameters?"""
-    if rule.needs is None:
-        return True
-    try:
-        return bool(expressions.compiled(rule.needs)(parameters))
-    except expressions.UnknownName:
-        return False
 
 
 def value_of(condition: Condition, span: Span, parameters: Mapping[str, float]) -> float:

@@ -11,12 +11,12 @@ import msgspec
 
 from aim_engine.errors import AimError
 from aim_engine.monitor import alerts, notify, views
-from aim_engine.monitor.alerts import Rule
 from aim_engine.monitor.collect import Collector
 from aim_engine.monitor.history import History, Look
 from aim_engine.monitor.ledger import Alert, Ledger, Message
 from aim_engine.monitor.span import Span
 from aim_engine.planner.plan import Plan
+from aim_engine.render.alert_rules import Rule, applies
 
 logger = logging.getLogger(__name__)
 JUDGE_S, HOUR_S = 10.0, 3600.0
@@ -87,7 +87,7 @@ class Watch:
         found = []
         for rule in self._rules:
             before = known.get((deployment, rule.name))
-            if not alerts.applies(rule, given):
+            if not applies(rule, given):
                 continue
             held: bool | None
             value: float | None = None

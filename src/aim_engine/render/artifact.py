@@ -8,6 +8,11 @@ import msgspec
 
 from aim_engine.backend.base import Backend
 from aim_engine.planner.plan import Plan
+from aim_engine.render.alert_rules import Rule
+
+GATEWAY = "inference-gateway"
+PROMETHEUS_URL = "http://prometheus-operated.monitoring.svc:9090"
+"""The Service that the Prometheus operator makes, in namespace monitoring."""
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +48,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """A local folder that holds the checkpoint, absolute; None serves by hub id."""
     image: str | None = None
     """A container image to use instead of the release's own, such as a mirror's; the engine's command is given in full."""
+    digests: dict[str, str] = {}
+    """Image as it would be written otherwise -> digest to write behind it, for images that have none yet."""
     api_key_secret: bool = False
     """Require an API key taken from a Secret or env file."""
     offline: bool = False
@@ -56,10 +63,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Claim GPUs through dynamic resource allocation instead of AMD's device plugin."""
     render_gid: int | None = None
     """Group that owns /dev/kfd on the nodes: the engine then runs as an ordinary user. None runs it as the image's user."""
-    gateway: str = "inference-gateway"
+    gateway: str = GATEWAY
     """Name of the Gateway that routes from outside, in the same namespace."""
-    prometheus_url: str = "http://prometheus-operated.monitoring.svc:9090"
-    """Where autoscaling asks; the default is the Service that the Prometheus operator makes, in namespace monitoring."""
+    prometheus_url: str = PROMETHEUS_URL
+    """Where autoscaling asks."""
+    rules: tuple[Rule, ...] | None = None
+    """Alert rules of the catalogue, with those of the user's own folder; None is the bundled ones."""
+    service_monitor: bool = False
+    """Prometheus finds the pods through their Service, which must be one of ours; else by their labels, whoever made them."""
     priority_class: str | None = None
     """Name of an existing Kubernetes PriorityClass."""
     cache_per_replica: bool = False

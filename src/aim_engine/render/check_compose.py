@@ -90,6 +90,9 @@ def _specification(document: dict[str, Any]) -> Iterator[Finding]:
             yield from _unknown_keys(service, known, f"services.{name}")
             for newer in ("gpus", "models", "provider", "use_api_socket", "post_start", "pre_stop", "develop"):
                 service.pop(newer, None)  # in the specification, not in this reader's release
+            named, _, digest = str(service.get("image")).partition("@")
+            if digest and ":" in named.rpartition("/")[2]:  # Compose takes a tag before a digest, this reader does not
+                service["image"] = f"{named.rpartition(':')[0]}@{digest}"
     rest = _fill_in(rest)
     for _ in range(MAX_ERRORS):
         try:

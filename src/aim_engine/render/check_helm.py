@@ -34,7 +34,7 @@ def check(values: dict[str, Any], backend: Backend, version: str | None = None) 
 
 def _schema(values: dict[str, Any]) -> tuple[Finding, ...]:
     try:
-        import jsonschema  # type: ignore[import-untyped]
+        import jsonschema
     except ImportError:
         message = "the schema of the values was not checked: the package jsonschema is not installed"
         return (info("MAN000", message, "pip install 'aim-engine[kubernetes]'", "values"),)

@@ -86,8 +86,9 @@ def check(
         if not isinstance(entry, dict)
     ]
     own = (*rules(objects, backend, version), *check_cluster.check(objects, backend, version, kubernetes_version))
-    if check_schema.available():  # which says the same of types, with the full path
-        own = tuple(finding for finding in own if finding.id != "MAN003")
+    if check_schema.available():  # which says the same of types, with the full path, where it knows the kind
+        unknown = {finding.evidence for finding in found if finding.id == "MAN003" and finding.severity == "info"}
+        own = tuple(each for each in own if each.id != "MAN003" or each.evidence.partition(": ")[0] in unknown)
     return tuple(dict.fromkeys((*found, *own)))
 
 

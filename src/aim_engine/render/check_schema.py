@@ -1,13 +1,17 @@
-"""The Kubernetes schemas, asked through an optional package; without it one finding says what to install."""
+"""The schemas of Kubernetes and of its operators, asked through optional packages; without them one finding says what to install."""
 
 from __future__ import annotations
 
 import copy
+import difflib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from aim_engine.hardware.cluster import Finding
-from aim_engine.render.document import schema_path
+from aim_engine.render import definitions
+from aim_engine.render.definitions import Definition
+from aim_engine.render.document import get, schema_path
 
 MAX_ERRORS = 10
 """Per object: the validator reports one at a time and takes a quarter of a second."""
@@ -34,6 +38,7 @@ def check(objects: list[dict[str, Any]], version: str | None = None) -> tuple[Fi
     import kubernetes_validate
 
     wanted = version or kubernetes_validate.latest_version()
+    given = definitions.among(objects)
     found: list[Finding] = []
     for manifest in objects:
         kind, api = manifest.get("kind"), manifest.get("apiVersion")
@@ -41,16 +46,42 @@ def check(objects: list[dict[str, Any]], version: str | None = None) -> tuple[Fi
             continue
         if not re.fullmatch(r"([a-z0-9.-]+/)?[a-z0-9]+", api):
             continue
-        found += _object(manifest, wanted)
+        definition = definitions.find(api, kind, given)
+        found += _custom(manifest, definition) if definition is not None else _object(manifest, wanted)
     return tuple(dict.fromkeys(found))
+
+
+def _custom(manifest: dict[str, Any], definition: Definition) -> list[Finding]:
+    """All violations of a custom resource."""
+    import jsonschema
+
+    kind, (group, _, version) = manifest["kind"], manifest["apiVersion"].partition("/")
+    if version not in definition.versions:
+        message = f"{definition.by} knows no {version} of {kind}, so its fields were not checked"
+        remedy = f"apiVersion: {group}/{definition.newest}"
+        return [Finding(id="MAN004", severity="warning", message=message, evidence=_name(manifest), remedy=remedy)]
+    schema = definition.schema(version)
+    try:
+        jsonschema.Draft7Validator.check_schema(schema)
+    except jsonschema.SchemaError as err:
+        message = f"{definition.by} cannot be used, so fields were not checked: {_shortened(str(err.message))}"
+        return [Finding(id="MAN003", severity="info", message=message, evidence=_name(manifest))]
+    reader = jsonschema.Draft7Validator(schema)
+    found = [
+        each
+        for err in reader.iter_errors(definitions.without_nulls(manifest))
+        for each in _told(err, manifest, definition.by)
+    ]
+    return sorted(found, key=lambda finding: finding.evidence)[:MAX_ERRORS]
 
 
 def _object(manifest: dict[str, Any], version: str) -> list[Finding]:
     """All violations of one object: each is taken out of a copy before the validator is asked again."""
     import kubernetes_validate
 
-    name = f"{manifest['kind']}/{(manifest.get('metadata') or {}).get('name', '?') if isinstance(manifest.get('metadata'), dict) else '?'}"
-    rest, found = copy.deepcopy(manifest), []
+    name = _name(manifest)
+    rest = copy.deepcopy(manifest)
+    found: list[Finding] = []
     for _ in range(MAX_ERRORS):
         try:
             kubernetes_validate.validate(rest, version, strict=True)
@@ -63,15 +94,37 @@ def _object(manifest: dict[str, Any], version: str) -> list[Finding]:
                 message = f"{shown} is gone since Kubernetes {since}"
                 return [Finding(id="MAN004", severity="error", message=message, evidence=name, remedy=remedy)]
             message = f"there is no schema for {shown}, so its fields were not checked"
-            return [Finding(id="MAN003", severity="info", message=message, evidence=name)]
+            remedy = "give its CustomResourceDefinition too"
+            return [Finding(id="MAN003", severity="info", message=message, evidence=name, remedy=remedy)]
         except kubernetes_validate.ValidationError as err:
-            path = list(err.absolute_path)
-            message = _shortened(str(err.message))
-            evidence = f"{name}: {schema_path(path) or 'the object'}"
-            found.append(Finding(id="MAN003", severity="error", message=message, evidence=evidence))
-            if not _take_out(rest, path, err):
+            found += _told(err, manifest, f"Kubernetes {version}")
+            if not _take_out(rest, list(err.absolute_path), err):
                 break
     return found
+
+
+def _told(err: Any, manifest: dict[str, Any], by: str) -> Iterator[Finding]:
+    """What a validator found, in our words for what is most often wrong: a name that nobody knows."""
+    path, name = list(err.absolute_path), _name(manifest)
+    known = err.schema.get("properties", {}) if isinstance(err.schema, dict) else {}
+    if err.validator != "additionalProperties" or not isinstance(err.instance, dict):
+        evidence = f"{name}: {schema_path(path) or 'the object'}"
+        yield Finding(id="MAN003", severity="error", message=_shortened(str(err.message)), evidence=evidence)
+        return
+    for key in err.instance:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            yield Finding(
+                id="MAN003",
+                severity="error",
+                message=_shortened(f"{by} knows no field '{key}' here"),
+                evidence=f"{name}: {schema_path([*path, str(key)])}",
+                remedy=f"did you mean {close[0]}?" if close else "",
+            )
+
+
+def _name(manifest: dict[str, Any]) -> str:
+    return f"{manifest['kind']}/{get(manifest, 'metadata', 'name') or '?'}"
 
 
 def _gone(kind: str, api: str, version: str) -> tuple[str, str] | None:

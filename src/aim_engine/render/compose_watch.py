@@ -30,6 +30,8 @@ def sections(plan: Plan, options: Options, containers: tuple[Container, ...]) ->
     services = {f"{name}-prometheus": _prometheus(name), f"{name}-grafana": _grafana(name)}
     if signals.has_card_series(plan):
         services[f"{name}-exporter"] = _exporter(containers)
+    for service in services.values():
+        service["image"] = serving.pinned(service["image"], options)
     contents = {
         f"{name}-prometheus": text.yaml_document(_scraping(plan, options, containers)),
         f"{name}-rules": text.yaml_document(watch.rules(plan, options)),
@@ -42,6 +44,11 @@ def sections(plan: Plan, options: Options, containers: tuple[Container, ...]) ->
         "volumes": {f"{name}-prometheus": {}, f"{name}-grafana": {}},
         "configs": {key: {"content": text.no_expansion(content)} for key, content in contents.items()},
     }
+
+
+def images(plan: Plan) -> tuple[str, ...]:
+    """The images of the profile, without digests."""
+    return (PROMETHEUS, GRAFANA, *((EXPORTER,) if signals.has_card_series(plan) else ()))
 
 
 def _scraping(plan: Plan, options: Options, containers: tuple[Container, ...]) -> dict[str, Any]:

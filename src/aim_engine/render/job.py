@@ -58,7 +58,7 @@ def _job(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
         # Llama's repositories hold the weights a second time, in a folder that engines do not read.
         command = ["hf", "download", model, "--exclude", "original/*"]
     else:
-        image = text.image_reference(options.fetch_image)
+        image = serving.pinned(options.fetch_image, options)
         command = ["aim-engine", "cache", "pull", model]
         where = {
             **{name: value for name, value in where.items() if name in ("HOME", "USER", "HF_HOME")},

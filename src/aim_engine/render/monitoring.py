@@ -10,26 +10,21 @@ from aim_engine.planner.plan import Plan
 from aim_engine.render import pod, serving, text, watch
 from aim_engine.render.artifact import Artifact, Options
 
+OPERATOR = "monitoring.coreos.com/v1"
+
 
 class Monitoring:
-    """PodMonitor, PrometheusRule and a ConfigMap that Grafana's sidecar reads as a dashboard."""
+    """PodMonitor or ServiceMonitor, PrometheusRule and a ConfigMap that Grafana's sidecar reads as a dashboard."""
 
     name = "monitoring"
 
     def render(self, plan: Plan, options: Options, backend: Backend) -> tuple[Artifact, ...]:
         """The files that watch `plan`; see `Target`."""
-        operator = "monitoring.coreos.com/v1"
-        endpoint = {"port": "http", "path": "/metrics", "interval": "15s"}
-        monitor = {
-            "selector": {"matchLabels": pod.selector(options)},
-            "podTargetLabels": ["app.kubernetes.io/instance"],
-            "podMetricsEndpoints": [endpoint],
-        }
         board = pod.metadata(plan, options, "-dashboard")
         board["labels"] = {**board["labels"], "grafana_dashboard": "1"}
         objects: dict[str, dict[str, Any]] = {
-            "podmonitor": {"apiVersion": operator, "kind": "PodMonitor", "spec": monitor},
-            "prometheusrule": {"apiVersion": operator, "kind": "PrometheusRule", "spec": watch.rules(plan, options)},
+            "servicemonitor" if options.service_monitor else "podmonitor": monitor(options),
+            "prometheusrule": {"apiVersion": OPERATOR, "kind": "PrometheusRule", "spec": watch.rules(plan, options)},
         }
         for document in objects.values():
             document["metadata"] = pod.metadata(plan, options)
@@ -49,3 +44,17 @@ class Monitoring:
             )
             for file, document in objects.items()
         )
+
+
+def monitor(options: Options) -> dict[str, Any]:
+    """What the operator scrapes. One of the two, since both together would count every pod twice."""
+    selector = {"matchLabels": pod.selector(options)}
+    endpoint: dict[str, Any] = {"port": "http", "path": "/metrics", "interval": "15s"}
+    labels = ["app.kubernetes.io/instance"]
+    if not options.service_monitor:
+        spec = {"selector": selector, "podTargetLabels": labels, "podMetricsEndpoints": [endpoint]}
+        return {"apiVersion": OPERATOR, "kind": "PodMonitor", "spec": spec}
+    # A StatefulSet has a second Service with the same labels and the same pods.
+    by_name = {"sourceLabels": ["__meta_kubernetes_service_name"], "regex": options.name, "action": "keep"}
+    spec = {"selector": selector, "podTargetLabels": labels, "endpoints": [{**endpoint, "relabelings": [by_name]}]}
+    return {"apiVersion": OPERATOR, "kind": "ServiceMonitor", "spec": spec}

@@ -246,10 +246,26 @@ def _set(loaded: dict[str, Any], word: str) -> None:
     else:
         files = _file_names(loaded)
         if steps[0] not in files or len(steps) == 1:
-            raise InvalidInput(f"--set '{path}' names no file", hint=f"begin with one of {', '.join(sorted(files))}")
+            meant = [f"{name}.{path}" for name, file in sorted(files.items()) if _leads_somewhere(loaded[file], steps)]
+            hint = f"--set {meant[0]}=..." if meant else f"begin with one of {', '.join(sorted(files))}"
+            raise InvalidInput(f"--set '{path}' names no file", why="there are several", hint=hint)
         root, steps = loaded[files[str(steps[0])]], steps[1:]
     value = document.read(written, f"--set {path}")[0] if written.strip() else [""]
     _put(root, steps, value[0] if value else None, path)
+
+
+def _leads_somewhere(value: Any, steps: list[str | tuple[str, str] | int]) -> bool:
+    """Is there something at this path already?"""
+    for step in steps:
+        if isinstance(step, str):
+            if not isinstance(value, dict) or step not in value:
+                return False
+            value = value[step]
+        elif (index := _index(value, step)) is None:
+            return False
+        else:
+            value = value[index]
+    return True
 
 
 def _file_names(loaded: dict[str, Any]) -> dict[str, str]:
@@ -303,11 +319,21 @@ def _put(root: Any, steps: list[str | tuple[str, str] | int], value: Any, path: 
             key = _index(holder, step)
             if key is None:
                 shown = "=".join(step) if isinstance(step, tuple) else step
-                raise InvalidInput(f"--set {path}: there is no entry [{shown}]")
+                raise InvalidInput(f"--set {path}: there is no entry [{shown}]", hint=_entries(holder, step))
         if last:
             holder[key] = value
         else:
             holder = holder[key]
+
+
+def _entries(holder: Any, step: tuple[str, str] | int) -> str | None:
+    """What may be chosen instead."""
+    if not isinstance(holder, list):
+        return "brackets choose an entry of a list, and there is none at this place"
+    if isinstance(step, int):
+        return f"there are {len(holder)}, the first is [0]"
+    known = [str(entry[step[0]]) for entry in holder if isinstance(entry, dict) and step[0] in entry]
+    return f"[{step[0]}=...] is one of {', '.join(known)}" if known else f"no entry there has a {step[0]}"
 
 
 def _index(holder: Any, step: tuple[str, str] | int) -> int | None:

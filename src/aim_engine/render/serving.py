@@ -238,19 +238,29 @@ def files(options: Options) -> dict[str, tuple[str, str]]:
 def image(plan: Plan, options: Options, backend: Backend) -> Image:
     """The image asked for, else that of the recipe's release for the planned device. Raises: InvalidInput when there is none."""
     if options.image is None:
-        return backend.image(chosen(plan).recipe.engine_version, plan.inputs.gpu)
-    return Image(
-        reference=text.image_reference(options.image),
-        device="cpu" if on_cpu(plan) else "rocm",
-        archs=(plan.inputs.gpu.arch,),
-        entrypoint=(),
-        source="asked for",
-    )
+        found = backend.image(chosen(plan).recipe.engine_version, plan.inputs.gpu)
+    else:
+        found = Image(
+            reference=text.image_reference(options.image),
+            device="cpu" if on_cpu(plan) else "rocm",
+            archs=(plan.inputs.gpu.arch,),
+            entrypoint=(),
+            source="asked for",
+        )
+    if found.digest is None and found.reference in options.digests:
+        return msgspec.structs.replace(found, digest=options.digests[found.reference])
+    return found
 
 
 def image_reference(found: Image) -> str:
     """Repository, tag and, where it is known, digest."""
     return f"{found.reference}@{found.digest}" if found.digest else found.reference
+
+
+def pinned(reference: str, options: Options) -> str:
+    """An image other than the engine's, with its digest where one is given. Raises: InvalidInput."""
+    digest = options.digests.get(reference)
+    return text.image_reference(f"{reference}@{digest}" if digest is not None else reference)
 
 
 def runs_engine(found: Image, cmd: Command) -> bool:

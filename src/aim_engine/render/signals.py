@@ -14,7 +14,7 @@ from aim_engine.render import serving, text
 from aim_engine.render.artifact import Options
 
 INSTANCE_LABEL = "app_kubernetes_io_instance"
-"""The deployment's name on each series, put there by the PodMonitor."""
+"""The deployment's name on each series, put there by the monitor of target monitoring."""
 KV_FULL_FRACTION = 0.95
 """Above it new requests wait for blocks of others. Source: vLLM docs/configuration/optimization.md, preemption."""
 KV_TARGET_FRACTION = 0.8
@@ -39,6 +39,11 @@ def has_card_series(plan: Plan) -> bool:
 def selector(options: Options) -> str:
     """Label matchers of the deployment's series."""
     return f'namespace="{text.dns_label(options.namespace, "namespace")}",{INSTANCE_LABEL}="{text.dns_label(options.name)}"'
+
+
+def card_selector(options: Options) -> str:
+    """Label matchers of the series that AMD's exporter has of the deployment's cards."""
+    return f'namespace="{text.dns_label(options.namespace, "namespace")}",pod=~"{text.dns_label(options.name)}-.*"'
 
 
 def queue_per_replica(plan: Plan) -> int:
@@ -97,7 +102,7 @@ def scaling_notes(plan: Plan, options: Options, field: str) -> list[str]:
     """What to know of an autoscaler whose upper bound is at `field`."""
     recipe = serving.chosen(plan).recipe
     notes = [
-        "Series come from the PodMonitor of target monitoring.",
+        "Series come from the monitor of target monitoring.",
         f"From {recipe.replicas} to {most_replicas(plan)} replicas; change it with --set {field}=N.",
         "The Deployment's own replicas field must then be left out, or each apply resets the number.",
     ]

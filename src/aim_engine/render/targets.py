@@ -5,7 +5,7 @@ from __future__ import annotations
 from aim_engine.backend.base import Backend
 from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
-from aim_engine.render import serving, text
+from aim_engine.render import compose_watch, serving, text
 from aim_engine.render.artifact import Artifact, Options, Target
 from aim_engine.render.compose import Compose
 from aim_engine.render.docker import Docker
@@ -81,6 +81,20 @@ _ANY_ENGINE = (
 """Targets that need nothing of vLLM; the others write its figures' names, or start its ranks on several hosts."""
 
 
+_IMAGES = ("docker", "compose", "podman", "kubernetes", "kustomize", "helm", "lws", "kuberay", "kserve", "kserve-llm")
+"""Targets that start the engine's image; `job` starts the one that fetches."""
+
+
+def images(plan: Plan, target: str, options: Options, backend: Backend) -> tuple[str, ...]:
+    """The images without a digest that the files of `target` name, sorted. Raises: InvalidInput."""
+    engine = serving.image_reference(serving.image(plan, options, backend)) if target in (*_IMAGES, "job") else None
+    found = {
+        "compose": (engine, *compose_watch.images(plan)),
+        "job": (options.fetch_image or engine,),
+    }.get(target, (engine,))
+    return tuple(sorted({each for each in found if each is not None and "@" not in each}))
+
+
 def render(plan: Plan, target: str, options: Options, backend: Backend | None = None) -> tuple[Artifact, ...]:
     """The files that serve `plan` on `target`. `backend` is the plan's own engine unless given. Raises: InvalidInput."""
     if target not in TARGETS:
@@ -111,4 +125,18 @@ def render(plan: Plan, target: str, options: Options, backend: Backend | None = 
     # A plan whose engine could not be started is written nowhere, not even where only its figures are needed.
     model_ref = options.model_path or plan.inputs.model.model_id
     serving.command(plan, options, backend, model_ref=model_ref, host="127.0.0.1", port=options.port, drain=False)
+    _starts(plan, backend, model_ref)
     return TARGETS[target].render(plan, options, backend)
+
+
+def _starts(plan: Plan, backend: Backend, model_ref: str) -> None:
+    """Refuse a recipe with arguments that are gone since its release, as older plans have them. Raises: InvalidInput."""
+    recipe = serving.chosen(plan).recipe
+    made = backend.command(recipe, model_ref=model_ref, host="127.0.0.1", port=1)
+    for finding in backend.check(made.args, made.env, recipe.engine_version):
+        if finding.severity == "error" and finding.id == "VER002":
+            raise InvalidInput(
+                f"{recipe.engine} {recipe.engine_version} would not start with the recipe of this plan",
+                why=finding.message,
+                hint=f"plan again: aim-engine plan {plan.inputs.model.model_id} -o plan.json",
+            )

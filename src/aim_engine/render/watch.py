@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from aim_engine.planner.plan import Plan
-from aim_engine.render import serving, signals
+from aim_engine.render import alert_rules, rulefile, serving, signals
 from aim_engine.render.artifact import Options
+from aim_engine.workload import Limit
 
 _LIMITED = {
     "ttft": ("TimeToFirstToken", "vllm:time_to_first_token_seconds"),
@@ -14,83 +15,74 @@ _LIMITED = {
     "e2e": ("RequestTime", "vllm:e2e_request_latency_seconds"),
 }
 """A limit of the plan -> what its rule is called, and the series it is on, all of them over requests."""
+_KNOWS_REPLICAS = ("EngineDown", "ReplicaDown")
+"""Rules that `AimEngineReplicaMissing` is there for: it knows how many replicas there should be and how long a start takes."""
+_BUDGET_PERCENTILE = 99
+"""The catalogue's rules on limits judge a budget of one request in a hundred; a limit on another level is judged as it was asked."""
+_BUDGETED = ("ttft", "tpot")
+"""Limits that the catalogue has rules on."""
 
 
 def rules(plan: Plan, options: Options) -> dict[str, Any]:
-    """Alerting rules, as a Prometheus rule file has them."""
-    own, recipe, slo = signals.selector(options), serving.chosen(plan).recipe, plan.inputs.slo
-    patience = f"{serving.startup_s(plan, options)}s"
-    queue = signals.queue_per_replica(plan) * recipe.replicas
-    finished = f"vllm:request_success_total{{{own}}}"
-    failed = f'vllm:request_success_total{{{own},finished_reason="error"}}'
-    found = [
-        _rule(
-            "AimEngineReplicaMissing",
-            f"(sum(up{{{own}}}) or vector(0)) < {recipe.replicas}",
-            patience,
-            "critical",
-            f"{options.name} has {{{{ $value }}}} of {recipe.replicas} replicas, for longer than a start takes",
-        ),
-        _rule(
-            "AimEngineQueueGrows",
-            f"sum(vllm:num_requests_waiting{{{own}}}) > {queue}",
-            "10m",
-            "warning",
-            f"{{{{ $value }}}} requests wait at {options.name}; with more than {queue} new ones answer too late",
-        ),
-        _rule(
-            "AimEngineKvCacheFull",
-            f"max(vllm:kv_cache_usage_perc{{{own}}}) > {signals.KV_FULL_FRACTION}"
-            f" and on() sum(rate(vllm:num_preemptions_total{{{own}}}[5m])) > 0",
-            "10m",
-            "warning",
-            f"the KV cache of {options.name} is full and requests are computed again: fewer at once, or more replicas",
-        ),
-        _rule(
-            "AimEngineRequestsFail",
-            f"sum(rate({failed}[5m])) / sum(rate({finished}[5m])) > 0.01",
-            "5m",
-            "critical",
-            f"more than one request in a hundred ends in an error at {options.name}",
-        ),
-    ]
-    for limit in slo.limits:
-        name, series = _LIMITED[limit.name]
-        limit_s = f"{limit.ms / 1000:g}"
-        figure = signals.mean_s(series, options)
-        told = "the mean"
-        if limit.percentile is not None:
-            figure = f"histogram_quantile({limit.percentile / 100:g}, sum by (le) (rate({series}_bucket{{{own}}}[5m])))"
-            told = f"p{limit.percentile}"
-        found.append(
-            _rule(
-                f"AimEngine{name}Missed",
-                f"{figure} > {limit_s}",
-                "10m",
-                "warning",
-                f"{told} of {options.name} is {{{{ $value }}}} s, the limit it was planned for is {limit_s} s",
-            )
-        )
-    if signals.has_card_series(plan):
-        found.append(
-            _rule(
-                "AimEngineGpuMemoryErrors",
-                f'increase(gpu_ecc_uncorrect_total{{namespace="{options.namespace}",pod=~"{options.name}-.*"}}[1h]) > 0',
-                "0s",
-                "critical",
-                "GPU {{ $labels.gpu_id }} of {{ $labels.hostname }} had uncorrectable memory errors: drain the node",
-            )
-        )
-    return {"groups": [{"name": f"aim-engine.{options.namespace}.{options.name}", "rules": found}]}
+    """Alerting rules, as a Prometheus rule file has them: the catalogue's, and those that only this deployment's plan can give."""
+    own, cards = signals.selector(options), signals.has_card_series(plan)
+    budgeted = [limit for limit in plan.inputs.slo.limits if _is_budgeted(limit)]
+    recipe = serving.chosen(plan).recipe
+    given = {f"slo_{limit.name}_ms": limit.ms for limit in budgeted} | {
+        "gpus": float(recipe.gpu_count),
+        "replicas": float(recipe.replicas),
+        "max_num_seqs": float(recipe.max_num_seqs),
+        "max_num_batched_tokens": float(recipe.max_num_batched_tokens),
+    }
+    exported = rulefile.export(
+        [
+            rule
+            for rule in (alert_rules.load() if options.rules is None else options.rules)
+            if rule.name not in _KNOWS_REPLICAS and (cards or rule.scope != "card")
+        ],
+        deployment=options.name,
+        selector=own,
+        devices=signals.card_selector(options),
+        parameters=given,
+    )
+    missing = _rule(
+        "AimEngineReplicaMissing",
+        f"(sum(up{{{own}}}) or vector(0)) < {recipe.replicas}",
+        f"{serving.startup_s(plan, options)}s",
+        "critical",
+        options,
+        f"{{{{ $value }}}} of {recipe.replicas} replicas, for longer than a start takes",
+    )
+    missed = [_missed(limit, options) for limit in plan.inputs.slo.limits if not _is_budgeted(limit)]
+    (group,) = exported.groups
+    name = f"aim-engine.{options.namespace}.{options.name}"
+    return {"groups": [{"name": name, "rules": [missing, *missed, *group["rules"]]}]}
 
 
-def _rule(name: str, expression: str, patience: str, severity: str, summary: str) -> dict[str, Any]:
+def _is_budgeted(limit: Limit) -> bool:
+    return limit.name in _BUDGETED and limit.percentile == _BUDGET_PERCENTILE
+
+
+def _missed(limit: Limit, options: Options) -> dict[str, Any]:
+    """A limit of the plan on the level that it was asked on."""
+    name, series = _LIMITED[limit.name]
+    limit_s = f"{limit.ms / 1000:g}"
+    figure, told = signals.mean_s(series, options), "the mean"
+    if limit.percentile is not None:
+        own = signals.selector(options)
+        figure = f"histogram_quantile({limit.percentile / 100:g}, sum by (le) (rate({series}_bucket{{{own}}}[5m])))"
+        told = f"p{limit.percentile}"
+    summary = f"{told} is {{{{ $value }}}} s, the limit it was planned for is {limit_s} s"
+    return _rule(f"AimEngine{name}Missed", f"{figure} > {limit_s}", "10m", "warning", options, summary)
+
+
+def _rule(name: str, expression: str, patience: str, severity: str, options: Options, summary: str) -> dict[str, Any]:
     return {
         "alert": name,
         "expr": expression,
         "for": patience,
-        "labels": {"severity": severity},
-        "annotations": {"summary": summary},
+        "labels": {"severity": severity, "deployment": options.name},
+        "annotations": {"summary": f"{options.name}: {summary}"},
     }
 
 
@@ -130,7 +122,7 @@ def panels(plan: Plan, options: Options) -> list[tuple[str, str, tuple[tuple[str
         ("Replicas up", "short", (("up", f"sum(up{{{own}}})"),)),
     ]
     if signals.has_card_series(plan):
-        gpu = f'namespace="{options.namespace}",pod=~"{options.name}-.*"'
+        gpu = signals.card_selector(options)
         name = "{{hostname}} {{gpu_id}}"
         found += [
             ("GPU activity", "percent", ((name, f"gpu_gfx_activity{{{gpu}}}"),)),

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from aim_engine.kpi import formula, measures, names
-from aim_engine.monitor import alerts, rulefile
-from aim_engine.monitor.alerts import Rule
+from aim_engine.render import alert_rules, rulefile
+from aim_engine.render.alert_rules import Rule
 from aim_engine.render.text import yaml_document
 from monitor.test_alerts import case
 
-RULES = alerts.load()
+RULES = alert_rules.load()
 GIVEN = {"slo_ttft_ms": 500.0, "slo_tpot_ms": 30.0, "gpus": 8.0}
 MINUTES = 450
 ENGINE, CARDS = 'job="engine"', 'job="cards"'
@@ -66,6 +66,14 @@ def test_every_figure_that_is_a_metric_has_promql_with_all_the_names_of_an_engin
     assert "sglang:token_usage" in formula.promql(usage, selector="", window="5m", engine="sglang")
 
 
+def test_an_alert_on_events_of_a_card_names_the_card() -> None:
+    told = {document["alert"]: document for document in exported().groups[0]["rules"]}
+    found = told["AimEngineGpuEccUncorrectable"]
+    assert found["expr"] == 'sum by (hostname, gpu_id) (increase(gpu_ecc_uncorrect_total{job="cards"}[1h])) > 0'
+    assert found["annotations"]["summary"].startswith("demo, GPU {{ $labels.gpu_id }} of {{ $labels.hostname }}: ")
+    assert "$labels" not in told["AimEngineGpuThrottledByHeat"]["annotations"]["summary"]
+
+
 def test_a_prometheus_rule_holds_the_same_groups() -> None:
     found = exported()
     document = rulefile.prometheus_rule(found, name="demo", namespace="models", labels={"release": "prometheus"})
@@ -77,7 +85,7 @@ def series(rule: Rule, kind: str) -> list[dict[str, str]]:
     """Input series that have the figures of a rule's case, and nothing else."""
     values = rule.fires if kind == "fires" else rule.silent
     span, _, _ = case(values)
-    minutes = alerts.seconds(rule.groups[0][0].over) / 60
+    minutes = alert_rules.seconds(rule.groups[0][0].over) / 60
     rising = kind == "fires" and any(condition.rising for group in rule.groups for condition in group)
     found = []
 

@@ -13,8 +13,13 @@ import msgspec
 
 from aim_engine.kpi import formula, measures, names
 from aim_engine.kpi.formula import Unknown
-from aim_engine.monitor import alerts
-from aim_engine.monitor.alerts import Condition, Rule
+from aim_engine.kpi.measures import Measure
+from aim_engine.render import alert_rules
+from aim_engine.render.alert_rules import Condition, Rule
+
+CARD_LABELS = "hostname, gpu_id"
+"""What AMD's device metrics exporter tells cards apart by. Source: its docs/configuration/metricslist.md."""
+CARD_TEMPLATE = "GPU {{ $labels.gpu_id }} of {{ $labels.hostname }}"
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,9 +45,10 @@ def export(
         if rule.facts:
             left_out[rule.name] = "no series tells what doctor finds"
             continue
-        if not alerts.applies(rule, parameters):
+        if not alert_rules.applies(rule, parameters):
             left_out[rule.name] = f"the plan does not say whether {rule.needs}"
             continue
+        told_apart = rule.scope == "card" and all(_counted(each) is not None for group in rule.groups for each in group)
         try:
             groups = [
                 " and ".join(_condition(each, selector, devices, parameters, engine) for each in group)
@@ -56,10 +62,12 @@ def export(
             "expr": groups[0] if len(groups) == 1 else " or ".join(f"({group})" for group in groups),
             "for": rule.for_,
         }
-        if alerts.seconds(rule.keep_for):
+        if alert_rules.seconds(rule.keep_for):
             document["keep_firing_for"] = rule.keep_for
         document["labels"] = {"severity": rule.severity, "deployment": deployment}
-        document["annotations"] = {"summary": f"{deployment}: {_summary(rule, parameters)}", "basis": rule.basis}
+        whose = f", {CARD_TEMPLATE}" if told_apart else ""
+        summary = f"{deployment}{whose}: {_summary(rule, parameters)}"
+        document["annotations"] = {"summary": summary, "basis": rule.basis}
         found.append(document)
     return Exported(groups=[{"name": f"aim-engine.{deployment}", "rules": found}], left_out=left_out)
 
@@ -74,6 +82,15 @@ def prometheus_rule(exported: Exported, *, name: str, namespace: str, labels: Ma
     }
 
 
+def _counted(condition: Condition) -> Measure | None:
+    """The events of single cards that a condition counts; None where it asks for something else. An alert on them names the card."""
+    told = names.BY_NAME[condition.kpi].formula
+    if not isinstance(told, formula.Increase) or condition.rising:
+        return None
+    measure = measures.BY_NAME[told.measure]
+    return measure if measure.device else None
+
+
 def _condition(condition: Condition, selector: str, devices: str, parameters: Mapping[str, float], engine: str) -> str:
     figure = _figure(condition, selector, devices, parameters, engine)
     parts = []
@@ -81,7 +98,7 @@ def _condition(condition: Condition, selector: str, devices: str, parameters: Ma
         return f"(absent({figure}) or {figure} == 0)"
     for operator, bound in ((">", condition.above), ("<", condition.below), ("==", condition.equals)):
         if bound is not None:
-            number = alerts.limit(bound, parameters)
+            number = alert_rules.limit(bound, parameters)
             if number is None:
                 raise Unknown(f"the plan does not say {bound}")
             parts.append(f"{figure} {operator} {number:.12g}")
@@ -106,7 +123,13 @@ def _figure(
         raise Unknown(f"no series tells {kpi.label}")
     if any(measures.BY_NAME[name].ours for name in formula.measures_of(kpi.formula)):
         raise Unknown(f"AMD's exporter does not tell {kpi.label}; aim-engine monitor reads it from the driver")
-    if condition.quantile is not None and kpi.measure is not None:
+    if (counted := _counted(condition)) is not None:
+        labels = ",".join(filter(None, (devices, *(f'{key}="{value}"' for key, value in counted.where))))
+        text = " or ".join(
+            f"sum by ({CARD_LABELS}) (increase({metric}{{{labels}}}[{condition.over}]))"
+            for metric in formula.prometheus_names(counted, engine)
+        )
+    elif condition.quantile is not None and kpi.measure is not None:
         text = formula.quantile_promql(
             kpi.measure, condition.quantile, selector=selector, window=condition.over, engine=engine
         )
