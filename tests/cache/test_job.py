@@ -15,7 +15,7 @@ from aim_engine.cache.job import Flight, Job, Remote
 from aim_engine.cache.layout import Store
 
 PIECE = 1024
-CONTENT = random.Random(7).randbytes(300 * PIECE + 5)  # noqa: S311 - no secret
+CONTENT = random.Random(7).randbytes(300 * PIECE + 5)
 REMOTE = Remote(
     path="w",
     size_bytes=len(CONTENT),
