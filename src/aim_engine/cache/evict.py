@@ -20,10 +20,12 @@ from aim_engine.cache.faults import NoSpace
 from aim_engine.cache.holds import Priority
 from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store
+from aim_engine.errors import InvalidInput
 from aim_engine.units import format_bytes
 
-HALF_LIFE_S = 10 * 86_400.0
-GRACE_S = 86_400.0
+_DAY_S = 86_400.0
+HALF_LIFE_S = 10 * _DAY_S
+GRACE_S = _DAY_S
 """How long removed content stays in the trash unless its room is needed."""
 _WEIGHT: dict[Priority, float] = {"critical": 1000.0, "normal": 1.0, "opportunistic": 0.001}
 
@@ -125,6 +127,26 @@ def candidates(store: Store, index: Index, *, in_use: Collection[str] = ()) -> t
             )
         )
     return tuple(found)
+
+
+def why(store: Store, index: Index, sha256: str, *, in_use: Collection[str] = ()) -> tuple[str, ...]:
+    """Every reason for which content is kept, or will go. `sha256` may be its first digits. Raises: InvalidInput."""
+    index.refresh()
+    full = [each for each in index.blobs() if each.startswith(sha256)]
+    if len(full) != 1 or not sha256:
+        raise InvalidInput(
+            f"'{sha256[:64]}' names {len(full) if sha256 else 'no'} stored files",
+            hint="aim-engine cache ls --files shows their checksums",
+        )
+    by_revision = {(each.model_id, each.commit): each for each in candidates(store, index, in_use=in_use)}
+    reasons = []
+    for model_id, commit, path in index.users(full[0]):
+        each = by_revision[model_id, commit]
+        kept = "; ".join(each.held) or f"may go, worth {each.score:.3g}, idle {each.idle_s / _DAY_S:.1f} days"
+        reasons.append(f"{path} of {model_id}@{commit[:12]} ({each.priority}): {kept}")
+    if not reasons and full[0] in index.used_digests():
+        reasons.append("a manifest of the store")
+    return tuple(reasons) or ("no model has it: it goes with the next prune",)
 
 
 def orphans(store: Store, index: Index) -> dict[str, int]:

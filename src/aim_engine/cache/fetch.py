@@ -270,7 +270,9 @@ class Fetcher:
     def _take(self) -> tuple[Job, Flight] | None:
         """A piece that waits, or else a part of the one that would be done last."""
         with self._guard:
-            for job in sorted(self._jobs, key=lambda job: len(job.flights)):  # one after the other needs no reading back
+            for job in sorted(
+                self._jobs, key=lambda job: len(job.flights)
+            ):  # one after the other needs no reading back
                 flight = job.take()
                 if flight is not None:
                     return job, flight
