@@ -285,6 +285,8 @@ def _prepare(
         revision=request.revision or "main",
     )
     tell(f"weights in {folder}")
+    if plan.chosen is not None and plan.chosen.recipe.trust_remote_code:
+        weights.require_programs(folder, plan.inputs.model.model_id, settings)
     weights.hold(folder, settings, options.name, store.root)
     return runner, msgspec.structs.replace(options, model_path=str(folder))
 

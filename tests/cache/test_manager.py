@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
@@ -13,8 +14,8 @@ import pytest
 from huggingface_hub import scan_cache_dir, snapshot_download, try_to_load_from_cache
 
 import hub_server
-from aim_engine.cache import layout
-from aim_engine.cache.faults import AccessRefused, Gated, NoSpace, NoSuchModel, NoSuchRevision, Unsafe
+from aim_engine.cache import approval, layout
+from aim_engine.cache.faults import AccessRefused, Gated, NoSpace, NoSuchModel, NoSuchRevision
 from aim_engine.cache.manager import ModelCacheManager
 from aim_engine.cache.process import in_use
 from aim_engine.errors import AimError, InvalidInput, Unreachable
@@ -231,15 +232,13 @@ def test_a_repository_without_weights_is_refused(manager: ModelCacheManager, ser
         manager.download_model("org/gguf")
 
 
-def test_pickles_are_refused_until_their_content_is_approved(
-    manager: ModelCacheManager, server: hub_server.Hub
-) -> None:
-    server.add("org/old", config__json=b"{}", pytorch_model__bin=b"pickled" * 100)
-    with pytest.raises(Unsafe, match="weights in pickles only") as caught:
-        manager.download_model("org/old")
-    digest = str(caught.value.hint).split("--allow-pickle ")[1].split()[0]
+def test_a_pickle_may_be_accepted_by_its_checksum(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    content = b"pickled" * 100
+    server.add("org/old", config__json=b"{}", pytorch_model__bin=content)
+    digest = hashlib.sha256(content).hexdigest()
     path = manager.download_model("org/old", approved=[digest])
-    assert (path / "pytorch_model.bin").read_bytes() == b"pickled" * 100
+    assert (path / "pytorch_model.bin").read_bytes() == content
+    assert [each.sha256 for each in approval.of(manager.store, "org/old")] == [digest]
 
 
 def test_too_little_disk_space_is_known_before_the_first_byte(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aim_engine.cache import evict, layout, locks, pack, pieces, space
+from aim_engine.cache import approval, evict, layout, locks, pack, pieces, space
 from aim_engine.units import format_bytes
 
 if TYPE_CHECKING:
@@ -67,6 +67,17 @@ def examine(manager: ModelCacheManager) -> tuple[Finding, ...]:
         found.append(
             Finding(what=f"{len(missing)} files are missing: {missing[0]}", fine=False, remedy="aim-engine cache pull")
         )
+    for known in index.revisions():
+        revision = known.revision
+        refused = approval.unapproved(store, revision)
+        if refused:
+            found.append(
+                Finding(
+                    what=f"{refused[0]} of {revision.model_id}@{revision.commit[:12]} runs code, and nobody approved it",
+                    fine=False,
+                    remedy=f"read it, then: aim-engine cache approve {revision.model_id} {refused[0]}; or --drop it",
+                )
+            )
     loose = evict.orphans(store, index)
     if loose:
         found.append(

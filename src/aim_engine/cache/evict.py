@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from aim_engine.cache import holds, layout, locks, schedule, space, views
+from aim_engine.cache import approval, holds, layout, locks, safety, schedule, space, views
 from aim_engine.cache.faults import NoSpace
 from aim_engine.cache.holds import Priority
 from aim_engine.cache.index import Index
@@ -143,10 +143,22 @@ def why(store: Store, index: Index, sha256: str, *, in_use: Collection[str] = ()
     for model_id, commit, path in index.users(full[0]):
         each = by_revision[model_id, commit]
         kept = "; ".join(each.held) or f"may go, worth {each.score:.3g}, idle {each.idle_s / _DAY_S:.1f} days"
-        reasons.append(f"{path} of {model_id}@{commit[:12]} ({each.priority}): {kept}")
+        reasons.append(
+            f"{path} of {model_id}@{commit[:12]} ({each.priority}): {kept}{_approved(store, model_id, path, full[0])}"
+        )
     if not reasons and full[0] in index.used_digests():
         reasons.append("a manifest of the store")
     return tuple(reasons) or ("no model has it: it goes with the next prune",)
+
+
+def _approved(store: Store, model_id: str, path: str, sha256: str) -> str:
+    """What `why` adds for a program."""
+    if not safety.runs_code(path):
+        return ""
+    found = next((each for each in approval.of(store, model_id) if each.sha256 == sha256), None)
+    if found is None:
+        return "; it runs code, and nobody approved it"
+    return f"; approved {dt.datetime.fromtimestamp(found.at, dt.UTC):%Y-%m-%d}"
 
 
 def orphans(store: Store, index: Index) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 
-from aim_engine.cache import evict, holds, hub, names, presence, process, space, views
+from aim_engine.cache import approval, evict, holds, hub, names, presence, process, safety, space, views
 from aim_engine.cache.content import Known
 from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store
@@ -131,7 +131,7 @@ class ModelCacheManager:
     ) -> Path:
         """Have a model in the cache, proved, and return its folder. `force` fetches every file again.
 
-        `approved` are checksums of pickles that may be stored. Raises: InvalidInput (unknown, gated, unsafe), Unreachable
+        `approved` are checksums of pickles that may be stored; they count as approved from then on. Raises: InvalidInput (unknown, gated, unsafe), Unreachable
         (network, disk), Corrupt.
         """
         names.require_model_id(model_id)
@@ -167,6 +167,12 @@ class ModelCacheManager:
             limit_bytes=self.limit_bytes,
             pace=self.pace(),
         )
+        given = [file for file in chosen.files if file.sha256 in approved and safety.runs_code(file.path)]
+        if given:
+            now_s = self.store.now_s()
+            approval.approve(
+                self.store, model_id, [approval.Approval(sha256=f.sha256 or "", path=f.path, at=now_s) for f in given]
+            )
         evict.empty_trash(self.store)
         return views.snapshot(self.store, model_id, chosen.commit)
 

@@ -82,6 +82,21 @@ def hold(folder: Path, settings: Settings, deployment: str, records: Path) -> No
     ModelCacheManager(settings.cache_dir).lease(folder, deployment, records)
 
 
+def require_programs(folder: Path, model_id: str, settings: Settings) -> None:
+    """The files of code that a model names must be in its folder, when that is a view of the cache. Raises: InvalidInput."""
+    from aim_engine.cache import approval
+
+    if not folder.is_relative_to(Path(settings.cache_dir).expanduser().absolute()):
+        return
+    lacking = approval.lacking(folder)
+    if lacking:
+        raise InvalidInput(
+            f"{model_id} needs code of its repository, which nobody approved",
+            why=f"its configuration names {', '.join(lacking[:5])}, which would run on this machine; the cache fetches none unread",
+            hint=f"read it, then: aim-engine cache approve {model_id} {' '.join(lacking[:5])}",
+        )
+
+
 def converted_models(data_dir: str | Path) -> tuple[CachedModel, ...]:
     """The models converted from packages, by name."""
     root = Path(data_dir).expanduser().absolute() / "models"

@@ -365,7 +365,7 @@ def _progress(*, as_json: bool) -> Iterator[tuple[Callable[[str], None], Callabl
                 task.append(bar.add_task("", total=progress.total_bytes))
             bar.update(task[0], completed=progress.done_bytes)
 
-        yield bar.console.print, show
+        yield lambda line: bar.console.print(line, markup=False, highlight=False), show
 
 
 class _Lines:
