@@ -268,8 +268,16 @@ class ModelCacheManager:
             raise InvalidInput(f"{model_id} is not in the cache", hint="aim-engine cache ls")
         reasons = sorted({reason for each in mine for reason in each.held})
         if reasons:
+            remedies = {
+                "pinned": f"aim-engine cache unpin {model_id}",
+                "named": "delete that plan",
+                "leased": "stop that",
+            }
             raise InvalidInput(
-                f"{model_id} must stay", why="; ".join(reasons), hint=f"aim-engine cache unpin {model_id}"
+                f"{model_id} must stay",
+                why="; ".join(reasons),
+                hint="; ".join(remedy for word, remedy in remedies.items() if any(r.startswith(word) for r in reasons))
+                or None,
             )
         others = {sha256 for each in found if each.model_id != model_id for sha256 in each.content}
         content = {sha256: size for each in mine for sha256, size in each.content.items() if sha256 not in others}
@@ -310,6 +318,11 @@ class ModelCacheManager:
                 records=None if records is None else str(records),
             )
             holds.lease(self.store, taken)
+
+    def hold_for_plan(self, plan: Path, models: Collection[tuple[str, str]]) -> None:
+        """Keep models, each with its revision, while the file `plan` is there and names them. Raises: InvalidInput, Unreachable."""
+        self.store.ensure()
+        holds.hold_for_plan(self.store, plan, tuple(models))
 
     def import_bundle(self, place: Path) -> bundle.Moved:
         """Take the models of a bundle, proving every file. Raises: InvalidInput, Corrupt, Unreachable."""
