@@ -120,9 +120,15 @@ def test_a_crawling_transfer_is_broken_off(manager: ModelCacheManager, server: h
 def test_flipped_bits_are_found_and_only_that_file_comes_twice(
     manager: ModelCacheManager, server: hub_server.Hub
 ) -> None:
+    piece = len(WEIGHTS) // 399
     server.flip[FILE] = 1
-    server.flip_piece_at = 3 * PIECE
-    path, tally = pull(manager)
+    server.flip_piece_at = 200 * piece
+    manager.store.ensure()
+    plan = manager.plan_download(MODEL)
+    tally = acquire.apply(plan, manager.store, manager.index, manager.client(), piece_bytes=piece)
+    path = manager.get_model_path(MODEL)
+    assert path is not None
+    assert len([each for each in server.requests if each.startswith("GET /content/")]) >= 400
     assert is_right(path)
     assert tally.repaired_files == 1
     assert tally.received_bytes <= 2 * len(WEIGHTS) + 41

@@ -6,6 +6,8 @@ import hashlib
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -183,6 +185,29 @@ def test_a_private_model_needs_its_token_and_keeps_it_secret(
     assert server.authorised
     assert not [request for request in server.authorised if request.startswith(content_host)]
     manager.index.close()
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.address,
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "AIM_ENGINE_CACHE_DIR": str(tmp_path / "cache"),
+        "AIM_ENGINE_STATE_DIR": str(tmp_path / "state"),
+        "AIM_ENGINE_DATA_DIR": str(tmp_path / "data"),
+    }
+    server.fail_files.append((503, {}))
+    for words in (
+        ["cache", "pull", MODEL, "--force", "--json"],
+        ["cache", "pull", MODEL, "--dry-run", "--json"],
+        ["--debug", "cache", "pull", "org/unknown"],
+        ["cache", "ls", "--files", "--json"],
+        ["cache", "metrics"],
+        ["cache", "export", "-o", str(tmp_path / "out.tar")],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "aim_engine", *words], env=environment, capture_output=True, check=False
+        )
+        assert done.returncode in (0, 1), done.stderr  # with --debug an error is a traceback
+        assert b"hf_canary" not in done.stdout + done.stderr
+    assert (tmp_path / "out.tar").stat().st_size > len(WEIGHTS)
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert b"hf_canary" not in path.read_bytes(), path

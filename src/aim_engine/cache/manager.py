@@ -334,10 +334,12 @@ class ModelCacheManager:
         """Every reason for which content is kept, or will go. `sha256` may be its first digits. Raises: InvalidInput."""
         return evict.why(self.store, self.index, sha256, in_use=self.opened())
 
-    def verify(self, model_id: str | None = None) -> tuple[tuple[str, str, str], ...]:
+    def verify(
+        self, model_id: str | None = None, *, older_than_days: float | None = None
+    ) -> tuple[tuple[str, str, str], ...]:
         """Read every stored file, or a model's, against its checksum; asks nobody.
 
-        Damaged content is set aside. Gives model, commit and path of what was damaged or is missing. Raises: InvalidInput when
+        With `older_than_days`, what was proved since then is only looked at. Damaged content is set aside. Gives model, commit and path of what was damaged or is missing. Raises: InvalidInput when
         the cache has no such model.
         """
         revisions = [known.revision for known in self.revisions()]
@@ -345,7 +347,8 @@ class ModelCacheManager:
             revisions = [revision for revision in revisions if revision.model_id == model_id]
             if not revisions:
                 raise InvalidInput(f"{model_id} is not in the cache", hint="aim-engine cache ls")
-        return presence.verify(self.store, self.index, revisions)
+        after_s = None if older_than_days is None else self.store.now_s() - older_than_days * _DAY_S
+        return presence.verify(self.store, self.index, revisions, proved_after_s=after_s)
 
     def get_cache_stats(self) -> CacheStats:
         """How many models there are and what they take; `total_size_gb` counts in units of 1024^3 bytes."""

@@ -72,16 +72,28 @@ def is_right(store: Store, index: Index, revision: Revision, tell: Tell = lambda
     return right
 
 
-def verify(store: Store, index: Index, revisions: Iterable[Revision]) -> tuple[tuple[str, str, str], ...]:
-    """Read every file of the revisions against its checksum: model, commit and path of what is damaged, and set aside, or missing."""
+def verify(
+    store: Store, index: Index, revisions: Iterable[Revision], *, proved_after_s: float | None = None
+) -> tuple[tuple[str, str, str], ...]:
+    """Read every file of the revisions against its checksum: model, commit and path of what is damaged, and set aside, or missing.
+
+    What several revisions have is read once. What was proved after `proved_after_s` and looks as it did then is not read again.
+    """
+    known = index.blobs() if proved_after_s is not None else {}
+    fine: dict[str, bool] = {}
     damaged: list[tuple[str, str, str]] = []
     for revision in revisions:
         for file in revision.files:
-            if store.blob(file.sha256).exists():
-                fine = space.verify(store, index, file.sha256)
-            else:
-                fine = pack.is_packed(store, file.sha256) and pack.proves(store, file.sha256)
-            if not fine:
+            if file.sha256 not in fine:
+                blob = known.get(file.sha256)
+                lately = blob is not None and (blob.verified_at or 0.0) > (proved_after_s or 0.0)
+                if blob is not None and lately and space.looks_right(store, blob):
+                    fine[file.sha256] = True
+                elif store.blob(file.sha256).exists():
+                    fine[file.sha256] = space.verify(store, index, file.sha256)
+                else:
+                    fine[file.sha256] = pack.is_packed(store, file.sha256) and pack.proves(store, file.sha256)
+            if not fine[file.sha256]:
                 damaged.append((revision.model_id, revision.commit, file.path))
     return tuple(sorted(damaged))
 

@@ -178,11 +178,18 @@ def stats(as_json: bool) -> None:
 
 @cache.command(epilog="Example: aim-engine cache verify")
 @click.argument("model", required=False)
+@click.option(
+    "--older-than",
+    "older_than_days",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Read only what was not proved for so long.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def verify(model: str | None, as_json: bool) -> int:
+def verify(model: str | None, older_than_days: float | None, as_json: bool) -> int:
     """Read every stored file, or those of MODEL, against its checksum. Asks nobody; exits 1 when something is damaged."""
     manager = _manager(all_settings.load())
-    damaged = manager.verify(model)
+    damaged = manager.verify(model, older_than_days=older_than_days)
     if as_json:
         found = [{"model_id": each[0], "commit": each[1], "path": each[2]} for each in damaged]
         output.data({"schema": "aim-engine/cache-verify/v1", "damaged": found})
