@@ -251,6 +251,32 @@ def test_what_is_no_model_id_is_refused(manager: ModelCacheManager, name: str) -
         manager.download_model(name)
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("https://huggingface.co/org/model", "did you mean org/model?"),
+        ("https://huggingface.co/org/model/tree/main?x=1", "did you mean org/model?"),
+        ("org/model ", "did you mean org/model?"),
+        ("org/model@v1", "did you mean org/model --revision v1?"),
+        ("org/model:latest", "did you mean org/model --revision latest?"),
+        ("./weights", "there is no folder ./weights"),
+        ("hf://", "for example Qwen/Qwen3-32B, or the path of a folder"),
+        ("a--b", "for example Qwen/Qwen3-32B, or the path of a folder"),
+    ],
+)
+def test_what_was_probably_meant_is_said(given: str, meant: str, manager: ModelCacheManager) -> None:
+    with pytest.raises(InvalidInput, match="not a model id") as caught:
+        manager.download_model(given)
+    assert caught.value.hint == meant
+
+
+def test_a_folder_that_cannot_be_made_is_told(make: Make) -> None:
+    manager = make()
+    manager.store.root = Path("/proc/nothing")
+    with pytest.raises(Unreachable, match="/proc/nothing"):
+        manager.store.ensure()
+
+
 def test_a_repository_without_weights_is_refused(manager: ModelCacheManager, server: hub_server.Hub) -> None:
     server.add("org/gguf", config__json=b"{}", model__gguf=b"x")
     with pytest.raises(InvalidInput, match="no weights that an engine loads"):

@@ -17,7 +17,7 @@ def test_every_promise_is_held_by_a_test_that_exists() -> None:
     there = {
         name
         for path in (ROOT / "tests" / "cache").glob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
     }
     for row in rows:
         held_by = re.findall(r"`(test_\w+|bench/\w+\.py)`", row)

@@ -27,12 +27,12 @@ from aim_engine.cache import (
     views,
 )
 from aim_engine.cache.faults import NoSpace, NoSuchModel, Unavailable, Unsafe
-from aim_engine.cache.fetch import Progress, Tally
 from aim_engine.cache.index import Index
 from aim_engine.cache.job import Remote
 from aim_engine.cache.layout import Store
 from aim_engine.cache.manifest import Revision, StoredFile
 from aim_engine.cache.pace import UNPACED, Pace
+from aim_engine.cache.progress import Progress, Tally
 from aim_engine.cache.transport import Client
 from aim_engine.errors import AimError, InvalidInput, Unreachable
 from aim_engine.units import format_bytes

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from aim_engine.cache import approval, evict, layout, locks, pack, pieces, space
+from aim_engine.errors import Unreachable
 from aim_engine.units import format_bytes
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ def examine(manager: ModelCacheManager) -> tuple[Finding, ...]:
     kind = locks.file_system(store.root) or "unknown"
     shared = locks.is_shared(store.root)
     found = [Finding(what=f"{store.root} is a store on {kind}; locks are {_KIND[shared]}")]
-    found.append(_links(manager))
+    try:
+        found.append(_links(manager))
+    except Unreachable as err:
+        why = f" ({err.why})" if err.why else ""
+        found.append(Finding(what=f"nothing can be written here{why}: models can be used, and none fetched or removed"))
     skew_s = abs(store.now_s() - time.time())
     found.append(
         Finding(

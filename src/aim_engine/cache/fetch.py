@@ -6,6 +6,7 @@ pieces, so it is known soon after the last byte. A piece that arrives is claimed
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -15,13 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from aim_engine.cache import locks, pieces
 from aim_engine.cache.faults import Damaged, Unavailable
 from aim_engine.cache.job import Flight, Job, Remote
 from aim_engine.cache.layout import Store, refused
 from aim_engine.cache.pace import UNPACED, Pace
+from aim_engine.cache.progress import Progress, Tally
 from aim_engine.cache.transport import Answer, Client, TryAgain
 from aim_engine.errors import AimError
 
@@ -37,33 +37,10 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _TICK_S = 0.05
 _JOIN_S = 2.0
 """A worker whose piece others brought may still wait for a silent server; it writes nothing any more."""
+_WAIT_S = 2.0
+"""Waiting for another process is worth a word after so long."""
 _FIRST_CONNECTIONS = 4
 MOST_CONNECTIONS = 16
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a download is."""
-
-    done_bytes: int
-    total_bytes: int
-    rate_bytes_s: float
-    """Over the last seconds."""
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds left at this rate; None while there is none."""
-        return (self.total_bytes - self.done_bytes) / self.rate_bytes_s if self.rate_bytes_s > 0 else None
-
-
-class Tally(msgspec.Struct, kw_only=True):
-    """What a download cost."""
-
-    received_bytes: int = 0
-    resumed_bytes: int = 0
-    repaired_files: int = 0
-    helped_pieces: int = 0
-    """How often a worker took over a part of another one's piece."""
-    seconds: float = 0.0
 
 
 class Fetcher:
@@ -115,7 +92,7 @@ class Fetcher:
         began = time.monotonic()
         workers: list[threading.Thread] = []
         rates: deque[tuple[float, int]] = deque([(began, 0)], maxlen=100)
-        best_rate, grown_at, shown_at = 0.0, began, 0.0
+        best_rate, grown_at, shown_at, idle_at = 0.0, began, 0.0, began
         self._begin_more()
         try:
             while not self._stop.is_set() and (self._jobs or self._later):
@@ -125,9 +102,12 @@ class Fetcher:
                     worker.start()
                 self._stop.wait(_TICK_S)
                 workers = [worker for worker in workers if worker.is_alive()]
+                now = time.monotonic()
                 if not self._jobs:
                     self._begin_more()
-                now = time.monotonic()
+                    idle_at = self._tell_of_waiting(now, idle_at)
+                else:
+                    idle_at = now
                 self._pace.active()
                 self._break_off_crawling(now)
                 rates.append((now, self.tally.received_bytes))
@@ -158,6 +138,13 @@ class Fetcher:
         self._progress(
             Progress(done_bytes=total, total_bytes=total, rate_bytes_s=total / max(1e-6, self.tally.seconds))
         )
+
+    def _tell_of_waiting(self, now_s: float, idle_at_s: float) -> float:
+        """Say once that another process fetches what is left; gives since when nothing was to be done here."""
+        if self._jobs or not self._later or now_s - idle_at_s < _WAIT_S:
+            return idle_at_s
+        self._tell(f"another process fetches {self._later[0].path}; waiting for it")
+        return math.inf
 
     def _done_bytes(self) -> int:
         with self._guard:

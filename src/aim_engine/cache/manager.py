@@ -24,8 +24,8 @@ from aim_engine.units import GIB, parse_bytes
 
 if TYPE_CHECKING:
     from aim_engine.cache import acquire, bundle, sources
-    from aim_engine.cache.fetch import Progress as Transfer
     from aim_engine.cache.pace import Pace
+    from aim_engine.cache.progress import Progress as Transfer
     from aim_engine.cache.transport import Client, Patience
 
 Progress = Callable[[str], None]

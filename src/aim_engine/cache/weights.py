@@ -13,7 +13,7 @@ from aim_engine.recipe import companions
 from aim_engine.settings import Settings
 
 if TYPE_CHECKING:
-    from aim_engine.cache.fetch import Progress as Transfer
+    from aim_engine.cache.progress import Progress as Transfer
     from aim_engine.planner.plan import Plan
 
 

@@ -21,7 +21,7 @@ from aim_engine.units import GIB, format_bytes
 
 if TYPE_CHECKING:
     from aim_engine.cache import acquire, holds
-    from aim_engine.cache.fetch import Progress
+    from aim_engine.cache.progress import Progress
 
 _EVERY_S = 5.0
 """Between two lines of progress where there is no terminal."""
@@ -90,16 +90,20 @@ def pull(
     paths: list[tuple[str, Path]] = []
     with _progress(as_json=as_json) as (note, transfer):
         for model, ref in wanted:
-            path = weights.fetch(
-                model,
-                settings,
-                note,
-                python=lambda: _converter(settings),
-                revision=ref,
-                force=force,
-                approved=approved,
-                transfer=transfer,
-            )
+            try:
+                path = weights.fetch(
+                    model,
+                    settings,
+                    note,
+                    python=lambda: _converter(settings),
+                    revision=ref,
+                    force=force,
+                    approved=approved,
+                    transfer=transfer,
+                )
+            except KeyboardInterrupt:
+                note("what arrived is kept: the same command goes on there")
+                raise
             paths.append((model, path))
     for _, path in paths if not as_json else ():
         output.text(str(path))
