@@ -1,6 +1,6 @@
 """Fetches the same model with AIM Engine and with the hub's own client, from one server with TLS on this machine, in turns.
 
-    python bench/transfer.py [--json] [--rounds N]
+    python bench/transfer.py [--json] [--rounds N] [--files N]
 
 Each fetch is a whole process into an empty cache. AIM Engine proves every byte by its sha256 meanwhile; the hub's client compares
 sizes. Judged are the medians of all rounds: rate on the clock, and processor time per byte without that of the interpreter's start.
@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 LEAST_RATE = 1.4
 MOST_PROCESSOR = 0.9
-FILES, FILE_BYTES = 4, 256 << 20
+MODEL_BYTES = 1 << 30
 OURS = """
 import sys
 from aim_engine.cache.manager import ModelCacheManager
@@ -72,18 +72,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--files", type=int, default=4, help="weight files of the model, of 1 GiB together")
     chosen = parser.parse_args()
     memory = Path("/dev/shm")
-    total = FILES * FILE_BYTES
+    file_bytes = MODEL_BYTES // chosen.files
+    total = chosen.files * file_bytes
     place = tempfile.mkdtemp(dir=memory if shutil.disk_usage(memory).free > 6 * total else None)
     crowded = os.getloadavg()[0] > (os.cpu_count() or 1)
     found: dict[str, list[Took]] = {"aim-engine": [], "huggingface_hub": []}
     try:
-        with serving(Path(place)) as (environment, server):
+        with serving(Path(place), chosen.files, file_bytes) as (environment, server):
             for _ in range(chosen.rounds):
                 for name, program in (("aim-engine", OURS), ("huggingface_hub", THEIRS)):
-                    start = fetch(program, Path(place), environment, server, really=False)
-                    whole = fetch(program, Path(place), environment, server, really=True)
+                    start = fetch(program, Path(place), environment, server, 0)
+                    whole = fetch(program, Path(place), environment, server, total)
                     found[name].append(Took(*(each - least for each, least in zip(whole, start, strict=True))))
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -107,8 +109,8 @@ def main() -> int:
     else:
         load = os.getloadavg()[0]
         print(
-            f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}; {total / 1e9:.2f} GB over TLS, median of "
-            f"{chosen.rounds}"
+            f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}; {total / 1e9:.2f} GB in "
+            f"{chosen.files} files over TLS, median of {chosen.rounds}"
         )
         for name, proved in (("aim-engine", "sha256 of every file"), ("huggingface_hub", "sizes only")):
             print(
@@ -126,7 +128,7 @@ def main() -> int:
 
 
 @contextmanager
-def serving(place: Path) -> Iterator[tuple[dict[str, str], int]]:
+def serving(place: Path, files: int, file_bytes: int) -> Iterator[tuple[dict[str, str], int]]:
     """A hub with TLS in a process of its own; gives the environment in which clients find and trust it, and its number."""
     import trustme
 
@@ -135,7 +137,7 @@ def serving(place: Path) -> Iterator[tuple[dict[str, str], int]]:
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(place / "server.pem"))
     ssl.create_default_context(cafile=str(place / "authority.pem"))
     tests = str(Path(__file__).parents[1] / "tests")
-    command = [sys.executable, "-c", SERVER, tests, str(place / "server.pem"), str(FILES), str(FILE_BYTES)]
+    command = [sys.executable, "-c", SERVER, tests, str(place / "server.pem"), str(files), str(file_bytes)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -153,10 +155,10 @@ def serving(place: Path) -> Iterator[tuple[dict[str, str], int]]:
         server.communicate()
 
 
-def fetch(program: str, place: Path, environment: dict[str, str], server: int, *, really: bool) -> Took:
-    """One process that fetches everything, or only starts. Raises: CalledProcessError."""
+def fetch(program: str, place: Path, environment: dict[str, str], server: int, total: int) -> Took:
+    """One process that fetches everything, or only starts where `total` is 0. Raises: CalledProcessError."""
     target = Path(tempfile.mkdtemp(dir=place))
-    command = [sys.executable, "-c", program, str(target), *(["fetch"] if really else [])]
+    command = [sys.executable, "-c", program, str(target), *(["fetch"] if total else [])]
     served_s, started = processor_s(server), time.perf_counter()
     process = subprocess.Popen(command, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
@@ -171,7 +173,7 @@ def fetch(program: str, place: Path, environment: dict[str, str], server: int, *
     shutil.rmtree(target)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    if really and stored < FILES * FILE_BYTES:
+    if stored < total:
         raise SystemExit("the model did not arrive")
     return Took(clock_s, usage.ru_utime + usage.ru_stime, served_s)
 
