@@ -213,3 +213,9 @@ def test_the_command_lists_approves_and_takes_back(
     assert main.run(["cache", "approve", MODEL, "--drop"]) == 0
     assert "no longer approved: modeling_odd.py" in capsys.readouterr().out
     assert shown(make()) == set()
+    monkeypatch.setenv("AIM_ENGINE_OFFLINE", "1")
+    asked = len(coded.requests)
+    assert main.run(["cache", "approve", MODEL]) == 3
+    assert "settings say offline" in capsys.readouterr().err
+    assert main.run(["cache", "approve", MODEL, sha256(CODE), "--yes"]) == 0
+    assert len(coded.requests) == asked

@@ -12,7 +12,9 @@ import click
 
 from aim_engine import settings as all_settings
 from aim_engine.cache import manager as managers
+from aim_engine.cache import names
 from aim_engine.cli import output
+from aim_engine.errors import Unreachable
 from aim_engine.units import format_bytes, parse_bytes
 
 
@@ -267,6 +269,12 @@ def approve(model: str, files: tuple[str, ...], revision: str, drop: bool, yes: 
         if as_json:
             output.data({"schema": "aim-engine/cache-approvals/v1", "model_id": model, "revoked": gone})
         return
+    if all_settings.load().offline and not (files and all(names.is_sha256(each) for each in files)):
+        raise Unreachable(
+            f"the programs of {model} cannot be read",
+            why="settings say offline",
+            hint=f"by its checksum a program is approved without asking anybody: aim-engine cache approve {model} SHA256",
+        )
     if files:
         if not yes:
             click.confirm(f"Have you read {', '.join(files)}? They run as you, on this machine.", abort=True, err=True)
