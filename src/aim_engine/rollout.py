@@ -124,7 +124,7 @@ def _walk(request: Request, settings: Settings, place: Place, tell: Tell) -> Out
         )
     tell("plan, command line and files are valid")
     steps.next()
-    runner, options = _prepare(plan, request, place, options, settings, store, tell)
+    plan, runner, options = _prepare(plan, request, place, options, settings, store, tell)
     try:
         deployment = runner.start(plan, options, tell)
     except Unreachable as err:
@@ -250,8 +250,8 @@ def answered_workload(answer: Answer) -> Workload:
 
 def _prepare(
     plan: Plan, request: Request, place: Place, options: Options, settings: Settings, store: object, tell: Tell
-) -> tuple[Runner, Options]:
-    """The runner for the place, with what it needs at hand: engine, image, weights."""
+) -> tuple[Plan, Runner, Options]:
+    """The runner for the place, with what it needs at hand: engine, image, weights; the plan says where companions lie."""
     from aim_engine.cache import weights
     from aim_engine.deploy import environment
     from aim_engine.deploy.records import Store
@@ -263,7 +263,7 @@ def _prepare(
     if place.target == "kubernetes":
         from aim_engine.deploy.kubernetes import KubernetesRunner
 
-        return KubernetesRunner(store, ready_timeout_s=timeout_s, overlay=overlay), options
+        return plan, KubernetesRunner(store, ready_timeout_s=timeout_s, overlay=overlay), options
     device = "cpu" if plan.inputs.gpu.kind == "cpu" else "rocm"
     name = environment.for_device(plan.inputs.engine, device, overlay)
     if place.target == "docker":
@@ -285,8 +285,36 @@ def _prepare(
         revision=request.revision or "main",
     )
     tell(f"weights in {folder}")
+    if plan.chosen is not None and plan.chosen.recipe.trust_remote_code:
+        weights.require_programs(folder, plan.inputs.model.model_id, settings)
     weights.hold(folder, settings, options.name, store.root)
-    return runner, msgspec.structs.replace(options, model_path=str(folder))
+    plan, volumes = _with_companions(plan, place, options.name, settings, store.root, tell)
+    return plan, runner, msgspec.structs.replace(options, model_path=str(folder), volumes=(*options.volumes, *volumes))
+
+
+def _with_companions(
+    plan: Plan, place: Place, name: str, settings: Settings, records: Path, tell: Tell
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan with its draft model and adapters fetched and named by their folders, and the mounts that a container needs for them."""
+    from aim_engine.cache import weights
+    from aim_engine.recipe import companions
+
+    chosen = plan.chosen
+    beside = companions.of(chosen.recipe.extra_args, plan.inputs.model.model_id) if chosen is not None else ()
+    if chosen is None or not beside:
+        return plan, ()
+    places: dict[str, str] = {}
+    volumes = []
+    for number, model_id in enumerate(beside, 1):
+        folder = weights.fetch(model_id, settings, tell)
+        tell(f"{model_id}, which it loads too, in {folder}")
+        weights.hold(folder, settings, name, records)
+        places[model_id] = f"/companion-{number}" if place.target == "docker" else str(folder)
+        volumes.append(f"{folder}:/companion-{number}:ro")
+    told = companions.placed(chosen.recipe.extra_args, places)
+    recipe = msgspec.structs.replace(chosen.recipe, extra_args=told)
+    chosen = msgspec.structs.replace(chosen, recipe=recipe)
+    return msgspec.structs.replace(plan, chosen=chosen), tuple(volumes) if place.target == "docker" else ()
 
 
 def _with_load_hint(plan: Plan, settings: Settings, tell: Tell) -> Plan:

@@ -172,5 +172,16 @@ def test_silent_decay_is_found_by_reading(manager: ModelCacheManager, make: Make
         handle.write(b"\xff")
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert manager.is_cached(MODEL)  # it looks as it did
+    assert manager.verify(older_than_days=30) == (), "what was proved lately is not read again"
     assert manager.verify() == ((MODEL, hub_server.COMMIT, "model.safetensors"),)
     assert not make().is_cached(MODEL)
+
+
+def test_a_timer_reads_only_what_was_not_proved_for_long(manager: ModelCacheManager) -> None:
+    path = manager.download_model(MODEL) / "model.safetensors"
+    (blob,) = [each for each in manager.index.blobs().values() if each.size_bytes == path.stat().st_size]
+    manager.index.verified(blob.sha256, time.time() - 31 * DAY_S)
+    manager.verify(older_than_days=32)
+    assert manager.index.blobs()[blob.sha256].verified_at == pytest.approx(time.time() - 31 * DAY_S, abs=60)
+    manager.verify(older_than_days=30)
+    assert manager.index.blobs()[blob.sha256].verified_at == pytest.approx(time.time(), abs=60)

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ import pytest
 import hub_server
 from aim_engine.cache import acquire, fetch, pieces
 from aim_engine.cache.faults import AccessRefused, Damaged, NoSpace, NoSuchFile, RateLimited, Unavailable, Unsafe
-from aim_engine.cache.fetch import Progress
 from aim_engine.cache.manager import ModelCacheManager
+from aim_engine.cache.progress import Progress, Tally
 from aim_engine.cache.transport import retry_after_s
 from aim_engine.errors import AimError
 from caches import HASTY, MODEL, WEIGHTS, Make
@@ -24,7 +25,7 @@ PIECE = 32 * 1024
 FILE = "model.safetensors"
 
 
-def pull(manager: ModelCacheManager, **options: object) -> tuple[Path, fetch.Tally]:
+def pull(manager: ModelCacheManager, **options: object) -> tuple[Path, Tally]:
     """Fetch in small pieces, so that a small file has many."""
     manager.store.ensure()
     plan = manager.plan_download(MODEL)
@@ -120,9 +121,15 @@ def test_a_crawling_transfer_is_broken_off(manager: ModelCacheManager, server: h
 def test_flipped_bits_are_found_and_only_that_file_comes_twice(
     manager: ModelCacheManager, server: hub_server.Hub
 ) -> None:
+    piece = len(WEIGHTS) // 399
     server.flip[FILE] = 1
-    server.flip_piece_at = 3 * PIECE
-    path, tally = pull(manager)
+    server.flip_piece_at = 200 * piece
+    manager.store.ensure()
+    plan = manager.plan_download(MODEL)
+    tally = acquire.apply(plan, manager.store, manager.index, manager.client(), piece_bytes=piece)
+    path = manager.get_model_path(MODEL)
+    assert path is not None
+    assert len([each for each in server.requests if each.startswith("GET /content/")]) >= 400
     assert is_right(path)
     assert tally.repaired_files == 1
     assert tally.received_bytes <= 2 * len(WEIGHTS) + 41
@@ -294,6 +301,25 @@ def test_processes_at_once_share_one_download_and_are_right_without_locks(
     if kind != "no locks":
         assert len(content) == 1
     assert list((tmp_path / "cache" / "parts").iterdir()) == []
+
+
+def test_waiting_for_another_process_is_told_once(
+    make: Make, server: hub_server.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_WAIT_S", 0.1)
+    server.rate_bytes_s = 300_000
+    context = multiprocessing.get_context("fork")
+    arguments = (str(tmp_path / "cache"), server.address, str(tmp_path / "index"))
+    other = context.Process(target=_process, args=(arguments, "locks", context.Queue()))
+    other.start()
+    while not any(each.startswith("GET /content/") for each in server.requests):
+        time.sleep(0.01)
+    said: list[str] = []
+    manager = make(progress=said.append)
+    manager.download_model(MODEL)
+    other.join(60)
+    assert [line for line in said if "another process" in line] == [f"another process fetches {FILE}; waiting for it"]
+    assert manager.index.counters()["fetched_bytes"] < 2 * len(WEIGHTS)
 
 
 def test_the_same_content_in_one_model_is_fetched_once(manager: ModelCacheManager, server: hub_server.Hub) -> None:

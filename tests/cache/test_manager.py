@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -13,8 +16,8 @@ import pytest
 from huggingface_hub import scan_cache_dir, snapshot_download, try_to_load_from_cache
 
 import hub_server
-from aim_engine.cache import layout
-from aim_engine.cache.faults import AccessRefused, Gated, NoSpace, NoSuchModel, NoSuchRevision, Unsafe
+from aim_engine.cache import approval, layout
+from aim_engine.cache.faults import AccessRefused, Gated, NoSpace, NoSuchModel, NoSuchRevision
 from aim_engine.cache.manager import ModelCacheManager
 from aim_engine.cache.process import in_use
 from aim_engine.errors import AimError, InvalidInput, Unreachable
@@ -182,6 +185,29 @@ def test_a_private_model_needs_its_token_and_keeps_it_secret(
     assert server.authorised
     assert not [request for request in server.authorised if request.startswith(content_host)]
     manager.index.close()
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.address,
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "AIM_ENGINE_CACHE_DIR": str(tmp_path / "cache"),
+        "AIM_ENGINE_STATE_DIR": str(tmp_path / "state"),
+        "AIM_ENGINE_DATA_DIR": str(tmp_path / "data"),
+    }
+    server.fail_files.append((503, {}))
+    for words in (
+        ["cache", "pull", MODEL, "--force", "--json"],
+        ["cache", "pull", MODEL, "--dry-run", "--json"],
+        ["--debug", "cache", "pull", "org/unknown"],
+        ["cache", "ls", "--files", "--json"],
+        ["cache", "metrics"],
+        ["cache", "export", "-o", str(tmp_path / "out.tar")],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "aim_engine", *words], env=environment, capture_output=True, check=False
+        )
+        assert done.returncode in (0, 1), done.stderr  # with --debug an error is a traceback
+        assert b"hf_canary" not in done.stdout + done.stderr
+    assert (tmp_path / "out.tar").stat().st_size > len(WEIGHTS)
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert b"hf_canary" not in path.read_bytes(), path
@@ -225,21 +251,45 @@ def test_what_is_no_model_id_is_refused(manager: ModelCacheManager, name: str) -
         manager.download_model(name)
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("https://huggingface.co/org/model", "did you mean org/model?"),
+        ("https://huggingface.co/org/model/tree/main?x=1", "did you mean org/model?"),
+        ("org/model ", "did you mean org/model?"),
+        ("org/model@v1", "did you mean org/model --revision v1?"),
+        ("org/model:latest", "did you mean org/model --revision latest?"),
+        ("./weights", "there is no folder ./weights"),
+        ("hf://", "for example Qwen/Qwen3-32B, or the path of a folder"),
+        ("a--b", "for example Qwen/Qwen3-32B, or the path of a folder"),
+    ],
+)
+def test_what_was_probably_meant_is_said(given: str, meant: str, manager: ModelCacheManager) -> None:
+    with pytest.raises(InvalidInput, match="not a model id") as caught:
+        manager.download_model(given)
+    assert caught.value.hint == meant
+
+
+def test_a_folder_that_cannot_be_made_is_told(make: Make) -> None:
+    manager = make()
+    manager.store.root = Path("/proc/nothing")
+    with pytest.raises(Unreachable, match="/proc/nothing"):
+        manager.store.ensure()
+
+
 def test_a_repository_without_weights_is_refused(manager: ModelCacheManager, server: hub_server.Hub) -> None:
     server.add("org/gguf", config__json=b"{}", model__gguf=b"x")
     with pytest.raises(InvalidInput, match="no weights that an engine loads"):
         manager.download_model("org/gguf")
 
 
-def test_pickles_are_refused_until_their_content_is_approved(
-    manager: ModelCacheManager, server: hub_server.Hub
-) -> None:
-    server.add("org/old", config__json=b"{}", pytorch_model__bin=b"pickled" * 100)
-    with pytest.raises(Unsafe, match="weights in pickles only") as caught:
-        manager.download_model("org/old")
-    digest = str(caught.value.hint).split("--allow-pickle ")[1].split()[0]
+def test_a_pickle_may_be_accepted_by_its_checksum(manager: ModelCacheManager, server: hub_server.Hub) -> None:
+    content = b"pickled" * 100
+    server.add("org/old", config__json=b"{}", pytorch_model__bin=content)
+    digest = hashlib.sha256(content).hexdigest()
     path = manager.download_model("org/old", approved=[digest])
-    assert (path / "pytorch_model.bin").read_bytes() == b"pickled" * 100
+    assert (path / "pytorch_model.bin").read_bytes() == content
+    assert [each.sha256 for each in approval.of(manager.store, "org/old")] == [digest]
 
 
 def test_too_little_disk_space_is_known_before_the_first_byte(

@@ -17,8 +17,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+import cloud_server
 import hub_server
-from aim_engine.cache import acquire, serve, sources, sync, views
+from aim_engine.cache import acquire, objects, serve, sources, sync, views
 from aim_engine.cache.faults import AccessRefused, NoSuchModel, NoSuchRevision, Unavailable, Unsafe
 from aim_engine.cache.manager import PEER_TOKEN, ModelCacheManager
 from aim_engine.errors import AimError, InvalidInput, MissingExtra
@@ -30,7 +31,19 @@ FILES = {
     "model.safetensors": WEIGHTS,
     "modeling_llama.py": b"print('hello')",
 }
-KINDS = ("hub", "modelscope", "web", "web with sums", "folder", "hub cache folder", "s3", "s3 with sums", "node")
+KINDS = (
+    "hub",
+    "modelscope",
+    "web",
+    "web with sums",
+    "folder",
+    "hub cache folder",
+    "s3",
+    "s3 with sums",
+    "gs",
+    "az",
+    "node",
+)
 Place = tuple[str, Callable[[str, bytes], None]]
 
 
@@ -108,6 +121,23 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @contextmanager
+def cloud(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[str, cloud_server.Cloud]]:
+    """The address of a bucket or container `models` at our Google or Azure, and what is in it."""
+    stored = cloud_server.Cloud()
+    with cloud_server.serving(stored, kind) as address:
+        if kind == "gs":
+            (tmp_path / "robot.json").write_text(cloud_server.service_account(address))
+            monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "robot.json"))
+            monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
+            yield "gs://models", stored
+        else:
+            monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"{address}/{cloud_server.ACCOUNT}")
+            monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", cloud_server.KEY)
+            monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
+            yield f"az://{cloud_server.ACCOUNT}/models", stored
+
+
+@contextmanager
 def node(manager: ModelCacheManager, **options: Any) -> Iterator[serve.Server]:
     server = serve.Server(
         lambda: ModelCacheManager(manager.cache_dir, hub_cache="/nowhere", index_dir=manager.index.path.parent),
@@ -169,6 +199,15 @@ def place(
             for name, content in FILES.items():
                 put(name, content)
             yield "s3://models/weights", put
+        elif kind in ("gs", "az"):
+            address, stored = stack.enter_context(cloud(kind, monkeypatch, tmp_path))
+
+            def keep(name: str, content: bytes) -> None:
+                stored.objects["models", f"weights/{MODEL}/{name}"] = content
+
+            for name, content in FILES.items():
+                keep(name, content)
+            yield f"{address}/weights", keep
         else:
             other = ModelCacheManager(
                 tmp_path / "other", endpoint=server.address, hub_cache="/nowhere", index_dir=tmp_path / "other-index",
@@ -221,7 +260,7 @@ def test_a_source_that_lacks_a_model_says_so(place: Place, make: Make) -> None:
         make(endpoint=place[0]).download_model(MODEL, revision="e" * 40)
 
 
-@pytest.mark.parametrize("place", ["modelscope", "web", "folder", "s3", "node"], indirect=True)
+@pytest.mark.parametrize("place", ["modelscope", "web", "folder", "s3", "gs", "az", "node"], indirect=True)
 def test_a_download_from_any_source_goes_on_where_it_was(
     place: Place, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +307,61 @@ def test_nothing_of_the_credentials_of_a_bucket_is_kept_or_told(
     assert not any("Amz" in line or "canary" in line for line in said)
 
 
+@pytest.mark.parametrize("kind", ["gs", "az"])
+def test_a_cloud_signs_each_address_anew_and_its_secrets_stay_with_the_library(
+    kind: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    with cloud(kind, monkeypatch, tmp_path) as (address, stored):
+        for name, content in FILES.items():
+            stored.objects["models", f"{MODEL}/{name}"] = content
+        stored.expired = 2
+        path = make(endpoint=address, progress=said.append).download_model(MODEL)
+    assert (path / "model.safetensors").read_bytes() == WEIGHTS
+    assert len(stored.refused) == 2
+    for file in (*(tmp_path / "cache").rglob("*"), *(tmp_path / "index").rglob("*")):
+        if file.is_file():
+            assert not any(each in file.read_bytes() for each in (b"canary-secret", b"X-Goog-Signature", b"sig="))
+    assert not any("sig" in line.lower() or "canary" in line for line in said)
+
+
+@pytest.mark.parametrize("kind", ["gs", "az"])
+def test_a_large_file_goes_to_a_cloud_in_parts(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = os.urandom(12 << 20)
+    (tmp_path / "large").write_bytes(content)
+    with cloud(kind, monkeypatch, tmp_path) as (address, stored):
+        objects.put(f"{address}/a%20b/large", tmp_path / "large")
+        assert stored.objects["models", "a b/large"] == content
+        assert len([each for each in stored.requests if each.startswith("PUT")]) >= 3
+        assert objects.size(f"{address}/a%20b/large") == len(content)
+
+
+def test_a_container_is_found_by_azures_own_kind_of_address(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cloud("az", monkeypatch, tmp_path) as (_, stored):
+        for name, content in FILES.items():
+            stored.objects["models", f"kept/{MODEL}/{name}"] = content
+        address = f"abfss://models@{cloud_server.ACCOUNT}.dfs.core.windows.net/kept"
+        path = make(endpoint=address).download_model(MODEL)
+    assert (path / "model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("kind", ["gs", "az"])
+def test_a_clouds_refusals_are_told_apart(
+    kind: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cloud(kind, monkeypatch, tmp_path) as (address, stored):
+        stored.buckets.clear()
+        with pytest.raises(NoSuchModel):
+            make(endpoint=address).download_model(MODEL)
+        if kind == "az":
+            with pytest.raises(AccessRefused, match="refuses these credentials"):
+                make(endpoint="az://stranger/models").download_model(MODEL)
+            with pytest.raises(InvalidInput, match="names no container"):
+                make(endpoint="az://account").download_model(MODEL)
+
+
 def test_the_next_source_is_asked_for_what_the_first_lacks(make: Make, server: hub_server.Hub, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     manager = make(endpoint=f"{tmp_path / 'empty'}, http://127.0.0.1:9, {server.address}")
@@ -296,6 +390,9 @@ def test_an_address_with_credentials_is_refused_without_repeating_them() -> None
     with pytest.raises(InvalidInput, match="credentials") as caught:
         sources.parse("https://user:canary@host/models")
     assert "canary" not in str(caught.value)
+    with pytest.raises(InvalidInput, match="credentials"):
+        sources.parse("abfss://user:canary@account.dfs.core.windows.net/models")
+    assert sources.parse("abfss://models@account.dfs.core.windows.net/kept").name.endswith("/kept")
 
 
 def test_a_bucket_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,7 +503,7 @@ def test_a_source_that_does_not_answer_is_named(make: Make) -> None:
         make(endpoint="modelscope+http://127.0.0.1:9").download_model(MODEL)
 
 
-@pytest.mark.parametrize("kind", ["s3", "folder"])
+@pytest.mark.parametrize("kind", ["s3", "gs", "az", "folder"])
 def test_what_is_synced_comes_back_proved_and_goes_once(
     kind: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,6 +514,8 @@ def test_what_is_synced_comes_back_proved_and_goes_once(
         if kind == "s3":
             stack.enter_context(bucket(monkeypatch))
             target = "s3://models/kept"
+        elif kind != "folder":
+            target = f"{stack.enter_context(cloud(kind, monkeypatch, tmp_path))[0]}/kept"
         first = sync.write(manager, MODEL, target)
         assert first.written_bytes > 300_000
         assert sync.write(manager, MODEL, target).written_bytes == 0

@@ -23,6 +23,7 @@ STARTS_SOMETHING = (
     "top",
     "alerts try",
     "alerts unsilence",
+    "cache approve",
     "cache rm",
     "cache serve",
     "cache sync",

@@ -11,14 +11,28 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from aim_engine.cache import evict, fetch, holds, hub, layout, names, pack, pieces, safety, sources, space, views
+from aim_engine.cache import (
+    approval,
+    evict,
+    fetch,
+    holds,
+    hub,
+    layout,
+    names,
+    pack,
+    pieces,
+    safety,
+    sources,
+    space,
+    views,
+)
 from aim_engine.cache.faults import NoSpace, NoSuchModel, Unavailable, Unsafe
-from aim_engine.cache.fetch import Progress, Tally
 from aim_engine.cache.index import Index
 from aim_engine.cache.job import Remote
 from aim_engine.cache.layout import Store
 from aim_engine.cache.manifest import Revision, StoredFile
 from aim_engine.cache.pace import UNPACED, Pace
+from aim_engine.cache.progress import Progress, Tally
 from aim_engine.cache.transport import Client
 from aim_engine.errors import AimError, InvalidInput, Unreachable
 from aim_engine.units import format_bytes
@@ -45,6 +59,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="a
     """Path -> sha256 of what the store has already, from whatever model."""
     resumed_bytes: int
     """Bytes of missing files that earlier attempts left."""
+    approved: tuple[str, ...] = ()
+    """Checksums of programs that may be stored: sha256, and git's for what a hub lists by that."""
 
     @property
     def missing(self) -> tuple[Remote, ...]:
@@ -89,13 +105,16 @@ def plan(
 ) -> Plan:
     """Ask the sources in turn what a revision is, until one knows it, and compare with the store.
 
-    `approved` are checksums of pickles that may be stored. `peers` are caches of other nodes, which are asked for content first and
+    `approved` are checksums of programs that may be stored, beside those that were approved for good. `peers` are caches of other nodes, which are asked for content first and
     need not be trusted. Raises: InvalidInput, Unreachable.
     """
-    place, listing = _listing(client, places, model_id, revision)
+    place, found = listing(client, places, model_id, revision)
+    recorded = approval.of(store, model_id)
+    approved = {*approved, *approval.checksums(recorded)}
+    unnamed = any(each.git_oid is None for each in recorded)
     alike = (place, *(each for each in places if each is not place and isinstance(each, hub.Hub)))
     alike = alike if isinstance(place, hub.Hub) else (place,)
-    chosen = _loadable(listing, approved)
+    chosen = _loadable(found, approved, unnamed=unnamed)
     names.require_paths(file.path for file in chosen)
     remotes = []
     for file in chosen:
@@ -106,7 +125,7 @@ def plan(
             Remote(
                 path=file.path,
                 size_bytes=file.size_bytes,
-                addresses=(*near, *(each.address(listing, file.path) for each in alike)),
+                addresses=(*near, *(each.address(found, file.path) for each in alike)),
                 sha256=file.sha256,
                 git_oid=file.git_oid,
                 etag=file.etag,
@@ -118,13 +137,14 @@ def plan(
     return Plan(
         model_id=model_id,
         revision=revision,
-        commit=listing.commit,
-        source=listing.source,
+        commit=found.commit,
+        source=found.source,
         origin=place.text,
-        licence=listing.licence,
+        licence=found.licence,
         files=tuple(remotes),
         present=present,
         resumed_bytes=resumed,
+        approved=tuple(sorted(approved)),
     )
 
 
@@ -224,12 +244,23 @@ def _apply(
         files=tuple(
             StoredFile(path=remote.path, sha256=digests[remote.path], size_bytes=remote.size_bytes)
             for remote in chosen.files
+            if not safety.runs_code(remote.path) or digests[remote.path] in chosen.approved
         ),
     )
+    if not any(hub.is_weight(file.path) for file in revision.files):
+        raise Unsafe(
+            f"{chosen.model_id} has other weights than were approved",
+            why="they are pickles, and their sha256 is not that of what was approved",
+            hint=f"aim-engine cache approve {chosen.model_id}",
+        )
     show(store, index, revision, chosen.revision)
-    wish = safety.wants_code(views.snapshot(store, revision.model_id, revision.commit) / "config.json")
-    if wish is not None:
-        tell(f"{chosen.model_id} asks to run code: {wish}; that code was not fetched, and no view holds it")
+    place_shown = views.snapshot(store, revision.model_id, revision.commit)
+    wish, lacking = safety.wants_code(place_shown / "config.json"), approval.lacking(place_shown)
+    if wish is not None and (lacking or not any(safety.is_code(file.path) for file in revision.files)):
+        tell(
+            f"{chosen.model_id} asks to run code: {wish}; that code was not fetched, and no view holds it; "
+            f"to read and approve it: aim-engine cache approve {chosen.model_id}"
+        )
     return fetcher.tally
 
 
@@ -250,7 +281,7 @@ def show(store: Store, index: Index, revision: Revision, ref: str) -> None:
     views.set_ref(store, revision.model_id, ref, revision.commit)
 
 
-def _listing(
+def listing(
     client: Client, places: tuple[sources.Source, ...], model_id: str, revision: str
 ) -> tuple[sources.Source, hub.Listing]:
     """The first source that knows the model, and what it says. Raises: what the last source did, when none knows it."""
@@ -271,8 +302,12 @@ def _listing(
     raise InvalidInput("no place is named that models come from", hint="unset AIM_ENGINE_CACHE_SOURCES")
 
 
-def _loadable(listing: hub.Listing, approved: Collection[str]) -> tuple[hub.File, ...]:
-    """The files of a listing that an engine loads. Raises: InvalidInput without weights, Unsafe with unapproved pickles only."""
+def _loadable(listing: hub.Listing, approved: Collection[str], *, unnamed: bool = False) -> tuple[hub.File, ...]:
+    """The files of a listing that an engine loads, programs only when approved.
+
+    With `unnamed` approvals, which give a sha256 alone, programs that are listed without one are fetched to see; what is not
+    approved is left out then. Raises: InvalidInput without weights, Unsafe with unapproved pickles only.
+    """
     files = hub.choose_files(listing.files)
     weights = [file for file in files if file.path.endswith((".safetensors", ".bin"))]
     if not weights:
@@ -281,16 +316,21 @@ def _loadable(listing: hub.Listing, approved: Collection[str]) -> tuple[hub.File
             why="its repository holds neither safetensors nor PyTorch files",
             hint="look for the original of this conversion on the hub",
         )
-    refused = [file for file in files if safety.is_pickle(file.path) and file.sha256 not in approved]
+
+    def allowed(file: hub.File) -> bool:
+        return file.sha256 in approved or file.git_oid in approved or (unnamed and file.sha256 is None)
+
+    refused = [file for file in files if safety.is_pickle(file.path) and not allowed(file)]
     if any(file in refused for file in weights):
-        digests = " ".join(f"--allow-pickle {file.sha256}" for file in refused[:3] if file.sha256)
+        paths = " ".join(file.path for file in refused if file in weights)
         raise Unsafe(
             f"{listing.model_id} has its weights in pickles only",
             why=f"{refused[0].path} runs whatever its author put into it when an engine loads it",
             hint="look for a safetensors version of it; if you trust its author: "
-            f"aim-engine cache pull {listing.model_id} {digests}".strip(),
+            f"aim-engine cache approve {listing.model_id} {paths[:200]}",
         )
-    return tuple(file for file in files if file not in refused)
+    code = [file for file in listing.files if safety.is_code(file.path) and allowed(file)]
+    return tuple(sorted((*(file for file in files if file not in refused), *code), key=lambda file: file.path))
 
 
 def _present(store: Store, index: Index, remotes: tuple[Remote, ...]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from aim_engine.cache import acquire, hub, names, safety, space
+from aim_engine.cache import acquire, approval, hub, names, safety, space
 from aim_engine.cache.content import fingerprint
 from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store, typed
@@ -38,7 +38,9 @@ def snapshot(
         return None
     repository = (hub_cache / names.folder(model_id)).resolve()
     found = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    approved = {*approved, *approval.checksums(approval.of(store, model_id))}
     chosen = [file.path for file in hub.choose_files(hub.File(path, None) for path in found)]
+    chosen += [path for path in found if safety.is_code(path) and space.digest(folder / path) in approved]
     names.require_paths(chosen)
     store.ensure()
     total = sum((folder / path).stat().st_size for path in chosen)
@@ -57,7 +59,7 @@ def snapshot(
         digest = _link(store, index, real)
         if digest is None:
             return None
-        if safety.is_pickle(path) and digest not in approved:
+        if safety.runs_code(path) and digest not in approved:
             continue
         safety.require_sound(store.blob(digest), path)
         files.append(StoredFile(path=path, sha256=digest, size_bytes=real.stat().st_size))

@@ -20,7 +20,7 @@ from typing import IO
 
 import msgspec
 
-from aim_engine.cache import acquire, evict, holds, layout, manifest, names, pack, safety
+from aim_engine.cache import acquire, approval, evict, holds, layout, manifest, names, pack, safety
 from aim_engine.cache.faults import Damaged, Unsafe
 from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store, typed
@@ -86,7 +86,7 @@ def read(store: Store, index: Index, place: Path, *, limit_bytes: int | None = N
     """Take a bundle's models into the store, proving all of it. Raises: InvalidInput, Damaged, Unsafe, NoSpace, Unreachable."""
     store.ensure()
     with typed(place), _opened(place) as bundle:
-        revisions = [_revision(bundle, entry) for entry in _entries(bundle)]
+        revisions = [_revision(store, bundle, entry) for entry in _entries(bundle)]
         wanted = {file.sha256: file for revision, _ in revisions for file in revision.files}
         missing = {
             sha256: file
@@ -179,7 +179,7 @@ def _entries(bundle: _Folder | _Tar) -> list[dict[str, object]]:
     return entries
 
 
-def _revision(bundle: _Folder | _Tar, entry: dict[str, object]) -> tuple[Revision, str]:
+def _revision(store: Store, bundle: _Folder | _Tar, entry: dict[str, object]) -> tuple[Revision, str]:
     digest = names.require_sha256(str(entry.get("digest", "")).removeprefix("sha256:"))
     try:
         with bundle.open(f"blobs/sha256/{digest}") as handle:
@@ -189,9 +189,14 @@ def _revision(bundle: _Folder | _Tar, entry: dict[str, object]) -> tuple[Revisio
     if hashlib.sha256(content).hexdigest() != digest:
         raise Damaged("the bundle is damaged", why=f"manifest {digest[:16]}... has another checksum")
     revision = manifest.decode(content, f"manifest {digest[:16]}...")
-    refused = [file.path for file in revision.files if safety.is_pickle(file.path) or safety.is_code(file.path)]
+    refused = approval.unapproved(store, revision)
     if refused:
-        raise Unsafe(f"{revision.model_id} in the bundle is refused", why=f"{refused[0]} runs code when it is loaded")
+        digests = " ".join(file.sha256 for file in revision.files if file.path in refused)
+        raise Unsafe(
+            f"{revision.model_id} in the bundle is refused",
+            why=f"{refused[0]} runs code when it is loaded",
+            hint=f"if it was read and is trusted: aim-engine cache approve {revision.model_id} {digests[:650]}",
+        )
     notes = entry.get("annotations")
     ref = notes.get(manifest.REF) if isinstance(notes, dict) else None
     return revision, names.require_revision(str(ref)) if ref else revision.commit

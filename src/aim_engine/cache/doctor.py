@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aim_engine.cache import evict, layout, locks, pack, pieces, space
+from aim_engine.cache import approval, evict, layout, locks, pack, pieces, space
+from aim_engine.errors import Unreachable
 from aim_engine.units import format_bytes
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ def examine(manager: ModelCacheManager) -> tuple[Finding, ...]:
     kind = locks.file_system(store.root) or "unknown"
     shared = locks.is_shared(store.root)
     found = [Finding(what=f"{store.root} is a store on {kind}; locks are {_KIND[shared]}")]
-    found.append(_links(manager))
+    try:
+        found.append(_links(manager))
+    except Unreachable as err:
+        why = f" ({err.why})" if err.why else ""
+        found.append(Finding(what=f"nothing can be written here{why}: models can be used, and none fetched or removed"))
     skew_s = abs(store.now_s() - time.time())
     found.append(
         Finding(
@@ -67,6 +72,17 @@ def examine(manager: ModelCacheManager) -> tuple[Finding, ...]:
         found.append(
             Finding(what=f"{len(missing)} files are missing: {missing[0]}", fine=False, remedy="aim-engine cache pull")
         )
+    for known in index.revisions():
+        revision = known.revision
+        refused = approval.unapproved(store, revision)
+        if refused:
+            found.append(
+                Finding(
+                    what=f"{refused[0]} of {revision.model_id}@{revision.commit[:12]} runs code, and nobody approved it",
+                    fine=False,
+                    remedy=f"read it, then: aim-engine cache approve {revision.model_id} {refused[0]}; or --drop it",
+                )
+            )
     loose = evict.orphans(store, index)
     if loose:
         found.append(

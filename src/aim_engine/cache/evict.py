@@ -1,6 +1,6 @@
 """What goes when room is needed: chosen from values, shown, then applied.
 
-A revision that is pinned, leased, needed within a day or open in a process never goes. Of the others, those go first that were used least, where a use
+A revision that is pinned, leased, named by a saved plan, needed within a day or open in a process never goes. Of the others, those go first that were used least, where a use
 counts half after ten days: on a synthetic trace of 4,000 deployments that lost a tenth less time to fetching than the oldest first.
 Content goes with its last revision, first into the trash, from where it comes back at no cost.
 """
@@ -15,15 +15,17 @@ from pathlib import Path
 
 import msgspec
 
-from aim_engine.cache import holds, layout, locks, schedule, space, views
+from aim_engine.cache import approval, holds, layout, locks, safety, schedule, space, views
 from aim_engine.cache.faults import NoSpace
 from aim_engine.cache.holds import Priority
 from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store
+from aim_engine.errors import InvalidInput
 from aim_engine.units import format_bytes
 
-HALF_LIFE_S = 10 * 86_400.0
-GRACE_S = 86_400.0
+_DAY_S = 86_400.0
+HALF_LIFE_S = 10 * _DAY_S
+GRACE_S = _DAY_S
 """How long removed content stays in the trash unless its room is needed."""
 _WEIGHT: dict[Priority, float] = {"critical": 1000.0, "normal": 1.0, "opportunistic": 0.001}
 
@@ -103,6 +105,11 @@ def candidates(store: Store, index: Index, *, in_use: Collection[str] = ()) -> t
     leased: dict[tuple[str, str], list[str]] = {}
     for taken in holds.leases(store):
         leased.setdefault((taken.model_id, taken.commit), []).append(f"leased by {taken.holder} on {taken.by.node}")
+    for plan in holds.plan_holds(store):
+        for model_id, ref in plan.models:
+            commit = views.ref(store, model_id, ref)
+            if commit is not None:
+                leased.setdefault((model_id, commit), []).append(f"named by the plan {plan.plan} on {plan.node}")
     found = []
     for known in index.revisions():
         revision = known.revision
@@ -125,6 +132,38 @@ def candidates(store: Store, index: Index, *, in_use: Collection[str] = ()) -> t
             )
         )
     return tuple(found)
+
+
+def why(store: Store, index: Index, sha256: str, *, in_use: Collection[str] = ()) -> tuple[str, ...]:
+    """Every reason for which content is kept, or will go. `sha256` may be its first digits. Raises: InvalidInput."""
+    index.refresh()
+    full = [each for each in index.blobs() if each.startswith(sha256)]
+    if len(full) != 1 or not sha256:
+        raise InvalidInput(
+            f"'{sha256[:64]}' names {len(full) if sha256 else 'no'} stored files",
+            hint="aim-engine cache ls --files shows their checksums",
+        )
+    by_revision = {(each.model_id, each.commit): each for each in candidates(store, index, in_use=in_use)}
+    reasons = []
+    for model_id, commit, path in index.users(full[0]):
+        each = by_revision[model_id, commit]
+        kept = "; ".join(each.held) or f"may go, worth {each.score:.3g}, idle {each.idle_s / _DAY_S:.1f} days"
+        reasons.append(
+            f"{path} of {model_id}@{commit[:12]} ({each.priority}): {kept}{_approved(store, model_id, path, full[0])}"
+        )
+    if not reasons and full[0] in index.used_digests():
+        reasons.append("a manifest of the store")
+    return tuple(reasons) or ("no model has it: it goes with the next prune",)
+
+
+def _approved(store: Store, model_id: str, path: str, sha256: str) -> str:
+    """What `why` adds for a program."""
+    if not safety.runs_code(path):
+        return ""
+    found = next((each for each in approval.of(store, model_id) if each.sha256 == sha256), None)
+    if found is None:
+        return "; it runs code, and nobody approved it"
+    return f"; approved {dt.datetime.fromtimestamp(found.at, dt.UTC):%Y-%m-%d}"
 
 
 def orphans(store: Store, index: Index) -> dict[str, int]:

@@ -6,6 +6,7 @@ pieces, so it is known soon after the last byte. A piece that arrives is claimed
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -15,52 +16,31 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from aim_engine.cache import locks, pieces
 from aim_engine.cache.faults import Damaged, Unavailable
 from aim_engine.cache.job import Flight, Job, Remote
 from aim_engine.cache.layout import Store, refused
 from aim_engine.cache.pace import UNPACED, Pace
+from aim_engine.cache.progress import Progress, Tally
 from aim_engine.cache.transport import Answer, Client, TryAgain
 from aim_engine.errors import AimError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-_READ_BYTES = 256 * 1024
-"""At once from a connection: larger reads cost fewer calls but more memory, and one that fails loses what it had."""
+_READ_BYTES = 512 * 1024
+"""The most at once from a connection: fewer and longer calls keep threads from waiting for each other's turn in the interpreter."""
+_FIRST_READ_BYTES = 64 * 1024
+_READ_S = 0.1
+"""A read is sized to take no longer, so that what a slow connection brings is seen, counted and kept soon."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _TICK_S = 0.05
 _JOIN_S = 2.0
 """A worker whose piece others brought may still wait for a silent server; it writes nothing any more."""
+_WAIT_S = 2.0
+"""Waiting for another process is worth a word after so long."""
 _FIRST_CONNECTIONS = 4
 MOST_CONNECTIONS = 16
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a download is."""
-
-    done_bytes: int
-    total_bytes: int
-    rate_bytes_s: float
-    """Over the last seconds."""
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds left at this rate; None while there is none."""
-        return (self.total_bytes - self.done_bytes) / self.rate_bytes_s if self.rate_bytes_s > 0 else None
-
-
-class Tally(msgspec.Struct, kw_only=True):
-    """What a download cost."""
-
-    received_bytes: int = 0
-    resumed_bytes: int = 0
-    repaired_files: int = 0
-    helped_pieces: int = 0
-    """How often a worker took over a part of another one's piece."""
-    seconds: float = 0.0
 
 
 class Fetcher:
@@ -93,6 +73,7 @@ class Fetcher:
         self._progress = progress
         self._tell = tell
         self._most = max(1, connections)
+        self._allowed = min(_FIRST_CONNECTIONS, self._most)
         self._piece_bytes = piece_bytes
         self._pace = pace
         self._guard = threading.Lock()
@@ -111,27 +92,30 @@ class Fetcher:
         began = time.monotonic()
         workers: list[threading.Thread] = []
         rates: deque[tuple[float, int]] = deque([(began, 0)], maxlen=100)
-        best_rate, grown_at, allowed, shown_at = 0.0, began, min(_FIRST_CONNECTIONS, self._most), 0.0
+        best_rate, grown_at, shown_at, idle_at = 0.0, began, 0.0, began
         self._begin_more()
         try:
             while not self._stop.is_set() and (self._jobs or self._later):
-                for _ in range(min(allowed, self._work()) - len(workers)):
+                for _ in range(min(self._allowed, self._work()) - len(workers)):
                     worker = threading.Thread(target=self._labour, daemon=True)
                     workers.append(worker)
                     worker.start()
                 self._stop.wait(_TICK_S)
                 workers = [worker for worker in workers if worker.is_alive()]
+                now = time.monotonic()
                 if not self._jobs:
                     self._begin_more()
-                now = time.monotonic()
+                    idle_at = self._tell_of_waiting(now, idle_at)
+                else:
+                    idle_at = now
                 self._pace.active()
                 self._break_off_crawling(now)
                 rates.append((now, self.tally.received_bytes))
                 rate = (rates[-1][1] - rates[0][1]) / max(1e-6, rates[-1][0] - rates[0][0])
-                if now - grown_at > 2.0 and allowed < self._most:
+                if now - grown_at > 2.0 and self._allowed < self._most:
                     grown_at = now
                     if rate > 1.1 * best_rate:
-                        best_rate, allowed = rate, min(self._most, allowed + 2)
+                        best_rate, self._allowed = rate, min(self._most, self._allowed + 2)
                 if now - shown_at > 0.2:
                     shown_at = now
                     self._progress(
@@ -154,6 +138,13 @@ class Fetcher:
         self._progress(
             Progress(done_bytes=total, total_bytes=total, rate_bytes_s=total / max(1e-6, self.tally.seconds))
         )
+
+    def _tell_of_waiting(self, now_s: float, idle_at_s: float) -> float:
+        """Say once that another process fetches what is left; gives since when nothing was to be done here."""
+        if self._jobs or not self._later or now_s - idle_at_s < _WAIT_S:
+            return idle_at_s
+        self._tell(f"another process fetches {self._later[0].path}; waiting for it")
+        return math.inf
 
     def _done_bytes(self) -> int:
         with self._guard:
@@ -184,7 +175,10 @@ class Fetcher:
                     flight.cut()
 
     def _begin_more(self) -> None:
-        """Open the next files: those that nobody else fetches now, while there are few pieces to take."""
+        """Open the next files: those that nobody else fetches now, while there are few pieces to take, or fewer files than workers.
+
+        A worker that has a file to itself takes its pieces in order, and the checksum needs no reading back.
+        """
         if not self._beginning.acquire(blocking=False):
             return  # another worker is at it
         try:
@@ -196,7 +190,7 @@ class Fetcher:
         for remote in tuple(self._later):
             with self._guard:
                 busy = sum(len(job.waiting) + len(job.flights) for job in self._jobs)
-            if busy >= 2 * self._most:
+            if busy >= 2 * self._most and len(self._jobs) >= self._allowed:
                 return
             if remote.sha256 is not None and self._store.blob(remote.sha256).exists():  # another process was first
                 self._settle(remote, remote.sha256)
@@ -263,7 +257,9 @@ class Fetcher:
     def _take(self) -> tuple[Job, Flight] | None:
         """A piece that waits, or else a part of the one that would be done last."""
         with self._guard:
-            for job in self._jobs:
+            for job in sorted(
+                self._jobs, key=lambda job: len(job.flights)
+            ):  # one after the other needs no reading back
                 flight = job.take()
                 if flight is not None:
                     return job, flight
@@ -315,9 +311,12 @@ class Fetcher:
             self._require_length(job, answer, begun if not entire else None)
             flight.answer = answer
             try:
+                size, asked_s = _FIRST_READ_BYTES, time.monotonic()
                 while flight.left_bytes:
-                    most = min(self._pace.most_bytes(_READ_BYTES), flight.left_bytes)
+                    most = min(self._pace.most_bytes(size), flight.left_bytes)
                     content = answer.response.read(most) if most else b""
+                    asked_s, before_s = time.monotonic(), asked_s
+                    size = min(2 * size, _READ_BYTES) if asked_s - before_s < _READ_S / 2 else _FIRST_READ_BYTES
                     if self._stop.is_set():
                         return False
                     if not content and flight.left_bytes:
@@ -367,7 +366,7 @@ class Fetcher:
         patience = self._client.patience
         window_at, window_bytes = time.monotonic(), 0
         while most > 0:
-            content = answer.response.read1(min(self._pace.most_bytes(_READ_BYTES), most))
+            content = answer.response.read1(min(self._pace.most_bytes(_FIRST_READ_BYTES), most))
             if not content:
                 return
             content = content[:most]
@@ -438,12 +437,11 @@ class Fetcher:
             if job.finished:
                 return
             job.finished = True
-        while job.front < job.part.count:
-            job.follow()
+        job.follow(wait=True)
         if not job.is_right():
             self._repair(job)
             return
-        digest = job.sha256.hexdigest()
+        digest = job.proof.sha256.hexdigest()
         self._inspect(job.remote, job.part.path)
         job.part.close()
         self._store.publish(job.part.path, digest)
@@ -470,7 +468,7 @@ class Fetcher:
         job.part.discard_claims()
         raise Damaged(
             f"{job.remote.path} arrives with a wrong checksum",
-            why=f"its sha256 is {job.sha256.hexdigest()[:16]}..., its source promises "
+            why=f"its sha256 is {job.proof.sha256.hexdigest()[:16]}..., its source promises "
             f"{(job.remote.sha256 or job.remote.git_oid or '')[:16]}..., twice; it was set aside as {aside}",
             hint="a proxy or mirror may alter it: set HF_ENDPOINT to another place",
         )

@@ -1,7 +1,7 @@
-"""Why a model must stay: pinned by a person, or leased by a running deployment or download.
+"""Why a model must stay: pinned by a person, named by a saved plan, or leased by a running deployment or download.
 
 Holds are files in the store, so that every node sees them and losing the index loses none. A lease ends when its holder does:
-the process is gone and its deployment's record no longer exists.
+the process is gone and its deployment's record no longer exists. A plan's hold ends with the plan's file.
 """
 
 from __future__ import annotations
@@ -113,6 +113,48 @@ def lease(store: Store, taken: Lease) -> Path:
             pass
         layout.write(place, msgspec.json.encode(taken))
     return place
+
+
+class PlanHold(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="aim-engine/cache-plan-hold/v1"):
+    """A saved plan, and the models it needs."""
+
+    plan: str
+    """Its file, absolute."""
+    node: str
+    models: tuple[tuple[str, str], ...]
+    """Model and revision of each: its own, a draft model, adapters."""
+
+
+def hold_for_plan(store: Store, plan: Path, models: tuple[tuple[str, str], ...]) -> None:
+    """Keep models while a plan's file is there and names them. Raises: InvalidInput, Unreachable."""
+    for model_id, revision in models:
+        names.require_model_id(model_id)
+        names.require_revision(revision)
+    path = str(plan.expanduser().absolute())
+    place = store.path("pins", "plans", f"{hashlib.sha256(f'{_node()} {path}'.encode()).hexdigest()[:16]}.json")
+    with typed(place):
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        layout.write(place, msgspec.json.encode(PlanHold(plan=path, node=_node(), models=models)))
+
+
+def plan_holds(store: Store) -> tuple[PlanHold, ...]:
+    """The plans that hold models, each with those that it still names; a plan of this node whose file is gone holds none any more."""
+    found = []
+    for path in sorted(store.path("pins", "plans").glob("*.json")):
+        try:
+            said = msgspec.json.decode(path.read_bytes(), type=PlanHold)
+        except (OSError, msgspec.DecodeError):
+            continue
+        if said.node == _node():
+            try:
+                text = Path(said.plan).read_bytes()
+            except OSError:
+                with contextlib.suppress(OSError):  # a read-only store keeps the note, which holds nothing
+                    path.unlink(missing_ok=True)
+                continue
+            said = msgspec.structs.replace(said, models=tuple(each for each in said.models if each[0].encode() in text))
+        found.append(said)
+    return tuple(found)
 
 
 @contextmanager

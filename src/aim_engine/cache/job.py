@@ -55,11 +55,34 @@ class Remote(msgspec.Struct, frozen=True, kw_only=True):
         return "url-" + hashlib.sha256(f"{self.addresses[0]} {self.etag} {self.size_bytes}".encode()).hexdigest()
 
 
+class Proof:
+    """The checksums of a file as far as it was read: sha256, and git's where that is what the source promised."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.sha256 = hashlib.sha256()
+        git_header = b"blob %d\0" % remote.size_bytes
+        self.git = hashlib.sha1(git_header, usedforsecurity=False) if remote.git_oid is not None else None
+
+    def update(self, content: bytes | memoryview) -> None:
+        """Read on."""
+        self.sha256.update(content)
+        if self.git is not None:
+            self.git.update(content)
+
+    def copy(self) -> Proof:
+        """The same, to read on apart."""
+        other = Proof.__new__(Proof)
+        other.sha256, other.git = self.sha256.copy(), self.git.copy() if self.git is not None else None
+        return other
+
+
 class Flight:
     """A piece, or a part of one, on its way over one connection."""
 
-    def __init__(self, piece: int, start: int, end: int) -> None:
+    def __init__(self, piece: int, start: int, end: int, proof: Proof | None = None) -> None:
         self.piece, self.start, self.offset, self.end, self.crc = piece, start, start, end, 0
+        self.proof = proof
+        """The file's checksum with this piece, when all before it is in: bytes need not be read back then."""
         self.shared = False
         """Somebody else carries a part of the same piece."""
         self.answer: Answer | None = None
@@ -126,10 +149,9 @@ class Job:
         self._restart_hash()
 
     def _restart_hash(self) -> None:
-        self.sha256 = hashlib.sha256()
-        git_header = b"blob %d\0" % self.remote.size_bytes
-        self.git = hashlib.sha1(git_header, usedforsecurity=False) if self.remote.git_oid is not None else None
+        self.proof = Proof(self.remote)
         self.front = 0
+        """All pieces before this one are in the proof."""
         self.hashing = threading.Lock()
 
     def next_place(self) -> None:
@@ -144,7 +166,7 @@ class Job:
             if not self.waiting or (self.whole and self.flights):
                 return None
             piece = self.waiting.popleft()
-            flight = Flight(piece, *self.part.span(piece))
+            flight = Flight(piece, *self.part.span(piece), self.proof.copy() if piece == self.front else None)
             self.flights.append(flight)
             return flight
 
@@ -188,8 +210,17 @@ class Job:
                 self.flights.remove(flight)
             if any(other.piece == flight.piece for other in self.flights) or flight.piece in self.part.done:
                 return
-            crc = self.part.checksum(flight.piece) if flight.shared else flight.crc
-            self.part.claim(flight.piece, crc)
+            if flight.shared:
+                self.part.claim(flight.piece, self.part.checksum(flight.piece))
+                return
+            if flight.proof is None or not self.hashing.acquire(blocking=False):
+                self.part.claim(flight.piece, flight.crc)
+                return
+            try:
+                self.part.claim(flight.piece, flight.crc)
+                self.proof, self.front = flight.proof, flight.piece + 1
+            finally:
+                self.hashing.release()
 
     def put_back(self, flight: Flight) -> None:
         """Let another worker fetch a flight's piece."""
@@ -207,6 +238,8 @@ class Job:
             flight.offset += len(wanted)
         if not flight.shared:
             flight.crc = zlib.crc32(wanted, flight.crc)
+            if flight.proof is not None:
+                flight.proof.update(wanted)
         return wanted, at
 
     @property
@@ -214,9 +247,9 @@ class Job:
         """What unfinished pieces have so far."""
         return sum(flight.offset - flight.start for flight in tuple(self.flights))
 
-    def follow(self) -> None:
-        """Take finished pieces at the front into the checksum, unless another worker is at it."""
-        while self.hashing.acquire(blocking=False):
+    def follow(self, *, wait: bool = False) -> None:
+        """Take finished pieces at the front into the checksum, unless another worker is at it; with `wait`, after that one."""
+        while self.hashing.acquire(blocking=wait):
             try:
                 buffer = memoryview(bytearray(min(_HASH_BYTES, self.part.size_bytes)))
                 while self.front in self.part.done:
@@ -225,9 +258,7 @@ class Job:
                         count = self.part.read_into(buffer[: end - start], start)
                         if count == 0:
                             raise OSError(5, "the part file lost bytes")
-                        self.sha256.update(buffer[:count])
-                        if self.git is not None:
-                            self.git.update(buffer[:count])
+                        self.proof.update(buffer[:count])
                         start += count
                     self.front += 1
             finally:
@@ -238,8 +269,8 @@ class Job:
     def is_right(self) -> bool:
         """Has the content the checksum it must have? Without any, it is what the source sent."""
         if self.remote.sha256 is not None:
-            return self.sha256.hexdigest() == self.remote.sha256
-        return self.git is None or self.git.hexdigest() == self.remote.git_oid
+            return self.proof.sha256.hexdigest() == self.remote.sha256
+        return self.proof.git is None or self.proof.git.hexdigest() == self.remote.git_oid
 
     def start_over(self) -> None:
         """Fetch every piece once more."""

@@ -84,7 +84,10 @@ class Store:
         if self.mark is not None:
             return self.mark
         with typed(self.root):
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except FileNotFoundError as err:  # below /proc, or a link to nowhere
+                raise refused(self.root, err) from err
             for each in FOLDERS:
                 self.path(*each.split("/")).mkdir(parents=True, exist_ok=True, mode=0o700)
             write(self.path("oci-layout"), OCI_LAYOUT)
@@ -152,7 +155,9 @@ class Store:
             return None
         except (OSError, msgspec.DecodeError) as err:
             raise ForeignStore(
-                f"{self.root / 'STORE'} is not readable", why=str(err), hint="aim-engine cache doctor"
+                f"{self.root / 'STORE'} is not readable",
+                why=str(err),
+                hint="if this is your cache, delete that file: the next pull writes it anew and finds what is here",
             ) from err
         if mark.layout > LAYOUT:
             raise ForeignStore(

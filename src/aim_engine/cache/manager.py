@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 
-from aim_engine.cache import evict, holds, hub, names, pack, process, space, views
+from aim_engine.cache import approval, evict, holds, hub, names, presence, process, safety, space, views
 from aim_engine.cache.content import Known
-from aim_engine.cache.faults import Damaged
 from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store
 from aim_engine.cache.manifest import Revision
 from aim_engine.errors import InvalidInput
 from aim_engine.settings import Settings
-from aim_engine.units import GIB, format_bytes, parse_bytes
+from aim_engine.units import GIB, parse_bytes
 
 if TYPE_CHECKING:
     from aim_engine.cache import acquire, bundle, sources
-    from aim_engine.cache.fetch import Progress as Transfer
     from aim_engine.cache.pace import Pace
+    from aim_engine.cache.progress import Progress as Transfer
     from aim_engine.cache.transport import Client, Patience
 
 Progress = Callable[[str], None]
@@ -132,7 +131,7 @@ class ModelCacheManager:
     ) -> Path:
         """Have a model in the cache, proved, and return its folder. `force` fetches every file again.
 
-        `approved` are checksums of pickles that may be stored. Raises: InvalidInput (unknown, gated, unsafe), Unreachable
+        `approved` are checksums of pickles that may be stored; they count as approved from then on. Raises: InvalidInput (unknown, gated, unsafe), Unreachable
         (network, disk), Corrupt.
         """
         names.require_model_id(model_id)
@@ -168,6 +167,12 @@ class ModelCacheManager:
             limit_bytes=self.limit_bytes,
             pace=self.pace(),
         )
+        given = [file for file in chosen.files if file.sha256 in approved and safety.runs_code(file.path)]
+        if given:
+            now_s = self.store.now_s()
+            approval.approve(
+                self.store, model_id, [approval.Approval(sha256=f.sha256 or "", path=f.path, at=now_s) for f in given]
+            )
         evict.empty_trash(self.store)
         return views.snapshot(self.store, model_id, chosen.commit)
 
@@ -208,7 +213,7 @@ class ModelCacheManager:
                     path=str(views.snapshot(self.store, model_id, newest.revision.commit)),
                     size_bytes=sum(unique.values()),
                     revisions=len(revisions),
-                    complete=self._is_right(newest.revision),
+                    complete=presence.is_right(self.store, self.index, newest.revision, self._progress),
                     last_used=max(known.last_use for known in revisions),
                     origin="hub",
                 )
@@ -263,8 +268,16 @@ class ModelCacheManager:
             raise InvalidInput(f"{model_id} is not in the cache", hint="aim-engine cache ls")
         reasons = sorted({reason for each in mine for reason in each.held})
         if reasons:
+            remedies = {
+                "pinned": f"aim-engine cache unpin {model_id}",
+                "named": "delete that plan",
+                "leased": "stop that",
+            }
             raise InvalidInput(
-                f"{model_id} must stay", why="; ".join(reasons), hint=f"aim-engine cache unpin {model_id}"
+                f"{model_id} must stay",
+                why="; ".join(reasons),
+                hint="; ".join(remedy for word, remedy in remedies.items() if any(r.startswith(word) for r in reasons))
+                or None,
             )
         others = {sha256 for each in found if each.model_id != model_id for sha256 in each.content}
         content = {sha256: size for each in mine for sha256, size in each.content.items() if sha256 not in others}
@@ -306,6 +319,11 @@ class ModelCacheManager:
             )
             holds.lease(self.store, taken)
 
+    def hold_for_plan(self, plan: Path, models: Collection[tuple[str, str]]) -> None:
+        """Keep models, each with its revision, while the file `plan` is there and names them. Raises: InvalidInput, Unreachable."""
+        self.store.ensure()
+        holds.hold_for_plan(self.store, plan, tuple(models))
+
     def import_bundle(self, place: Path) -> bundle.Moved:
         """Take the models of a bundle, proving every file. Raises: InvalidInput, Corrupt, Unreachable."""
         from aim_engine.cache import bundle
@@ -314,44 +332,23 @@ class ModelCacheManager:
 
     def why(self, sha256: str) -> tuple[str, ...]:
         """Every reason for which content is kept, or will go. `sha256` may be its first digits. Raises: InvalidInput."""
-        self.index.refresh()
-        full = [each for each in self.index.blobs() if each.startswith(sha256)]
-        if len(full) != 1 or not sha256:
-            raise InvalidInput(
-                f"'{sha256[:64]}' names {len(full) if sha256 else 'no'} stored files",
-                hint="aim-engine cache ls --files shows their checksums",
-            )
-        by_revision = {(each.model_id, each.commit): each for each in self.candidates()}
-        reasons = []
-        for model_id, commit, path in self.index.users(full[0]):
-            each = by_revision[model_id, commit]
-            kept = "; ".join(each.held) or f"may go, worth {each.score:.3g}, idle {each.idle_s / _DAY_S:.1f} days"
-            reasons.append(f"{path} of {model_id}@{commit[:12]} ({each.priority}): {kept}")
-        if not reasons and full[0] in self.index.used_digests():
-            reasons.append("a manifest of the store")
-        return tuple(reasons) or ("no model has it: it goes with the next prune",)
+        return evict.why(self.store, self.index, sha256, in_use=self.opened())
 
-    def verify(self, model_id: str | None = None) -> tuple[tuple[str, str, str], ...]:
+    def verify(
+        self, model_id: str | None = None, *, older_than_days: float | None = None
+    ) -> tuple[tuple[str, str, str], ...]:
         """Read every stored file, or a model's, against its checksum; asks nobody.
 
-        Damaged content is set aside. Gives model, commit and path of what was damaged or is missing. Raises: InvalidInput when
+        With `older_than_days`, what was proved since then is only looked at. Damaged content is set aside. Gives model, commit and path of what was damaged or is missing. Raises: InvalidInput when
         the cache has no such model.
         """
-        damaged: list[tuple[str, str, str]] = []
         revisions = [known.revision for known in self.revisions()]
         if model_id is not None:
             revisions = [revision for revision in revisions if revision.model_id == model_id]
             if not revisions:
                 raise InvalidInput(f"{model_id} is not in the cache", hint="aim-engine cache ls")
-        for revision in revisions:
-            for file in revision.files:
-                if self.store.blob(file.sha256).exists():
-                    fine = space.verify(self.store, self.index, file.sha256)
-                else:
-                    fine = pack.is_packed(self.store, file.sha256) and pack.proves(self.store, file.sha256)
-                if not fine:
-                    damaged.append((revision.model_id, revision.commit, file.path))
-        return tuple(sorted(damaged))
+        after_s = None if older_than_days is None else self.store.now_s() - older_than_days * _DAY_S
+        return presence.verify(self.store, self.index, revisions, proved_after_s=after_s)
 
     def get_cache_stats(self) -> CacheStats:
         """How many models there are and what they take; `total_size_gb` counts in units of 1024^3 bytes."""
@@ -414,70 +411,15 @@ class ModelCacheManager:
         return self.index.revisions()
 
     def _stored(self, model_id: str, revision: str, *, packed: bool = False) -> Revision | None:
-        """A revision that is whole and looks as it did when it was proved; None otherwise. What does not, is set aside.
-
-        What is packed is unpacked, unless it may stay `packed`.
-        """
-        if not self.store.exists:
-            return None
-        commit = views.ref(self.store, model_id, names.require_revision(revision))
-        if commit is None:
-            return None
-        self.index.refresh()
-        found = self.index.revision(model_id, commit)
-        if found is not None and not packed:
-            self._thaw(found)
-        if found is None or not self._is_right(found):
-            return None
-        if packed and any(pack.is_packed(self.store, file.sha256) for file in found.files):
-            return found
-        place = views.snapshot(self.store, model_id, commit)
-        if not all((place / file.path).exists() for file in found.files):
-            try:
-                views.make(self.store, found)
-            except OSError:
-                return None
-        return found
-
-    def _thaw(self, revision: Revision) -> None:
-        """Unpack what a revision has packed. Damage shows as missing content, which a download brings again."""
-        frozen = {f.sha256: f.size_bytes for f in revision.files if pack.is_packed(self.store, f.sha256)}
-        if not frozen:
-            return
-        self._progress(f"unpacking {revision.model_id}: {len(frozen)} files, {format_bytes(sum(frozen.values()))}")
-        with holds.held(self.store, revision.model_id, revision.commit, "unpacking", tuple(frozen)):
-            needed = sum(frozen.values()) - sum(pack.sizes(self.store).get(sha256, 0) for sha256 in frozen)
-            evict.make_room(self.store, self.index, needed, revision.model_id, limit_bytes=self.limit_bytes)
-            try:
-                pack.thaw(self.store, self.index, revision)
-            except Damaged as err:
-                self._progress(str(err))
-
-    def _is_right(self, revision: Revision) -> bool:
-        blobs = self.index.blobs(file.sha256 for file in revision.files)
-        right = True
-        for file in revision.files:
-            blob = blobs.get(file.sha256)
-            if blob is not None and (space.looks_right(self.store, blob) or self._is_still_right(file.sha256)):
-                continue
-            if blob is None and pack.is_packed(self.store, file.sha256):
-                continue
-            right = False
-            if blob is not None and self.store.blob(file.sha256).exists():
-                users = space.quarantine(self.store, self.index, file.sha256)
-                named = sorted({f"{model_id} {path}" for model_id, _, path in users})
-                self._progress(f"damaged content set aside: {', '.join(named)}")
-        return right
-
-    def _is_still_right(self, sha256: str) -> bool:
-        """Read content that looks different; a touched file is right again, a changed one is not."""
-        try:
-            if space.digest(self.store.blob(sha256)) != sha256:
-                return False
-            self.index.verified(sha256, self.store.now_s())
-        except OSError:
-            return False
-        return True
+        return presence.find(
+            self.store,
+            self.index,
+            model_id,
+            revision,
+            packed=packed,
+            limit_bytes=self.limit_bytes,
+            tell=self._progress,
+        )
 
     def _adopt(self, model_id: str, revision: str, approved: Collection[str]) -> Revision | None:
         from aim_engine.cache import adopt

@@ -38,10 +38,20 @@ def require_model_id(model_id: str) -> str:
         or ".." in model_id
         or model_id.endswith(".git")
     ):
-        raise InvalidInput(
-            f"'{model_id}' is not a model id", hint="for example Qwen/Qwen3-32B, or the path of a folder"
-        )
+        raise InvalidInput(f"'{model_id}' is not a model id", hint=_meant(model_id))
     return model_id
+
+
+def _meant(text: str) -> str:
+    """What somebody probably meant who gave this as a model id."""
+    if text.startswith(("/", "./", "../", "~")):
+        return f"there is no folder {text[:200]}"
+    name, _, revision = text.strip().partition("@") if "@" in text else text.strip().partition(":")
+    if "//" in text:  # the address of its page
+        name, revision = "/".join(text.partition("//")[2].split("?")[0].split("/")[1:3]), ""
+    if name != text and _MODEL_ID.fullmatch(name) and "/" in name:
+        return f"did you mean {name}" + (f" --revision {revision}?" if _REVISION.fullmatch(revision) else "?")
+    return "for example Qwen/Qwen3-32B, or the path of a folder"
 
 
 def require_revision(revision: str) -> str:

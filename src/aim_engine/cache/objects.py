@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ _SIGNED_FOR = dt.timedelta(hours=1)
 """An address is signed anew when it is refused, so this bounds how long a leaked one is of use, not a download."""
 _VARIABLES = ("AWS_", "GOOGLE_", "AZURE_")
 _MAX_SUMS_BYTES = 16 << 20
+_STATUS = re.compile(r"status code: (\d{3})")
+"""What the library says of answers that it has no class for."""
 _guard = threading.Lock()
 _stores: dict[tuple[object, ...], S3Store | GCSStore | AzureStore] = {}
 
@@ -40,6 +43,8 @@ class Objects:
         parts = urlsplit(text)
         if not parts.netloc:
             raise InvalidInput(f"'{text}' names no bucket", hint="for example s3://bucket/models")
+        if parts.scheme == "az" and not parts.path.strip("/"):
+            raise InvalidInput(f"'{text}' names no container", hint="az://ACCOUNT/CONTAINER/PATH")
         self.text = text
         self.name = text.rstrip("/")
         _library()
@@ -131,13 +136,17 @@ def _split(url: str) -> tuple[str, str]:
 
 
 def _store(root: str) -> Any:
-    from obstore.store import from_url
+    from obstore.store import AzureStore, from_url
 
     said = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
     key = (root, *sorted(said.items()))
     with _guard:
         if key not in _stores:
-            _stores[key] = from_url(root)  # type: ignore[assignment]
+            parts = urlsplit(root)
+            if parts.scheme == "az":  # the library takes the host for the container
+                _stores[key] = AzureStore(parts.path.strip("/"), account_name=parts.netloc)
+            else:
+                _stores[key] = from_url(root)  # type: ignore[assignment]
         return _stores[key]
 
 
@@ -153,11 +162,17 @@ def _typed(err: Exception, name: str, model_id: str) -> AimError:
     if isinstance(err, AimError):
         return err
     kind = type(err).__name__
-    why = (str(err).splitlines() or [kind])[0][:200]
-    if kind in ("PermissionDeniedError", "UnauthenticatedError") or "403" in why or "InvalidAccessKeyId" in why:
+    first = (str(err).splitlines() or [kind])[0]
+    status, why = _STATUS.search(first), first[:200]
+    code = status[1] if status is not None else ""
+    if (
+        kind in ("PermissionDeniedError", "UnauthenticatedError")
+        or code in ("401", "403")
+        or "InvalidAccessKeyId" in first
+    ):
         return AccessRefused(
             f"{name} refuses these credentials", why=kind, hint="check AWS_*, GOOGLE_* or AZURE_* variables"
         )
-    if kind == "NotFoundError" or isinstance(err, FileNotFoundError):
+    if kind == "NotFoundError" or isinstance(err, FileNotFoundError) or code == "404":
         return NoSuchModel(f"{name} has no {model_id}", why=kind, hint="check the name of the bucket")
     return Unavailable(f"{name} cannot be read", why=f"{kind}: {why}", hint="check the network and AWS_ENDPOINT_URL")

@@ -28,6 +28,11 @@ def is_code(path: str) -> bool:
     return path.lower().endswith(_CODE)
 
 
+def runs_code(path: str) -> bool:
+    """Is it something that may only be loaded when its content was approved?"""
+    return is_pickle(path) or is_code(path)
+
+
 def wants_code(config: Path) -> str | None:
     """How a model's configuration asks for code that is not in the engine; None when it does not, or cannot be read.
 

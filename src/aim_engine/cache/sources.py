@@ -55,7 +55,10 @@ def parse(text: str) -> Source:
     from aim_engine.cache import folder, hub, modelscope, objects, web
 
     scheme = text.partition(":")[0].casefold() if "://" in text else ""
-    if scheme and "@" in urlsplit(text).netloc:
+    user = urlsplit(text).netloc.rpartition("@")[0] if scheme else ""
+    if user and (
+        scheme not in ("abfs", "abfss") or ":" in user
+    ):  # there it is the container: abfss://CONTAINER@ACCOUNT...
         raise InvalidInput(
             f"'{_public(text)}' is named with credentials",
             why="an address is kept and shown",

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from aim_engine.cache import hub
 from aim_engine.cache.manager import CachedModel, ModelCacheManager, Progress
 from aim_engine.errors import InvalidInput, Unreachable
+from aim_engine.recipe import companions
 from aim_engine.settings import Settings
 
 if TYPE_CHECKING:
-    from aim_engine.cache.fetch import Progress as Transfer
+    from aim_engine.cache.progress import Progress as Transfer
+    from aim_engine.planner.plan import Plan
 
 
 def fetch(
@@ -80,6 +82,34 @@ def fetch(
 def hold(folder: Path, settings: Settings, deployment: str, records: Path) -> None:
     """Keep a model that a deployment serves until its records, below the folder `records`, are gone."""
     ModelCacheManager(settings.cache_dir).lease(folder, deployment, records)
+
+
+def needed(plan: Plan, revision: str | None = None) -> tuple[tuple[str, str], ...]:
+    """Model and revision of everything that a plan's engine loads from a hub: its own model, a draft model, adapters."""
+    own = plan.inputs.model.model_id
+    beside = companions.of(plan.chosen.recipe.extra_args, own) if plan.chosen is not None else ()
+    return ((own, revision or "main"), *((each, "main") for each in beside))
+
+
+def hold_for_plan(plan: Plan, path: Path, settings: Settings, revision: str | None = None) -> None:
+    """Keep what a plan needs while its file is there. A folder of the user's is not ours to keep. Raises: InvalidInput, Unreachable."""
+    models = [each for each in needed(plan, revision) if not Path(each[0]).is_absolute()]
+    ModelCacheManager(settings.cache_dir).hold_for_plan(path, models)
+
+
+def require_programs(folder: Path, model_id: str, settings: Settings) -> None:
+    """The files of code that a model names must be in its folder, when that is a view of the cache. Raises: InvalidInput."""
+    from aim_engine.cache import approval
+
+    if not folder.is_relative_to(Path(settings.cache_dir).expanduser().absolute()):
+        return
+    lacking = approval.lacking(folder)
+    if lacking:
+        raise InvalidInput(
+            f"{model_id} needs code of its repository, which nobody approved",
+            why=f"its configuration names {', '.join(lacking[:5])}, which would run on this machine; the cache fetches none unread",
+            hint=f"read it, then: aim-engine cache approve {model_id} {' '.join(lacking[:5])}",
+        )
 
 
 def converted_models(data_dir: str | Path) -> tuple[CachedModel, ...]:

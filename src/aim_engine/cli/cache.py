@@ -20,8 +20,8 @@ from aim_engine.settings import Settings
 from aim_engine.units import GIB, format_bytes
 
 if TYPE_CHECKING:
-    from aim_engine.cache import holds
-    from aim_engine.cache.fetch import Progress
+    from aim_engine.cache import acquire, holds
+    from aim_engine.cache.progress import Progress
 
 _EVERY_S = 5.0
 """Between two lines of progress where there is no terminal."""
@@ -49,15 +49,17 @@ def cache() -> None:
 
 
 @cache.command(epilog="Example: aim-engine cache pull HuggingFaceTB/SmolLM2-135M-Instruct")
-@click.argument("model")
-@click.option("--revision", default="main", show_default=True, help="Branch, tag or commit on the hub.")
+@click.argument("models", nargs=-1)
+@click.option("--plan", "plan_file", metavar="FILE", help="What this plan needs: its model, draft model, adapters.")
+@click.option("--revision", default="main", show_default=True, help="Branch, tag or commit of the first model.")
 @click.option("--from", "source", metavar="SOURCE", help="Where it comes from, such as s3://bucket/models or a folder.")
 @click.option("--force", is_flag=True, help="Fetch every file again.")
 @click.option("--allow-pickle", "approved", metavar="SHA256", multiple=True, help="Accept this pickle; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Show what would be fetched, and fetch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document; progress as JSON lines on stderr.")
 def pull(
-    model: str,
+    models: tuple[str, ...],
+    plan_file: str | None,
     revision: str,
     source: str | None,
     force: bool,
@@ -65,27 +67,53 @@ def pull(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Fetch MODEL, unless it is there, and print its folder."""
+    """Fetch MODELS, unless they are there, and print their folders. With --plan they stay while that file is there."""
     settings = all_settings.load({"cache_sources": source})
+    wanted = [(model, revision if number == 0 else "main") for number, model in enumerate(models)]
+    if plan_file is not None:
+        from aim_engine.cli import files
+
+        plan = files.read_plan(plan_file)
+        wanted = [*weights.needed(plan, revision), *wanted]
+        if not dry_run and plan_file != "-":
+            weights.hold_for_plan(plan, Path(plan_file), settings, revision)
+    if not wanted:
+        raise click.UsageError("name a model, or a plan with --plan")
     if dry_run:
-        _show_plan(_manager(settings).plan_download(model, revision, force=force, approved=approved), as_json=as_json)
+        manager = _manager(settings)
+        found = [manager.plan_download(model, ref, force=force, approved=approved) for model, ref in wanted]
+        if as_json:
+            output.data(found[0] if len(found) == 1 else {"schema": "aim-engine/cache-plans/v1", "plans": found})
+        for each in found if not as_json else ():
+            _show_plan(each)
         return
+    paths: list[tuple[str, Path]] = []
     with _progress(as_json=as_json) as (note, transfer):
-        path = weights.fetch(
-            model,
-            settings,
-            note,
-            python=lambda: _converter(settings),
-            revision=revision,
-            force=force,
-            approved=approved,
-            transfer=transfer,
-        )
-    if as_json:
-        output.data({"schema": "aim-engine/cached-model/v1", "model_id": model, "path": str(path)})
-    else:
+        for model, ref in wanted:
+            try:
+                path = weights.fetch(
+                    model,
+                    settings,
+                    note,
+                    python=lambda: _converter(settings),
+                    revision=ref,
+                    force=force,
+                    approved=approved,
+                    transfer=transfer,
+                )
+            except KeyboardInterrupt:
+                note("what arrived is kept: the same command goes on there")
+                raise
+            paths.append((model, path))
+    for _, path in paths if not as_json else ():
         output.text(str(path))
-    output.next_step(f"aim-engine up {model}")
+    documents = [
+        {"schema": "aim-engine/cached-model/v1", "model_id": model, "path": str(path)} for model, path in paths
+    ]
+    if as_json:
+        many = {"schema": "aim-engine/cached-models/v1", "models": documents}
+        output.data(documents[0] if len(documents) == 1 else many)
+    output.next_step(f"aim-engine up {wanted[0][0]}")
 
 
 @cache.command(epilog="Example: aim-engine cache ls")
@@ -154,11 +182,18 @@ def stats(as_json: bool) -> None:
 
 @cache.command(epilog="Example: aim-engine cache verify")
 @click.argument("model", required=False)
+@click.option(
+    "--older-than",
+    "older_than_days",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Read only what was not proved for so long.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def verify(model: str | None, as_json: bool) -> int:
+def verify(model: str | None, older_than_days: float | None, as_json: bool) -> int:
     """Read every stored file, or those of MODEL, against its checksum. Asks nobody; exits 1 when something is damaged."""
     manager = _manager(all_settings.load())
-    damaged = manager.verify(model)
+    damaged = manager.verify(model, older_than_days=older_than_days)
     if as_json:
         found = [{"model_id": each[0], "commit": each[1], "path": each[2]} for each in damaged]
         output.data({"schema": "aim-engine/cache-verify/v1", "damaged": found})
@@ -327,14 +362,7 @@ def _list_files(*, as_json: bool) -> None:
             )
 
 
-def _show_plan(plan: object, *, as_json: bool) -> None:
-    from aim_engine.cache import acquire
-
-    if not isinstance(plan, acquire.Plan):
-        raise TypeError("a download plan is needed")
-    if as_json:
-        output.data(plan)
-        return
+def _show_plan(plan: acquire.Plan) -> None:
     output.text(f"{plan.describe()} (commit {plan.commit[:12]}, licence {plan.licence or 'not stated'})")
     for file in plan.missing:
         output.text(f"  {format_bytes(file.size_bytes):>10}  {file.path}")
@@ -365,7 +393,7 @@ def _progress(*, as_json: bool) -> Iterator[tuple[Callable[[str], None], Callabl
                 task.append(bar.add_task("", total=progress.total_bytes))
             bar.update(task[0], completed=progress.done_bytes)
 
-        yield bar.console.print, show
+        yield lambda line: bar.console.print(line, markup=False, highlight=False), show
 
 
 class _Lines:

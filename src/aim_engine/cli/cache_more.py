@@ -12,7 +12,9 @@ import click
 
 from aim_engine import settings as all_settings
 from aim_engine.cache import manager as managers
+from aim_engine.cache import names
 from aim_engine.cli import output
+from aim_engine.errors import Unreachable
 from aim_engine.units import format_bytes, parse_bytes
 
 
@@ -245,7 +247,61 @@ def unlock(name: str, force: bool) -> None:
     output.text(f"{name}: {holder or 'nobody holds it'}" + (", no longer" if holder and force else ""))
 
 
-COMMANDS = (outdated, schedule, quota, prefetch, compress, sync, serve, metrics, rebuild, unlock)
+@click.command(epilog="Example: aim-engine cache approve microsoft/Phi-4-multimodal-instruct")
+@click.argument("model")
+@click.argument("files", nargs=-1)
+@click.option("--revision", default="main", show_default=True, help="Branch, tag or commit on the hub.")
+@click.option("--drop", is_flag=True, help="Take the approval of FILES, or of all, back.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def approve(model: str, files: tuple[str, ...], revision: str, drop: bool, yes: bool, as_json: bool) -> None:
+    """Let programs of MODEL into its folder: its code or pickles, by name, or any content by its sha256. Without FILES, list them.
+
+    What counts is the content: a file that changed is not approved any more.
+    """
+    from aim_engine.cache import programs
+
+    manager = _manager()
+    if drop:
+        gone = programs.revoke(manager, model, files) if manager.store.exists else ()
+        for each in gone if not as_json else ():
+            output.text(f"no longer approved: {each.path or each.sha256}")
+        if as_json:
+            output.data({"schema": "aim-engine/cache-approvals/v1", "model_id": model, "revoked": gone})
+        return
+    if all_settings.load().offline and not (files and all(names.is_sha256(each) for each in files)):
+        raise Unreachable(
+            f"the programs of {model} cannot be read",
+            why="settings say offline",
+            hint=f"by its checksum a program is approved without asking anybody: aim-engine cache approve {model} SHA256",
+        )
+    if files:
+        if not yes:
+            click.confirm(f"Have you read {', '.join(files)}? They run as you, on this machine.", abort=True, err=True)
+        approved = programs.approve(manager, model, files, revision)
+        if as_json:
+            output.data({"schema": "aim-engine/cache-approvals/v1", "model_id": model, "approved": approved})
+        for known in approved if not as_json else ():
+            output.text(f"{known.sha256}  {known.path}")
+        output.next_step(f"aim-engine cache pull {model}")
+        return
+    found = programs.of(manager, model, revision)
+    if as_json:
+        output.data({"schema": "aim-engine/cache-programs/v1", "model_id": model, "programs": found})
+        return
+    for program in found:
+        said = "approved" if program.approved else "not approved"
+        output.text(
+            f"{program.path}  {format_bytes(program.size_bytes)}  {said}\n  {program.sha256}\n  {program.address}"
+        )
+    waiting = [program.path for program in found if not program.approved]
+    if waiting:
+        output.next_step(f"read them, then: aim-engine cache approve {model} {' '.join(waiting)}")
+    elif not found:
+        output.note(f"{model} has no programs that an engine would run")
+
+
+COMMANDS = (approve, outdated, schedule, quota, prefetch, compress, sync, serve, metrics, rebuild, unlock)
 
 
 def _manager() -> managers.ModelCacheManager:

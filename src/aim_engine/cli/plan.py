@@ -10,9 +10,10 @@ import click
 
 from aim_engine import workflow
 from aim_engine.cli import front, hardware_source, options, output
-from aim_engine.errors import Unreachable
+from aim_engine.errors import AimError, Unreachable
 from aim_engine.planner import plan as plans
 from aim_engine.planner.plan import Candidate, Plan
+from aim_engine.settings import Settings
 from aim_engine.units import format_bytes, format_gib, format_ms
 
 
@@ -63,6 +64,7 @@ def plan(
         document = workflow.choose_in(request, spec, cluster, settings)
     if path is not None:
         write(document, path)
+        _hold(document, path, settings, request.revision)
     if picture is not None and document.pareto:
         front.draw(document, picture)
     if as_json:
@@ -85,6 +87,18 @@ def write(document: Plan, path: Path) -> None:
     except OSError as err:
         partial.unlink(missing_ok=True)
         raise Unreachable(f"the plan cannot be written to {path}", why=err.strerror) from err
+
+
+def _hold(document: Plan, path: Path, settings: Settings, revision: str | None) -> None:
+    """Let a cache that is here already keep what the plan names while its file is there."""
+    if document.chosen is None or not (Path(settings.cache_dir).expanduser() / "STORE").is_file():
+        return
+    from aim_engine.cache import weights
+
+    try:
+        weights.hold_for_plan(document, path, settings, revision)
+    except AimError as err:
+        output.note(f"warning: the cache will not keep the weights for this plan: {err}")
 
 
 def show(document: Plan, *, explain: bool) -> None:

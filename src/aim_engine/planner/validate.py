@@ -69,7 +69,7 @@ def recipe_findings(
                 id="MOD003",
                 severity="warning",
                 message="code from the model's repository will run on this host",
-                remedy="review it and pin the revision",
+                remedy=f"review it, then: aim-engine cache approve {spec.model_id}",
             )
         )
     if recipe.online_quantization is not None or (recipe.kv_cache_dtype != "auto"):

@@ -10,6 +10,7 @@ import msgspec
 from aim_engine.backend.base import Backend
 from aim_engine.errors import InvalidInput
 from aim_engine.planner.plan import Plan
+from aim_engine.recipe import companions
 from aim_engine.render import manifests, pod, serving, text
 from aim_engine.render.artifact import Artifact, Options
 
@@ -50,41 +51,45 @@ def _job(plan: Plan, options: Options, backend: Backend) -> dict[str, Any]:
     model = plan.inputs.model.model_id
     if model.startswith(("-", "/")):
         raise InvalidInput(f"'{model}' is not on the hub", hint="serve a folder with --model-path")
+    beside = companions.of((*serving.chosen(plan).recipe.extra_args, *options.args), model)
     meta = pod.metadata(plan, options, "-fetch")
     meta["labels"]["app.kubernetes.io/component"] = "fetch"
     where, mounts = pod.cache_mounts(options, serving.chosen(plan).recipe.engine)
     if options.fetch_image is None:
         image = serving.image_reference(serving.image(plan, options, backend))
         # Llama's repositories hold the weights a second time, in a folder that engines do not read.
-        command = ["hf", "download", model, "--exclude", "original/*"]
+        commands = [["hf", "download", each, "--exclude", "original/*"] for each in (model, *beside)]
     else:
         image = serving.pinned(options.fetch_image, options)
-        command = ["aim-engine", "cache", "pull", model]
+        commands = [["aim-engine", "cache", "pull", model, *beside]]
         where = {
             **{name: value for name, value in where.items() if name in ("HOME", "USER", "HF_HOME")},
             "AIM_ENGINE_CACHE_DIR": f"{where['HF_HOME']}/aim-engine",
             "AIM_ENGINE_STATE_DIR": "/tmp/aim-engine",  # noqa: S108 - in the container; the index must not lie on a network disk
             **({"AIM_ENGINE_CACHE_SOURCES": options.fetch_sources} if options.fetch_sources else {}),
         }
-    container = {
-        "name": "fetch",
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": [text.no_expansion(text.data(word, "model")) for word in command],
-        "env": [
-            *({"name": name, "value": text.no_expansion(value)} for name, value in sorted(where.items())),
-            *(entry for entry in pod.secrets(options) if entry["name"] == "HF_TOKEN"),
-        ],
-        "resources": FETCH_MEMORY,
-        "securityContext": pod.container_security(options),
-        "volumeMounts": [*pod.temporary(options)[1], *mounts],
-    }
+    containers = [
+        {
+            "name": "fetch" if number == 1 else f"fetch-{number}",
+            "image": image,
+            "imagePullPolicy": "IfNotPresent",
+            "command": [text.no_expansion(text.data(word, "model")) for word in command],
+            "env": [
+                *({"name": name, "value": text.no_expansion(value)} for name, value in sorted(where.items())),
+                *(entry for entry in pod.secrets(options) if entry["name"] == "HF_TOKEN"),
+            ],
+            "resources": FETCH_MEMORY,
+            "securityContext": pod.container_security(options),
+            "volumeMounts": [*pod.temporary(options)[1], *mounts],
+        }
+        for number, command in enumerate(commands, 1)
+    ]
     spec = {
         "restartPolicy": "OnFailure",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": pod.security(options),
-        "containers": [container],
+        "containers": containers,
         "volumes": [
             *pod.temporary(options)[0],
             {"name": "cache", "persistentVolumeClaim": {"claimName": f"{options.name}-cache"}},
