@@ -29,7 +29,7 @@ from aim_engine.perf import calibration
 from aim_engine.planner.plan import Inputs, Plan
 from aim_engine.planner.select import select
 from aim_engine.recipe.database import RecipeDatabase
-from aim_engine.recipe.recipe import Recipe
+from aim_engine.recipe.recipe import Parallelism, Recipe
 from aim_engine.settings import Settings
 from aim_engine.workload import Objective, Slo, Workload
 
@@ -43,7 +43,7 @@ PRECISIONS = {
     "bf16": ("bf16",),
     "fp16": ("bf16", "fp16"),
 }
-SPLIT = re.compile(r"(?:\d+x )?(tp\d+(?: ep)?) (?!pp|dp|ep)")
+SPLIT = re.compile(r"(?:\d+x )?((?:(?:tp|pp|dp)\d+ )+(?:ep )?)")
 """The split of a recipe's key or of a family that was refused."""
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "agreement.md"
 
@@ -60,8 +60,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     workload: Workload
     engine: str
     """The one it was published for, as far as we know it; else vllm."""
-    splits: frozenset[tuple[int, bool]]
-    """(tp, ep) that the experts serve this with."""
+    splits: frozenset[Parallelism]
+    """What the experts serve this with."""
     switches: dict[str, str] = {}
 
 
@@ -122,14 +122,13 @@ def judge(row: Row, database: RecipeDatabase | None = None) -> Verdict:
     if plan.chosen is None:
         return Verdict(row=row, verdict="different", ours="no plan", note=plan.hint)
     recipe = plan.chosen.recipe
-    split, ours = (recipe.parallelism.tp, recipe.parallelism.ep), f"{recipe.replicas} x {recipe.parallelism.describe()}"
+    ours = f"{recipe.replicas} x {recipe.parallelism.describe()}"
     wrong = [f"{name}={value}" for name, value in row.switches.items() if not holds(recipe, name, value)]
     if recipe.online_quantization is not None and recipe.precision not in PRECISIONS.get(row.precision, ()):
         return Verdict(row=row, verdict="different", ours=ours, note=f"{recipe.precision}, not {row.precision}")
     if wrong:
         return Verdict(row=row, verdict="different", ours=ours, note=f"without {', '.join(wrong)}")
-    plain = recipe.parallelism.pp == recipe.parallelism.dp == 1
-    if plain and split in row.splits:
+    if recipe.parallelism in row.splits:
         return Verdict(row=row, verdict="equal", ours=ours)
     return against(row, plan, ours)
 
@@ -146,15 +145,15 @@ def holds(recipe: Recipe, name: str, value: str) -> bool:
 
 def against(row: Row, plan: Plan, ours: str) -> Verdict:
     """What the plan itself says of the published split: by how much it is behind, or why it was refused."""
-    wanted = {f"tp{tp}{' ep' if ep else ''}" for tp, ep in row.splits}
+    wanted = {split.describe() for split in row.splits}
     for near in plan.neighbours:
         found = SPLIT.match(near.recipe)
-        if found is not None and found[1] in wanted and not near.change.startswith(("replicas", "max_num")):
-            return Verdict(row=row, verdict="explained", ours=ours, note=f"{found[1]}: {near.reason}")
+        if found is not None and found[1].strip() in wanted and not near.change.startswith(("replicas", "max_num")):
+            return Verdict(row=row, verdict="explained", ours=ours, note=f"{found[1].strip()}: {near.reason}")
     for rejection in plan.rejected:
         found = SPLIT.match(rejection.recipe)
-        if found is not None and found[1] in wanted:
-            return Verdict(row=row, verdict="explained", ours=ours, note=f"{found[1]}: {rejection.reason}")
+        if found is not None and found[1].strip() in wanted:
+            return Verdict(row=row, verdict="explained", ours=ours, note=f"{found[1].strip()}: {rejection.reason}")
     return Verdict(row=row, verdict="different", ours=ours, note="the plan does not speak of the published split")
 
 
@@ -187,7 +186,8 @@ def page(found: list[Verdict], informed: list[Verdict]) -> str:
         "recipe database. *Equal*: same checkpoint as it is, same tensor and expert parallelism, same AITER switches. *Explained*: another",
         "split was chosen, and the plan's own list of neighbours (`--explain`) says by how much the published one is behind, or why it was",
         "refused. The lowest load of a benchmark is asked for latency, its others for the best product of speed per user and per GPU. The",
-        "figures behind that are modelled, not measured. Models without a catalogue entry are left out.",
+        "figures behind that are modelled; where both splits were [measured beside each other](../concepts/selection.md), that decides and",
+        "is quoted. Models without a catalogue entry are left out.",
         "",
         "| source | model | card | rows | equal | explained | different |",
         "|---|---|---|--:|--:|--:|--:|",
@@ -218,7 +218,7 @@ def page(found: list[Verdict], informed: list[Verdict]) -> str:
 
 def describe(row: Row) -> str:
     """A row in words."""
-    splits = ", ".join(f"tp{tp}{' ep' if ep else ''}" for tp, ep in sorted(row.splits))
+    splits = ", ".join(split.describe() for split in sorted(row.splits))
     return f"{row.source} {row.model} {row.gpus} x {row.card} {row.objective} at {row.workload.concurrency}: {splits}"
 
 
@@ -232,11 +232,7 @@ def _searched(document: Any) -> Iterator[Row]:
                 space = scenario["search-space"]
                 loads = {load for each in space for load in _loads(each)}
                 for load in sorted(loads):
-                    splits = frozenset(
-                        (each["tp"], each.get("ep", 1) > 1)
-                        for each in space
-                        if not each.get("dp-attn") and min(_loads(each)) <= load <= max(_loads(each))
-                    )
+                    splits = frozenset(_split(each) for each in space if min(_loads(each)) <= load <= max(_loads(each)))
                     if splits:
                         yield Row(
                             source="InferenceX",
@@ -251,6 +247,13 @@ def _searched(document: Any) -> Iterator[Row]:
                             ),
                             splits=splits,
                         )
+
+
+def _split(space: dict[str, Any]) -> Parallelism:
+    """An entry's split in our terms: attention on every rank for itself is data-parallel over as many."""
+    if space.get("dp-attn"):
+        return Parallelism(dp=space["tp"], ep=True)
+    return Parallelism(tp=space["tp"], ep=space.get("ep", 1) > 1)
 
 
 def _loads(space: dict[str, Any]) -> list[int]:
@@ -278,7 +281,7 @@ def _profiles(document: Any) -> Iterator[Row]:
                 gpus=tp,
                 objective="latency" if metric == "latency" else "throughput",
                 workload=Workload(),
-                splits=frozenset({(tp, ep)}),
+                splits=frozenset({Parallelism(tp=tp, ep=ep)}),
                 switches=switches,
             )
 

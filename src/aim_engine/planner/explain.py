@@ -8,6 +8,7 @@ import msgspec
 
 from aim_engine.perf.estimate import Range
 from aim_engine.planner import rank
+from aim_engine.planner.beside import Evidence
 from aim_engine.planner.family import Option
 from aim_engine.planner.plan import Candidate, Inputs, Neighbour, Rejection
 from aim_engine.planner.rank import Rated
@@ -32,11 +33,17 @@ def neighbours(
     rejected: Sequence[Rejection],
     inputs: Inputs,
     smaller: Sequence[Candidate] = (),
+    evidence: Evidence | None = None,
 ) -> tuple[Neighbour, ...]:
     """The best of every other split and of those one step away, each with the number that lost it, or why it does not fit.
 
-    `smaller`: sizes that were simulated and missed a limit.
+    `smaller`: sizes that were simulated and missed a limit; `evidence`: what was measured of splits beside each other.
     """
+
+    def lost(other: Rated) -> str:
+        measured = "" if evidence is None else evidence.told(chosen, other)
+        return "; ".join(filter(None, (_lost(chosen, other, inputs), measured)))
+
     found = [
         Neighbour(
             change=f"replicas {one.replicas} instead of {chosen.replicas}",
@@ -52,11 +59,17 @@ def neighbours(
             continue
         if near:
             best = rank.order(near, inputs.objective, open_count=inputs.open_count)[0]
-            found.append(Neighbour(change=change, recipe=best.key, reason=_lost(chosen, best, inputs)))
+            found.append(Neighbour(change=change, recipe=best.key, reason=lost(best)))
             continue
         refusal = next((r for r in rejected if family is not None and r.recipe == family), None)
         if refusal is not None:
             found.append(Neighbour(change=change, recipe=refusal.recipe, reason=refusal.reason))
+    named = {neighbour.recipe for neighbour in found}
+    for split in sorted({option.split for option in options} - {chosen.split}):
+        near = [option for option in options if option.split == split]
+        best = rank.order(near, inputs.objective, open_count=inputs.open_count)[0]
+        if best.key not in named:
+            found.append(Neighbour(change=f"spread as {split.describe()}", recipe=best.key, reason=lost(best)))
     return tuple(found)
 
 
@@ -152,8 +165,12 @@ def _lost(chosen: Candidate, other: Rated, inputs: Inputs) -> str:
     more = other.devices - chosen.devices
     if theirs <= ours * (1 + 1e-9):
         return f"the same {goal}" + (f", with {_gpus(more)} more" if more > 0 else "")
-    gain = f"{theirs / ours - 1:.1%} more {goal}, inside the error band"
-    return f"{gain}, for {_gpus(more)} more" if more > 0 else f"{gain}; {rank.preference(chosen, other)}"
+    gain = f"{theirs / ours - 1:.1%} more {goal}"
+    if ours >= theirs * (1 - rank.band(inputs.objective)):
+        gain += ", inside the error band"
+        if more > 0:
+            return f"{gain}, for {_gpus(more)} more"
+    return f"{gain}; {rank.preference(chosen, other)}"
 
 
 def _gpus(count: int) -> str:

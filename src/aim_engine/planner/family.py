@@ -94,6 +94,11 @@ class Option:
         return self.missed_fraction <= 0
 
     @property
+    def requests(self) -> float:
+        """In flight over all replicas."""
+        return (self.load.requests + self.load.waiting) * self.replicas
+
+    @property
     def split(self) -> Parallelism:
         """How one replica is spread."""
         return self.family.split

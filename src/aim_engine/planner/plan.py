@@ -131,6 +131,11 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         return self.recipe.replicas
 
     @property
+    def requests(self) -> float:
+        """In flight over all replicas."""
+        return float(self.estimate.concurrency)
+
+    @property
     def split(self) -> Parallelism:
         """How one replica is spread."""
         return self.recipe.parallelism

@@ -16,6 +16,7 @@ from aim_engine.model.spec import ModelSpec
 from aim_engine.perf import memory, play, predict
 from aim_engine.perf.calibration import Calibration
 from aim_engine.planner import explain, fallback, rank, validate
+from aim_engine.planner.beside import Evidence
 from aim_engine.planner.family import Option
 from aim_engine.planner.finalists import Finals, play_off
 from aim_engine.planner.plan import Candidate, Inputs, Plan, Rejection, Step
@@ -50,10 +51,14 @@ def select(
     found = search(inputs, available, backend, calibration, matching)
     options = rank.order(found.options, inputs.objective, open_count=inputs.open_count)
     finals = play_off(inputs, options) if inputs.simulate else None
-    steps.append(_ranked(inputs, found, options, finals))
     played = () if finals is None else finals.ranked
     spreads = {rank.spread(candidate) for candidate in played}
     ranked: list[Candidate | Option] = [*played, *(one for one in options if rank.spread(one) not in spreads)]
+    evidence = Evidence(inputs)
+    measured = evidence.best(ranked)
+    steps.append(_ranked(inputs, found, options, finals, evidence.told(ranked[0], measured) if measured else ""))
+    if measured is not None:
+        ranked = [measured, *(one for one in ranked if one is not measured)]
     sound, refused = _first_valid(inputs, ranked, backend)
     steps.append(_validated(sound, refused))
     rejected = (*found.rejected, *(() if finals is None else finals.rejected), *refused)
@@ -67,14 +72,20 @@ def select(
             rejected = (*rejected, Rejection(recipe=sound.key, reason=_missed_limits(sound, inputs)))
         closest = [_whole(one) for one in rank.distinct(ranked, fallback.CLOSEST)]
         advice = fallback.advise(
-            inputs, available, closest, found, backend=backend, calibration=calibration, catalogue=catalogue
+            inputs,
+            available,
+            closest,
+            found,
+            backend=backend,
+            calibration=calibration,
+            catalogue=catalogue,
         )
         hint = advice.hint
         steps.append(Step(name="fallback", summary=advice.summary, details=advice.details))
     others = [one for one in ranked if chosen is None or rank.spread(one) != rank.spread(chosen)]
     alternatives = tuple(_whole(one) for one in rank.distinct(others, ALTERNATIVES))
     if chosen is not None:
-        chosen = msgspec.structs.replace(chosen, reason=_why(chosen, alternatives, inputs))
+        chosen = msgspec.structs.replace(chosen, reason=_why(chosen, alternatives, inputs, evidence))
         if inputs.open_count and inputs.gpu.kind != "cpu":
             inputs = msgspec.structs.replace(inputs, cluster=asked(chosen.recipe.gpu_count, inputs.gpu))
     return Plan(
@@ -85,7 +96,9 @@ def select(
         rejected=rejected,
         neighbours=()
         if chosen is None
-        else explain.neighbours(chosen, found.options, rejected, inputs, () if finals is None else finals.smaller),
+        else explain.neighbours(
+            chosen, found.options, rejected, inputs, () if finals is None else finals.smaller, evidence
+        ),
         doubt="" if chosen is None else explain.doubt(chosen, next(iter(alternatives), None), inputs),
         kernels=_kernels(inputs, chosen, backend),
         findings=_findings(inputs, chosen, backend),
@@ -212,7 +225,7 @@ def _told(entry: Known, inputs: Inputs, backend: Backend) -> Iterator[str]:
         yield f"  {change.what} {became} for {inputs.engine} {inputs.engine_version}: {change.why}"
 
 
-def _ranked(inputs: Inputs, found: Found, options: Sequence[Option], finals: Finals | None) -> Step:
+def _ranked(inputs: Inputs, found: Found, options: Sequence[Option], finals: Finals | None, measured: str) -> Step:
     keeping = sum(option.meets_slo for option in options)
     summary = (
         f"{found.configurations:,} configurations, {found.points:,} with every number of replicas and load they carry; "
@@ -232,6 +245,7 @@ def _ranked(inputs: Inputs, found: Found, options: Sequence[Option], finals: Fin
                 for one in rank.distinct(first, 3)
             ),
             *_load_chosen(inputs, options),
+            *((measured,) if measured else ()),
         ),
     )
 
@@ -318,7 +332,7 @@ def _missed_limits(candidate: Candidate, inputs: Inputs) -> str:
     return f"misses the limit on {' and '.join(missed)}"
 
 
-def _why(chosen: Candidate, others: tuple[Candidate, ...], inputs: Inputs) -> str:
+def _why(chosen: Candidate, others: tuple[Candidate, ...], inputs: Inputs, evidence: Evidence) -> str:
     goal = {
         "throughput": f"{chosen.estimate.output_tok_s.value:.0f} output tokens/s",
         "latency": f"{format_ms(chosen.estimate.e2e_ms.value)} per request",
@@ -331,8 +345,14 @@ def _why(chosen: Candidate, others: tuple[Candidate, ...], inputs: Inputs) -> st
     text = f"best {inputs.objective}: {goal}"
     if others:
         ours, theirs = (rank.value(c, inputs.objective, open_count=inputs.open_count) for c in (chosen, others[0]))
-        if theirs > ours:
-            text += f"; {others[0].recipe.key} is within the error band, and {rank.preference(chosen, others[0])}"
+        if measured := evidence.decides(chosen, others[0]):
+            text += f"; before {others[0].recipe.key}, {measured}"
+        elif theirs > ours:
+            near = ours >= theirs * (1 - rank.band(inputs.objective))
+            text += (
+                f"; {others[0].recipe.key} is {'within the error band' if near else f'{theirs / ours - 1:.0%} ahead'}, "
+            )
+            text += f"{'and' if near else 'but'} {rank.preference(chosen, others[0])}"
         elif theirs > 0:
             text += f"; next is {others[0].recipe.key} ({1 - theirs / ours:.0%} behind)"
     return text
