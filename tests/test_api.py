@@ -82,6 +82,7 @@ def test_a_model_known_by_name_alone_gets_the_size_table() -> None:
     assert recipe is not None
     assert recipe.gpu_count == 8
     assert "the size in the name alone (70B)" in recipe.provenance_note
+    assert "only the name is known" in recipe.provenance_note
 
 
 def test_a_name_without_a_size_stays_an_error() -> None:
@@ -89,8 +90,33 @@ def test_a_name_without_a_size_stays_an_error() -> None:
         selector().select_fallback_recipe("acme/Secret", "8xMI300X")
 
 
-def test_nothing_fits_is_none_not_an_exception() -> None:
-    assert selector().select_optimal_recipe("deepseek-ai/DeepSeek-R1", "1xRX9070XT") is None
+def test_where_counts_and_precisions_give_nothing_the_default_recipe_is_what_somebody_ran() -> None:
+    recipe = selector().select_fallback_recipe("amd/Llama-3.1-405B-Instruct-FP8-KV", "1xMI300X")
+    assert recipe is not None
+    assert (recipe.gpu, recipe.parallelism.tp, recipe.precision) == ("MI300X", 8, "fp8")
+    assert recipe.provenance_note.startswith("the default recipe: as run on MI300X (amd-enterprise-ai/aim-build")
+    assert "it takes 8 x MI300X, and 1 x MI300X are there; before that, 1 x MI300X: no conf" in recipe.provenance_note
+    assert "fp8: no configuration" in recipe.provenance_note
+
+
+def test_a_default_recipe_whose_split_nobody_named_is_planned_on_a_card_it_was_run_on() -> None:
+    recipe = selector().select_optimal_recipe("deepseek-ai/DeepSeek-R1", "1xRX9070XT")
+    assert recipe is not None
+    assert (recipe.gpu, recipe.gpu_count) == ("MI300X", 4)
+    assert "the default recipe: planned for 4 x MI300X, one of the cards it was run on" in recipe.provenance_note
+    assert "1 x RX9070XT are there" in recipe.provenance_note
+
+
+def test_without_a_default_recipe_the_size_table_answers_with_the_gpus_it_takes() -> None:
+    recipe = selector().select_fallback_recipe("Qwen/Qwen2.5-14B-Instruct", "1xRX9070XT")
+    assert recipe is not None
+    assert (recipe.gpu, recipe.gpu_count) == ("RX9070XT", 4)
+    assert "from the size table: 4 GPUs for 15B; it takes 4 x RX9070XT" in recipe.provenance_note
+    assert "nobody is known to have run this model" in recipe.provenance_note
+
+
+def test_what_not_even_the_size_table_fits_is_none_not_an_exception() -> None:
+    assert selector().select_optimal_recipe("google/gemma-3-27b-it", "1xRX9070XT") is None
 
 
 def test_a_validator_finds_what_a_recipe_lacks() -> None:

@@ -14,6 +14,7 @@ from aim_engine.planner import bounds, rank
 from aim_engine.planner.family import MOST_REPLICAS, Option, too_many
 from aim_engine.planner.plan import Candidate, Inputs
 from aim_engine.planner.search import Found, search, weights_options
+from aim_engine.recipe.database import Known
 from aim_engine.units import format_gib, format_ms
 from aim_engine.workload import Limit
 
@@ -38,8 +39,9 @@ def advise(
     backend: Backend,
     calibration: Calibration,
     catalogue: Callable[[], Sequence[Gpu]],
+    known: Sequence[Known] = (),
 ) -> Advice:
-    """The way out: a limit to relax, another load, another GPU count, another precision, another card."""
+    """The way out: a limit to relax, another load, another GPU count, another precision, what somebody ran elsewhere, another card."""
     look = _Look(inputs, available, backend, calibration)
     if closest:
         return _relax(look, closest, found)
@@ -63,7 +65,7 @@ def advise(
             summary=f"a load of {load:,.0f} takes more than {MOST_REPLICAS:,} replicas of {inputs.gpu.name}",
             hint="check the number; a fleet of that size is planned in parts",
         )
-    details = [*filter(None, (_more_devices(look), _other_precision(look)))]
+    details = [*filter(None, (_more_devices(look), _other_precision(look), _default(inputs, known)))]
     smallest = _smallest_card(look, catalogue)
     if smallest:
         details.append(smallest)
@@ -214,6 +216,20 @@ def _other_precision(look: _Look) -> str | None:
             gpus = "" if inputs.cluster.origin == "detected" else f" --gpus {look.available}x{inputs.gpu.name}"
             return f"aim-engine plan {inputs.model.model_id} --precision {precision}{gpus}"
     return None
+
+
+def _default(inputs: Inputs, known: Sequence[Known]) -> str | None:
+    """The default recipe, which takes other or more devices than there are: what somebody ran, in the split that takes least."""
+    if not known:
+        return None
+    least = min(known, key=lambda one: (inputs.gpu.name not in one.gpus, one.parallelism is None, one.gpu_count))
+    gpu = inputs.gpu.name if inputs.gpu.name in least.gpus else least.gpus[0]
+    count = "any" if least.parallelism is None else str(least.gpu_count)
+    split = "" if least.parallelism is None else f"{least.split} "
+    return (
+        f"aim-engine plan {inputs.model.model_id} --gpus {count}x{gpu}"
+        f"  (the default recipe, {split}{least.precision}: {least.provenance.source})"
+    )
 
 
 def _smallest_card(look: _Look, catalogue: Callable[[], Sequence[Gpu]]) -> str | None:
