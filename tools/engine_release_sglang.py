@@ -1,6 +1,10 @@
 """Write the flag and environment table of one SGLang release, asked of that release's own argument parser.
 
     .venv/bin/python tools/engine_release_sglang.py FOLDER VERSION > src/aim_engine/data/engines/sglang/X.Y.Z.flags.json
+    .venv/bin/python tools/engine_release_sglang.py FOLDER VERSION --judge < LINES
+
+With --judge it parses command lines instead: LINES holds a JSON list of lists of arguments, and a JSON list comes back with the parser's
+complaint about each, or null.
 
 FOLDER holds the unpacked `sglang` package. Its server needs a GPU build of PyTorch and forty other packages to import; building
 the parser needs none of what they do. So what is not installed is replaced by stand-ins that answer every question with another
@@ -170,6 +174,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("folder", type=Path)
     options.add_argument("version")
+    options.add_argument("--judge", action="store_true", help="parse the command lines on standard input")
     asked = options.parse_args()
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(asked.folder))
@@ -179,6 +184,9 @@ def main() -> None:
         server = importlib.import_module("sglang.srt.server_args").ServerArgs
         parser = argparse.ArgumentParser()
         server.add_cli_args(parser)
+    if asked.judge:
+        json.dump([complaint(parser, line) for line in json.load(sys.stdin)], sys.stdout)
+        return
     flags = sorted((row(action) for action in parser._actions), key=lambda each: (each["flags"][:1], each["dest"]))  # noqa: SLF001
     document = {
         "engine": PACKAGE,
@@ -190,6 +198,17 @@ def main() -> None:
     }
     json.dump(document, sys.stdout, indent=0, sort_keys=True)
     sys.stdout.write("\n")
+
+
+def complaint(parser: argparse.ArgumentParser, line: list[str]) -> str | None:
+    """What the parser says against a command line; None when it takes it."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            parser.parse_args(line)
+    except SystemExit:
+        return said.getvalue().strip().splitlines()[-1]
+    return None
 
 
 def architectures(package: Path) -> set[str]:

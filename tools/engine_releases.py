@@ -5,14 +5,15 @@
 
 Each release's wheel is fetched with pip and its Python files are unpacked. A vLLM release's own parser and defaults are then asked
 beside the dependencies that are installed in the environment (tools/engine_release.py), an SGLang release's parser without any
-(tools/engine_release_sglang.py). Writes X.Y.Z.flags.json, and X.Y.Z.yaml where there is none; figures that no package tells (date,
-ROCm of vLLM's image) are left empty there, to be filled in from the release's Dockerfile.
+(tools/engine_release_sglang.py). Writes X.Y.Z.flags.json, and X.Y.Z.yaml where there is none; what no package tells (date, ROCm of
+vLLM's image, SGLang's images) is left empty there, to be filled in from the release's Dockerfile and notes.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -80,8 +81,9 @@ def unpack(package: str, top: str, version: str, folder: Path) -> None:
 def wheel(package: str, version: str, folder: Path) -> Path:
     """The wheel of one release of a package, fetched into `folder`."""
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
+    python = sys.executable if importlib.util.find_spec("pip") is not None else "python3"
     subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version",
+        [python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version",
          "3.12", *platforms, "--dest", str(folder), f"{package}=={version}"],
         check=True,
     )  # fmt: skip
@@ -183,28 +185,16 @@ def share(package: Path) -> float:
 
 
 def sglang_facts(version: str, limits: list[tuple[int, int, int]], memory_share: float) -> str:
-    """The catalogue entry of a release. ROCm 7.2 images are built for 0.5.12 and newer, ROCm 7.0 ones before."""
-    numbers = tuple(int(part) for part in version.split(".")[:3])
-    rocm = ("rocm720", "7.2.0") if numbers >= (0, 5, 12) else ("rocm700", "7.0.0")
+    """The catalogue entry of a release; its images are in no package."""
     batch = "\n".join(
         f"- {{device: gpu, at_least_bytes: {low << 30}, max_num_batched_tokens: {tokens}, max_num_seqs: {graph}}}"
         for low, tokens, graph in reversed(limits)
-    )
-    images = "\n".join(
-        f"""- reference: lmsysorg/sglang:v{version}-{rocm[0]}-{board}
-  device: rocm
-  archs: [{arch}]
-  rocm: {rocm[1]}
-  entrypoint: []
-  source: 'sgl-project/sglang:.github/workflows/release-docker-amd.yml and docker/rocm.Dockerfile (names of tags)'"""
-        for arch, board in (("gfx942", "mi30x"), ("gfx950", "mi35x"))
     )
     return f"""engine: sglang
 version: {version}
 released: null
 cpu_package: null
-images:
-{images}
+images: []  # fill in reference, archs, rocm and source from the release's notes
 aiter_archs: [gfx942, gfx950]
 gpu_memory_utilization: {memory_share}
 # Tokens of a prefill step and the largest captured batch, when --chunked-prefill-size and --max-running-requests are not given.

@@ -59,11 +59,24 @@ def test_there_are_twelve_releases_or_more_with_their_images_and_classes() -> No
     for version in VERSIONS:
         found, table = ENGINE.release(version), release.flags("sglang", version)
         assert table.version == version
-        assert {arch for image in found.images for arch in image.archs} == {"gfx942", "gfx950"}
-        assert all(f"v{version}-" in image.reference for image in found.images)
+        assert {arch for image in found.images for arch in image.archs} <= {"gfx942", "gfx950"}
+        assert all(image.reference.startswith(f"lmsysorg/sglang:v{version}-rocm") for image in found.images)
+        assert all(image.source and image.rocm for image in found.images)
         assert len(table.flags) > 300
         assert "LlamaForCausalLM" in table.architectures
         assert "SGLANG_USE_AITER" in table.env
+
+
+def test_a_release_whose_image_nobody_saw_is_planned_only_when_asked_for() -> None:
+    without = [version for version in VERSIONS if not ENGINE.release(version).images]
+    assert len(without) < len(VERSIONS) - 10
+    for gpu in (MI300X, MI355X):
+        assert ENGINE.image(ENGINE.newest(gpu), gpu).archs == (gpu.arch,)
+    for version in without:
+        with pytest.raises(InvalidInput) as wrong:
+            ENGINE.image(version, MI300X)
+        assert f"engines/sglang/{version}.yaml" in (wrong.value.hint or "")
+        assert f"--engine-version {ENGINE.newest(MI300X)}" in (wrong.value.hint or "")
 
 
 def test_newest_comes_first_and_post_releases_count() -> None:

@@ -51,10 +51,13 @@ class Engine(abc.ABC):
         return release.versions(self.name, self._overlay)
 
     def newest(self, gpu: Gpu) -> str:
-        """The newest known release that can run on this kind of device. Raises: InvalidInput."""
+        """The newest known release with an image for this device, the newest of all where none has one; on a CPU the newest with a CPU
+        build. Raises: InvalidInput.
+        """
         known = self.versions()
         if gpu.kind != "cpu":
-            return known[0]
+            built = (version for version in known if self._image(version, gpu) is not None)
+            return next(built, known[0])
         for version in known:
             if self._facts(version).cpu_package is not None:
                 return version
@@ -74,19 +77,30 @@ class Engine(abc.ABC):
 
     def image(self, version: str, gpu: Gpu) -> Image:
         """The image of a release for this device. Raises: InvalidInput when none was built for it."""
-        images = self._facts(version).images
-        device = "cpu" if gpu.kind == "cpu" else "rocm"
-        for image in images:
-            if image.device == device and (device == "cpu" or gpu.arch in image.archs):
-                return image
-        built = sorted({arch for image in images for arch in image.archs})
+        found = self._image(version, gpu)
+        if found is not None:
+            return found
+        target = "a CPU" if gpu.kind == "cpu" else gpu.arch
+        built = sorted({arch for image in self._facts(version).images for arch in image.archs})
+        if gpu.kind == "cpu":
+            hint = "use --target local, or name your own image with --image"
+        elif built and self._image(self.newest(gpu), gpu) is None:
+            hint = "choose another card, or name your own image with --image"
+        else:
+            number = version.removeprefix("v")
+            hint = f"name it with --image or in engines/{self.name}/{number}.yaml of your catalogue folder"
+            if self._image(self.newest(gpu), gpu) is not None:
+                hint += f", or plan with --engine-version {self.newest(gpu)}"
         raise InvalidInput(
-            f"{self.title} {version} has no known image for {'a CPU' if device == 'cpu' else gpu.arch}",
-            why=f"its images are built for {', '.join(built)}",
-            hint="use --target local, or name your own image with --image"
-            if device == "cpu"
-            else "choose another card",
+            f"{self.title} {version} has no known image for {target}",
+            why=f"its images are built for {', '.join(built)}" if built else "no tag of an image of it is known here",
+            hint=hint,
         )
+
+    def _image(self, version: str, gpu: Gpu) -> Image | None:
+        device = "cpu" if gpu.kind == "cpu" else "rocm"
+        images = self._facts(version).images
+        return next((i for i in images if i.device == device and (device == "cpu" or gpu.arch in i.archs)), None)
 
     def defaults(self, version: str, gpu: Gpu) -> Defaults:
         """The engine's own defaults on this device; of memory that others partly hold, the same share of what is free.
