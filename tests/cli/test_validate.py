@@ -110,6 +110,21 @@ def test_the_first_specifications_docker_settings_have_their_real_defects(
     assert ids(document) >= {"VER007", "VER009", "VER010", "VER021", "VER003", "MEM009", "SEC001"}
 
 
+def test_the_card_that_is_named_is_the_one_a_recipe_without_one_is_judged_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, "recipe.yaml", RECIPE)
+    _, document = run(capsys, path)
+    (found,) = (f for f in document["files"][0]["findings"] if f["id"] == "REC002")
+    assert found["message"] == "memory was not checked: it names no card"
+    assert found["remedy"] == "--gpu says which"
+    for named in (("--gpu", "MI300X"), ("--gpus", "8xMI300X")):
+        assert "REC002" not in ids(run(capsys, path, *named)[1])
+    code, document = run(capsys, path, "--gpu", "RX9070XT")
+    assert code == 1
+    assert "MEM001" in ids(document)
+
+
 def test_the_first_specifications_recipe_is_read_and_its_variable_that_is_gone_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,3 +113,24 @@ def test_repairing_twice_changes_nothing_more() -> None:
     again, changes = repair.document(once, ENGINE, None)
     assert again == once
     assert changes == ()
+
+
+def test_an_engines_own_configuration_file_is_repaired_in_its_own_spelling() -> None:
+    written = {
+        "model": "Qwen/Qwen3-32B",
+        "dtype": "bf16",
+        "swap_space": 4,
+        "trust_remote_code": True,
+        "max_model_len": 8192,
+        "port": 8000,
+    }
+    found, changes = repair.document(written, ENGINE, None)
+    assert found == {"model": "Qwen/Qwen3-32B", "dtype": "bfloat16", "max_model_len": 8192, "port": 8000}
+    assert list(found) == [name for name in written if name in found]
+    assert {change.what for change in changes} == {"--dtype bf16", "--swap-space 4", "--trust-remote-code"}
+
+
+def test_a_backend_that_a_configuration_file_names_stays_since_its_variables_stand_elsewhere() -> None:
+    written = {"model": "Qwen/Qwen3-32B", "attention-backend": "ROCM_AITER_FA"}
+    assert repair.document(written, ENGINE, None) == (written, ())
+    assert repair.document({"model": "Qwen/Qwen3-32B", "max-num-seqs": 64}, ENGINE, None)[1] == ()

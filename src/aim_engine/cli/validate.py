@@ -13,23 +13,23 @@ import msgspec
 from aim_engine import settings as all_settings
 from aim_engine.backend.base import Backend, Change
 from aim_engine.cli import files, output
+from aim_engine.cli import validate_written as written
+from aim_engine.cli.validate_written import Checker
 from aim_engine.errors import AimError, InvalidInput
 from aim_engine.hardware.cluster import Finding
+from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
 from aim_engine.planner import plan as plans
 from aim_engine.recipe import exchange, seed_shape
-from aim_engine.recipe.recipe import Recipe
 from aim_engine.render import (
     check_command,
     check_compose,
-    check_engine,
     check_helm,
     check_host,
     check_kubernetes,
     check_values,
     document,
 )
-from aim_engine.render.check_engine import Container
 from aim_engine.settings import Settings
 
 if TYPE_CHECKING:
@@ -47,16 +47,6 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...]
 
 
-class Checker(msgspec.Struct, frozen=True, kw_only=True):
-    """What the checks ask."""
-
-    backend: Backend
-    version: str | None
-    """Engine release to check against, instead of the one a file names."""
-    kubernetes_version: str | None
-    settings: Settings
-
-
 @click.command(
     epilog="Example: aim-engine validate -- vllm serve Qwen/Qwen3-32B --max-model-len 32k --tensor-parallel-size 2"
 )
@@ -66,7 +56,11 @@ class Checker(msgspec.Struct, frozen=True, kw_only=True):
 )
 @click.option("--engine", default="vllm", show_default=True, help="Serving engine.")
 @click.option(
-    "--gpu", "card", metavar="CARD", help="Card that it will run on, such as MI300X: adds the rules that depend on it."
+    "--gpu",
+    "--gpus",
+    "card",
+    metavar="CARD",
+    help="Card that it will run on, such as MI300X or 8xMI300X: adds the rules that depend on it.",
 )
 @click.option(
     "--host",
@@ -101,9 +95,12 @@ def validate(
     settings = all_settings.load()
     overlay = workflow.overlay_dir(settings)
     host, facts = _host(host_root, settings) if host_root is not None else (None, {})
-    chosen = _knowing(backend.get(engine, overlay), card, facts, settings)
+    gpu = _card(card or facts.get("host_card"), settings)
+    chosen = _knowing(backend.get(engine, overlay), gpu, facts, settings)
     version = chosen.release(engine_version).version if engine_version else None
-    checker = Checker(backend=chosen, version=version, kubernetes_version=kubernetes_version, settings=settings)
+    checker = Checker(
+        backend=chosen, version=version, kubernetes_version=kubernetes_version, settings=settings, gpu=gpu
+    )
     if check_command.starts_engine(check_command.Line(words=_without_assignments(items), env={})):
         if fix:
             items = _fixed_line(items, checker)
@@ -161,10 +158,17 @@ def _host_findings(host: Host) -> tuple[Finding, ...]:
     )
 
 
-def _knowing(engine: Backend, card: str | None, facts: dict[str, Any], settings: Settings) -> Backend:
-    """The engine with what is known here of models, card and host, so that its rules can ask."""
+def _card(named: str | None, settings: Settings) -> Gpu | None:
+    """The card that was named, with or without a count. Raises: InvalidInput."""
     from aim_engine import workflow
     from aim_engine.hardware import catalog
+
+    return None if named is None else catalog.parse_request(named, workflow.overlay_dir(settings))[1]
+
+
+def _knowing(engine: Backend, gpu: Gpu | None, facts: dict[str, Any], settings: Settings) -> Backend:
+    """The engine with what is known here of models, card and host, so that its rules can ask."""
+    from aim_engine import workflow
 
     offline = msgspec.structs.replace(settings, offline=True)
 
@@ -174,10 +178,7 @@ def _knowing(engine: Backend, card: str | None, facts: dict[str, Any], settings:
         except AimError:
             return None
 
-    named = card or facts.get("host_card")
-    return engine.knowing(
-        describe, catalog.load(named, workflow.overlay_dir(settings)) if named is not None else None, facts
-    )
+    return engine.knowing(describe, gpu, facts)
 
 
 def _fixed_line(words: tuple[str, ...], checker: Checker) -> tuple[str, ...]:
@@ -358,19 +359,19 @@ def _one(content: str, documents: list[Any], shown: str, checker: Checker) -> tu
         if schema.startswith("aim-engine/plan/"):
             return "plan", _plan(content, shown, checker)
         if exchange.shape_of(first) == "aim":
-            return "AIM profile", _profile(first, checker)
+            return "AIM profile", written.profile(first, checker)
         if schema.startswith("aim-engine/recipe/") or seed_shape.is_seed_shape(first):
-            return "recipe", _recipe(first, checker)
+            return "recipe", written.recipe(first, checker)
         if isinstance(first.get("recipes"), list) and "model_id" in first:
-            return "recipes of a catalogue", _catalogue_recipes(first)
+            return "recipes of a catalogue", written.catalogue(first)
         if check_helm.is_values(first):
             return "values of a chart", check_helm.check(first, checker.backend, checker.version)
         if check_compose.is_compose(first):
             return "Compose file", check_compose.check(first, checker.backend, checker.version)
         if check_values.is_values(first):
             return "Helm values", check_values.check(first, checker.backend, checker.version)
-        if isinstance(first.get("model"), str) and not {"image", "recipes", "services"} & set(first):
-            return "engine arguments", _arguments(first, checker)
+        if exchange.is_arguments(first):
+            return "engine arguments", written.arguments(first, checker)
         if "image" in first and {"args", "command", "devices", "ports"} & set(first):
             container = check_compose.container(first, "container")
             return "container", check_host.check(container, checker.backend, checker.version)
@@ -418,77 +419,3 @@ def _plan(content: str, shown: str, checker: Checker) -> tuple[Finding, ...]:
 def _plan_of_yaml(content: str, shown: str) -> plans.Plan:
     documents, _ = document.read(content, shown)
     return files.decode_plan(msgspec.json.encode(documents[0]).decode(), shown)
-
-
-def _profile(entry: dict[str, Any], checker: Checker) -> tuple[Finding, ...]:
-    try:
-        args, env = exchange.command_line(entry)
-    except InvalidInput as err:
-        message = f"{err.what}: {err.why}" if err.why else err.what
-        return (Finding(id="REC001", severity="error", message=message, evidence="profile", remedy=err.hint or ""),)
-    from aim_engine import workflow
-    from aim_engine.hardware import catalog
-
-    version = checker.version or checker.backend.versions()[0]
-    try:
-        gpu = catalog.load(str(entry["metadata"].get("gpu")), workflow.overlay_dir(checker.settings))
-    except AimError:
-        gpu = None
-    found = checker.backend.check(args, env, version, gpu=gpu)
-    return tuple(msgspec.structs.replace(finding, evidence="profile") for finding in found)
-
-
-def _arguments(entry: dict[str, Any], checker: Checker) -> tuple[Finding, ...]:
-    """What an engine's configuration file asks for, judged as the command line that it stands for."""
-    engine = checker.backend
-    program = ("vllm", "serve") if engine.name == "vllm" else ("sglang", "serve")
-    container = Container(where="arguments", image="", entrypoint=(*program, *exchange.words_of(entry)))
-    _, found = check_engine.check(container, engine, checker.version or engine.versions()[0])
-    return tuple(finding for finding in found if finding.id != "VER009")
-
-
-def _recipe(entry: dict[str, Any], checker: Checker) -> tuple[Finding, ...]:
-    version = checker.version or checker.backend.versions()[0]
-    try:
-        if seed_shape.is_seed_shape(entry):
-            recipe = seed_shape.from_seed(entry, engine_version=version)
-        else:
-            recipe = msgspec.convert(entry, Recipe)
-    except msgspec.ValidationError as err:
-        return (Finding(id="REC001", severity="error", message=str(err), evidence="recipe"),)
-    except InvalidInput as err:
-        message = f"{err.what}: {err.why}" if err.why else err.what
-        return (Finding(id="REC001", severity="error", message=message, evidence="recipe", remedy=err.hint or ""),)
-    return tuple(
-        finding if finding.evidence else msgspec.structs.replace(finding, evidence="recipe")
-        for finding in _recipe_rules(recipe, checker)
-    )
-
-
-def _recipe_rules(recipe: Recipe, checker: Checker) -> tuple[Finding, ...]:
-    """The planner's rules when model and card are known here, else what the engine says of the command line."""
-    from aim_engine import workflow
-    from aim_engine.hardware import catalog
-    from aim_engine.planner import validate as rules
-
-    try:
-        offline = msgspec.structs.replace(checker.settings, offline=True)
-        gpu = catalog.load(recipe.gpu, workflow.overlay_dir(checker.settings))
-        spec = workflow.describe(recipe.model_id, offline)
-    except AimError as err:
-        command = checker.backend.command(recipe, model_ref=recipe.model_id, host="127.0.0.1", port=8000)
-        note = Finding(id="REC002", severity="info", message=f"memory was not checked: {err.what}", remedy="")
-        return (note, *checker.backend.check(command.args, command.env, recipe.engine_version))
-    return rules.recipe_findings(recipe, spec, gpu, checker.backend)
-
-
-def _catalogue_recipes(entry: dict[str, Any]) -> tuple[Finding, ...]:
-    from aim_engine.recipe.database import Known
-
-    found = []
-    for index, recipe in enumerate(entry["recipes"]):
-        try:
-            msgspec.convert({"model_id": entry["model_id"], **recipe} if isinstance(recipe, dict) else recipe, Known)
-        except (msgspec.ValidationError, InvalidInput) as err:
-            found.append(Finding(id="REC001", severity="error", message=str(err), evidence=f"recipes[{index}]"))
-    return tuple(found)

@@ -86,6 +86,22 @@ def words_of(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(words)
 
 
+def is_arguments(document: Mapping[str, Any]) -> bool:
+    """Whether a document is an engine's configuration file: its arguments by name, the model among them."""
+    return isinstance(document.get("model"), str) and not {"image", "recipes", "services"} & set(document)
+
+
+def with_words(document: Mapping[str, Any], words: tuple[str, ...]) -> dict[str, Any]:
+    """An engine's configuration file for other words of a command line; names that stay keep their place and spelling."""
+    args = words if words[:1] and words[0].startswith("-") else ("--model", *words)
+    new = _mapping(args, none=True)
+    spelled = {str(name).lstrip("-").replace("_", "-"): name for name in document}
+    under = any("_" in str(name) for name in document)
+    kept = {spelled[name]: value for name, value in new.items() if name in spelled}
+    more = {name.replace("-", "_") if under else name: value for name, value in new.items() if name not in spelled}
+    return {**{name: kept[name] for name in document if name in kept}, **more}
+
+
 def with_command_line(
     document: Mapping[str, Any], shape: Shape, args: tuple[str, ...], env: Mapping[str, str]
 ) -> dict[str, Any]:

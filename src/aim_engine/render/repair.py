@@ -15,12 +15,25 @@ from aim_engine.render.check_engine import Container
 
 
 def document(value: Any, backend: Backend, version: str | None) -> tuple[Any, tuple[Change, ...]]:
-    """`value`, a Compose file, manifest, container or recipe of others, repaired, and what was changed in it."""
+    """`value`, a Compose file, manifest, container, recipe or configuration file of others, repaired, and what was changed in it."""
     shape = exchange.shape_of(value)
     if shape is not None:
         return _recipe(value, shape, backend, version or backend.versions()[0])
+    if isinstance(value, dict) and exchange.is_arguments(value):
+        return _arguments(value, backend, version or backend.versions()[0])
     changes: list[Change] = []
     return _walk(value, backend, version, changes), tuple(changes)
+
+
+def _arguments(value: Mapping[str, Any], backend: Backend, version: str) -> tuple[dict[str, Any], tuple[Change, ...]]:
+    """An engine's configuration file. It has no place for variables: arguments that would need one are left to the findings."""
+    words = exchange.words_of(value)
+    switch = (
+        "1" if any(word.startswith("--attention-backend") for word in words) else "0"
+    )  # as whoever named one has it
+    done = backend.repair(words, {"VLLM_ROCM_USE_AITER": switch}, version)
+    changes = tuple(change for change in done.changes if "=" not in change.to.partition(" ")[0])
+    return (exchange.with_words(value, done.args) if changes else dict(value)), changes
 
 
 def _recipe(
