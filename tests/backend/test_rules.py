@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import specs
 from aim_engine import backend, facts
 from aim_engine.backend import engine, release, rules, sglang_subject, subject
+from aim_engine.backend.line import Line
 from aim_engine.backend.rules import Rule
 from aim_engine.errors import Corrupt
 from aim_engine.hardware import catalog
@@ -24,25 +25,23 @@ TABLE = release.flags("vllm", "0.33.0")
 
 def everything() -> dict[str, Any]:
     """A subject with every name that can be known of a command line, its host and its use."""
+    known: dict[str, Any] = {
+        "model": specs.mixture(),
+        "family": RecipeDatabase().family("meta-llama/Llama-3.3-70B-Instruct"),
+        "gpu": catalog.load("MI300X"),
+        "env": {},
+    }
     found = subject.of_command(
-        ("m", "--port", "1"),
-        {},
-        "0.33.0",
-        TABLE,
-        release=release.load("vllm", "0.33.0"),
-        model=specs.mixture(),
-        family=RecipeDatabase().family("meta-llama/Llama-3.3-70B-Instruct"),
-        gpu=catalog.load("MI300X"),
+        Line(args=("m", "--port", "1"), version="0.33.0", table=TABLE, release=release.load("vllm", "0.33.0"), **known)
     )
     other = sglang_subject.of_command(
-        ("--model-path", "m", "--mem-fraction-static", "0.8"),
-        {},
-        "0.5.23",
-        release.flags("sglang", "0.5.23"),
-        release=release.load("sglang", "0.5.23"),
-        model=specs.mixture(),
-        family=RecipeDatabase().family("meta-llama/Llama-3.3-70B-Instruct"),
-        gpu=catalog.load("MI300X"),
+        Line(
+            args=("--model-path", "m", "--mem-fraction-static", "0.8"),
+            version="0.5.21",
+            table=release.flags("sglang", "0.5.21"),
+            release=release.load("sglang", "0.5.21"),
+            **known,
+        )
     )
     return {**other, **engine.UNPLANNED, **found, "mxfp4_sibling": None}
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from aim_engine.backend import lint, release, rules, translate
 from aim_engine.backend.base import Backend, Defaults, Image, Release, Translation
+from aim_engine.backend.line import Line
 from aim_engine.backend.release import Family as NamedFamily
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
@@ -189,7 +190,18 @@ class Engine(abc.ABC):
         named = model.model_id if model is not None else lint.model_of(args, lint.by_flag(self._flags(version)))
         if model is None and named is not None and self._describe is not None:
             model = self._describe(named)
-        found = self._subject(args, env, version, model, named, gpu or self._gpu, exact)
+        line = Line(
+            args=args,
+            env=env,
+            version=exact or version.removeprefix("v"),
+            table=self._flags(version),
+            release=self._facts(version) if exact is None else None,
+            model=model,
+            family=self._bundled(named) if named is not None else None,
+            gpu=gpu or self._gpu,
+            overlay=self._overlay,
+        )
+        found = self._subject(line, named)
         if named is not None:
             found.setdefault("model_id", named)
         return rules.judge({**UNPLANNED, **self._around, **found, **(about or {})}, self.name, self._overlay)
@@ -204,17 +216,8 @@ class Engine(abc.ABC):
         return self._siblings[name]
 
     @abc.abstractmethod
-    def _subject(
-        self,
-        args: tuple[str, ...],
-        env: dict[str, str],
-        version: str,
-        model: ModelSpec | None,
-        named: str | None,
-        gpu: Gpu | None,
-        exact: str | None,
-    ) -> dict[str, Any]:
-        """What the engine's rules are judged over."""
+    def _subject(self, line: Line, named: str | None) -> dict[str, Any]:
+        """What the engine's rules are judged over; `named` is the model as the line calls it."""
 
     def _family_of(self, model_id: str) -> Family | NamedFamily:
         """What the recipe database says of the model, else what its family's name tells."""

@@ -13,6 +13,7 @@ import msgspec
 from aim_engine.backend import sglang_kernels, sglang_subject
 from aim_engine.backend.base import Command, Defaults, Reason
 from aim_engine.backend.engine import Engine, without
+from aim_engine.backend.line import Line
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
 from aim_engine.recipe.database import Known
@@ -134,23 +135,5 @@ class Sglang(Engine):
                 args += [flag, str(meant)]
         return tuple(args)
 
-    def _subject(
-        self,
-        args: tuple[str, ...],
-        env: dict[str, str],
-        version: str,
-        model: ModelSpec | None,
-        named: str | None,
-        gpu: Gpu | None,
-        exact: str | None,
-    ) -> dict[str, Any]:
-        return sglang_subject.of_command(
-            args,
-            env,
-            exact or version.removeprefix("v"),
-            self._flags(version),
-            release=self._facts(version) if exact is None else None,
-            model=model,
-            family=self._bundled(named) if named is not None else None,
-            gpu=gpu,
-        )
+    def _subject(self, line: Line, named: str | None) -> dict[str, Any]:
+        return sglang_subject.of_command(line)

@@ -15,6 +15,7 @@ import msgspec
 from aim_engine.backend import kernels, lint, subject, translate
 from aim_engine.backend.base import Command, Reason
 from aim_engine.backend.engine import Engine, without
+from aim_engine.backend.line import Line
 from aim_engine.hardware.gpu import Gpu
 from aim_engine.model.spec import ModelSpec
 from aim_engine.recipe.database import Known
@@ -169,30 +170,9 @@ class Vllm(Engine):
             args.append("--trust-remote-code")
         return Command(argv0=("vllm", "serve"), args=(*args, *recipe.extra_args), env=dict(sorted(recipe.env.items())))
 
-    def _subject(
-        self,
-        args: tuple[str, ...],
-        env: dict[str, str],
-        version: str,
-        model: ModelSpec | None,
-        named: str | None,
-        gpu: Gpu | None,
-        exact: str | None,
-    ) -> dict[str, Any]:
-        found = subject.of_command(
-            args,
-            env,
-            exact or version.removeprefix("v"),
-            self._flags(version),
-            release=self._facts(version) if exact is None else None,
-            model=model,
-            family=self._bundled(named) if named is not None else None,
-            gpu=gpu,
-            overlay=self._overlay,
-        )
-        if named is not None:
-            found["mxfp4_sibling"] = self._sibling(named)
-        return found
+    def _subject(self, line: Line, named: str | None) -> dict[str, Any]:
+        found = subject.of_command(line)
+        return found if named is None else {**found, "mxfp4_sibling": self._sibling(named)}
 
     def _sibling(self, model_id: str) -> str | None:
         """AMD's own MXFP4 checkpoint of a model, where the recipe database has one."""
