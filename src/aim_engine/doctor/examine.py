@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from aim_engine.doctor import access, cards, detected, kernel, limits
+from aim_engine.doctor import access, arrangement, cards, detected, kernel, limits
 from aim_engine.doctor.host import Host
 from aim_engine.doctor.report import Check, Diagnosis, Open, Problem, Symptom, Unknown
 from aim_engine.hardware.cluster import Cluster
 
 CHECKS: tuple[Check, ...] = tuple(
-    sorted((*access.CHECKS, *kernel.CHECKS, *limits.CHECKS, *cards.CHECKS, *detected.CHECKS), key=lambda each: each.id)
+    sorted(
+        (*access.CHECKS, *kernel.CHECKS, *limits.CHECKS, *cards.CHECKS, *arrangement.CHECKS, *detected.CHECKS),
+        key=lambda each: each.id,
+    )
 )
 """Every check, by id."""
 _ORDER = {"error": 0, "warning": 1, "info": 2}
