@@ -68,3 +68,60 @@ def test_diff_tells_what_a_release_says_differently(capsys: pytest.CaptureFixtur
     assert (change["old"], change["new"]) == ("--no-enable-prefix-caching", "--disable-prefix-caching")
     assert main.run(["recipes", "diff", "Qwen/Qwen3-32B", "0.30.0", "0.33.0"]) == 0
     assert "takes the recipes" in capsys.readouterr().out
+
+
+def test_a_list_is_narrowed_by_words_and_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["recipes", "ls", "QWEN3", "32b", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["recipes"]
+    assert {known["model_id"] for known in found} >= {"Qwen/Qwen3-32B"}
+    assert all("qwen3" in known["model_id"].lower() and "32b" in known["model_id"].lower() for known in found)
+    assert main.run(["recipes", "ls", "kimi", "--gpu", "mi300x", "--json"]) == 0
+    assert all("MI300X" in known["gpus"] for known in json.loads(capsys.readouterr().out)["recipes"])
+    assert main.run(["recipes", "ls", "no-such-model"]) == 1
+    assert "whose name holds no-such-model" in capsys.readouterr().out
+
+
+def test_a_release_may_be_named_by_its_beginning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["recipes", "lint", "--engine-version", "0.27", "--json", "Qwen/Qwen3-32B"]) == 0
+    assert json.loads(capsys.readouterr().out)["engine_version"] == "0.27.1"
+    assert main.run(["recipes", "diff", "Qwen/Qwen3-32B", "0", "0.33"]) == 2
+    assert "0 is not a known release" in capsys.readouterr().err
+
+
+def test_what_is_no_recipe_does_not_keep_the_others_from_being_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "good.yaml").write_text(PROFILE.read_text())
+    (tmp_path / "cut.yaml").write_text("a: [1")
+    (tmp_path / "other.json").write_text("{}")
+    assert main.run(["recipes", "import", str(tmp_path)]) == 2
+    read = capsys.readouterr()
+    assert yaml.safe_load(read.out)["model_id"] == "Qwen/Qwen3-32B"
+    assert "cut.yaml is not readable as YAML" in read.err
+    assert "other.json is neither an AIM profile nor" in read.err
+    assert "2 of 3 files were not read" in read.err
+
+
+def test_a_recipe_without_a_card_takes_the_one_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = {
+        "huggingface_id": "Qwen/Qwen3-32B",
+        "precision": "bf16",
+        "gpu_count": 1,
+        "config": {"args": {"max_model_len": 8192, "max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.9}},
+        "resources": {kind: {"memory": "64Gi", "cpu": "8"} for kind in ("requests", "limits")},
+    }
+    path = tmp_path / "seed.json"
+    path.write_text(json.dumps(seed))
+    assert main.run(["recipes", "import", str(path)]) == 0
+    assert "it names no card" in capsys.readouterr().err
+    assert main.run(["recipes", "import", str(path), "--gpu", "mi355x"]) == 0
+    read = capsys.readouterr()
+    assert yaml.safe_load(read.out)["recipes"][0]["gpus"] == ["MI355X"]
+    assert "names no card" not in read.err
+
+
+def test_an_export_for_a_card_nobody_used_names_those_that_were(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["recipes", "export", "Qwen/Qwen3-32B", "--gpu", "MI355X"]) == 2
+    assert "there are some for MI300X" in capsys.readouterr().err

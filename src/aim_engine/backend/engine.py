@@ -66,7 +66,8 @@ class Engine(abc.ABC):
 
     def release(self, version: str) -> Release:
         """Flags, environment and images of a release. Raises: InvalidInput with the known ones."""
-        found, table = self._facts(version), self._flags(version)
+        found = self._facts(version)
+        table = self._flags(found.version)
         return Release(
             engine=self.name,
             version=found.version,

@@ -110,9 +110,12 @@ def number(version: str) -> tuple[int, ...]:
 
 @functools.cache
 def load(engine: str, version: str, overlay: Path | None = None) -> ReleaseFacts:
-    """The facts of one release. Raises: InvalidInput with the known ones."""
+    """The facts of one release; 0.33 is 0.33.0 where no other begins so. Raises: InvalidInput with the known ones."""
     plain = version.removeprefix("v")
     known = versions(engine, overlay)
+    longer = [each for each in known if each.startswith(f"{plain}.")]
+    if plain not in known and len(longer) == 1:
+        plain = longer[0]
     if plain not in known:
         raise InvalidInput(
             f"{engine} {version} is not a known release",

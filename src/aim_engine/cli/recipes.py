@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ from aim_engine import settings as all_settings
 from aim_engine import workflow
 from aim_engine.backend.base import Backend
 from aim_engine.cli import files, output
-from aim_engine.errors import InvalidInput
+from aim_engine.errors import Corrupt, InvalidInput
 from aim_engine.recipe.database import Family, Known, Match, RecipeDatabase
+from aim_engine.recipe.seed_shape import UNNAMED_GPU
 
 SCHEMA = "aim-engine/recipes/v1"
 KEPT = ("ttft_ms", "tpot_ms", "e2e_ms", "output_tok_s", "requests_s")
 """Figures of a run that are kept with its recipe."""
+_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 @click.group(epilog="Example: aim-engine recipes show Qwen/Qwen3-32B")
@@ -27,15 +28,27 @@ def recipes() -> None:
     """Find, check and exchange configurations that somebody ran."""
 
 
-@recipes.command(epilog="Example: aim-engine recipes ls")
+@recipes.command(epilog="Example: aim-engine recipes ls qwen3 --gpu MI355X")
+@click.argument("words", nargs=-1, metavar="[WORD]...")
+@click.option("--gpu", metavar="CARD", help="Only recipes that were run on this card.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def ls(as_json: bool) -> None:
-    """List the models with a known recipe."""
-    found = list(_database())
+def ls(words: tuple[str, ...], gpu: str | None, as_json: bool) -> int:
+    """List the models with a known recipe, or those whose name holds every WORD."""
+    card = _card(gpu)
+    found = [
+        known
+        for known in _database()
+        if all(word.lower() in known.model_id.lower() for word in words) and (card is None or card in known.gpus)
+    ]
     if as_json:
         output.data({"schema": SCHEMA, "recipes": found})
-        return
-    _table(found)
+    elif found:
+        _table(found)
+    else:
+        named = f" whose name holds {' and '.join(words)}" if words else ""
+        output.text(f"no recipe is known of a model{named}{f' on {card}' if card is not None else ''}")
+        output.next_step("aim-engine recipes ls")
+    return 0 if found else 1
 
 
 @recipes.command(epilog="Example: aim-engine recipes show Qwen/Qwen3-32B")
@@ -103,7 +116,7 @@ def match(
         "precision": precision,
         "objective": objective,
         "engine": engine.name,
-        "engine_version": engine_version or engine.versions()[0],
+        "engine_version": engine.release(engine_version or engine.versions()[0]).version,
     }
     found = _database().match(asked)
     if as_json:
@@ -156,26 +169,37 @@ def lint(models: tuple[str, ...], engine_name: str, engine_version: str | None, 
 @click.option(
     "-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Catalogue folder to write to."
 )
+@click.option("--gpu", metavar="CARD", help="Card that recipes were run on which name none.")
 @click.option("--engine-version", metavar="X.Y.Z", help="Release whose words to use. Default: the newest known.")
-def import_(items: tuple[Path, ...], folder: Path | None, engine_version: str | None) -> None:
+def import_(items: tuple[Path, ...], folder: Path | None, gpu: str | None, engine_version: str | None) -> int:
     """Read AMD AIM profiles and recipes of the first specification as catalogue recipes: files, folders of them, - for stdin.
 
     What the release has under another name is translated, what it lacks is dropped, and both are reported on stderr. Without
-    -o the files are printed.
+    -o the files are printed. Of several files those that are no recipes are named, and the others are read all the same.
     """
-    from aim_engine.recipe import exchange
-
     engine = _backend()
     version = engine.release(engine_version or engine.versions()[0]).version
     found: dict[str, list[Known]] = {}
-    for path, document in _documents(items):
-        if exchange.shape_of(document) is None:
-            raise InvalidInput(f"{path} is neither an AIM profile nor a recipe of the first specification")
-        known = exchange.read(document, source=path.name, checked=_today())
-        said = engine.translate(known.extra_args, known.env, version)
-        for change in said.changes:
-            output.note(f"{path}: {change.what} {'-> ' + change.to if change.to else 'dropped'} ({change.why})")
-        found.setdefault(known.model_id, []).append(msgspec.structs.replace(known, extra_args=said.args, env=said.env))
+    paths, failed, card = _recipe_files(items), 0, _card(gpu)
+    for path in paths:
+        try:
+            read = _known(path)
+        except (InvalidInput, Corrupt) as err:
+            if len(paths) == 1:
+                raise
+            output.note(f"{err.what}{f': {err.why}' if err.why else ''}")
+            failed += 1
+            continue
+        for known in read:
+            said = engine.translate(known.extra_args, known.env, version)
+            for change in said.changes:
+                output.note(f"{path}: {change.what} {'-> ' + change.to if change.to else 'dropped'} ({change.why})")
+            mended = msgspec.structs.replace(known, extra_args=said.args, env=said.env)
+            if known.gpus == (UNNAMED_GPU,) and card is not None:
+                mended = msgspec.structs.replace(mended, gpus=(card,))
+            elif known.gpus == (UNNAMED_GPU,):
+                output.note(f"{path}: it names no card, so no plan will match it; --gpu says which")
+            found.setdefault(known.model_id, []).append(mended)
     for model_id, entries in sorted(found.items()):
         text = _yaml(_file(model_id, entries))
         if folder is None:
@@ -184,7 +208,10 @@ def import_(items: tuple[Path, ...], folder: Path | None, engine_version: str | 
         target = folder / "recipes" / f"{model_id}.yaml"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
-        output.text(f"{target}: {len(entries)} recipes")
+        output.text(f"{target}: {len(entries)} recipe{'s' * (len(entries) != 1)}")
+    if failed:
+        output.note(f"{failed} of {len(paths)} files were not read")
+    return InvalidInput.exit_code if failed else 0
 
 
 @recipes.command(epilog="Example: aim-engine recipes keep qwen3-32b")
@@ -222,18 +249,22 @@ def export(model: str, shape: str, gpu: str | None) -> None:
     """Write the recipes of MODEL as AMD AIM profiles, in the first specification's shape, or as a catalogue file."""
     from aim_engine.recipe import exchange
 
-    database = _database()
-    found = [known for known in database.load_recipes(model, "vllm") if gpu is None or gpu in known.gpus]
+    database, card = _database(), _card(gpu)
+    every = database.load_recipes(model, "vllm")
+    found = [known for known in every if card is None or card in known.gpus]
+    if every and not found:
+        cards = sorted({name for known in every for name in known.gpus})
+        raise InvalidInput(f"no recipe of {model} was run on {card}", hint=f"there are some for {', '.join(cards)}")
     if not found:
         raise _unknown(model, database)
     if shape == "catalogue":
         output.text(_yaml(_file(model, found)).rstrip())
         return
     documents = [
-        exchange.write(msgspec.structs.replace(known, gpus=(card,)), "aim" if shape == "aim" else "seed")
+        exchange.write(msgspec.structs.replace(known, gpus=(name,)), "aim" if shape == "aim" else "seed")
         for known in found
-        for card in known.gpus
-        if known.parallelism is not None and gpu in (None, card)
+        for name in known.gpus
+        if known.parallelism is not None and card in (None, name)
     ]
     if not documents:
         raise InvalidInput(
@@ -246,16 +277,19 @@ def export(model: str, shape: str, gpu: str | None) -> None:
 @click.argument("model")
 @click.argument("old")
 @click.argument("new")
+@click.option("--engine", "engine_name", default="vllm", show_default=True, help="Whose releases and recipes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def diff(model: str, old: str, new: str, as_json: bool) -> None:
+def diff(model: str, old: str, new: str, engine_name: str, as_json: bool) -> None:
     """Show what of MODEL's recipes is said differently in the release NEW than in OLD, or is gone."""
-    engine, database = _backend(), _database()
-    if database.file(model) is None:
+    engine, database = _backend(engine_name), _database()
+    known_here = database.load_recipes(model, engine.name)
+    if not known_here:
         raise _unknown(model, database)
+    old, new = engine.release(old).version, engine.release(new).version
     rows = []
-    for known in database.load_recipes(model, "vllm"):
-        before = engine.translate(known.extra_args, known.env, engine.release(old).version)
-        after = engine.translate(before.args, before.env, engine.release(new).version)
+    for known in known_here:
+        before = engine.translate(known.extra_args, known.env, old)
+        after = engine.translate(before.args, before.env, new)
         rows += [(known.split, change.what, change.to, change.why) for change in after.changes]
     if as_json:
         names = ("split", "old", "new", "why")
@@ -263,9 +297,9 @@ def diff(model: str, old: str, new: str, as_json: bool) -> None:
             {"schema": "aim-engine/recipe-diff/v1", "changes": [dict(zip(names, row, strict=True)) for row in rows]}
         )
     elif rows:
-        output.table(f"{model}, vLLM {old} to {new}", ("split", old, new, "why"), rows)
+        output.table(f"{model}, {engine.title} {old} to {new}", ("split", old, new, "why"), rows)
     else:
-        output.text(f"vLLM {new} takes the recipes of {model} as {old} does")
+        output.text(f"{engine.title} {new} takes the recipes of {model} as {old} does")
 
 
 def _show_matches(found: tuple[Match, ...], model: str, gpus: str) -> None:
@@ -275,8 +309,11 @@ def _show_matches(found: tuple[Match, ...], model: str, gpus: str) -> None:
         return
     output.table(
         None,
-        ("split", "precision", "because", "source"),
-        [(m.known.split, m.known.precision, ", ".join(m.reasons), m.known.provenance.source) for m in found],
+        ("split", "precision", "for", "because", "source"),
+        [
+            (m.known.split, m.known.precision, m.known.objective or "", ", ".join(m.reasons), m.known.provenance.source)
+            for m in found
+        ],
     )
 
 
@@ -325,29 +362,39 @@ def _yaml(document: dict[str, Any]) -> str:
     return str(yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True))
 
 
-def _documents(items: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every mapping in the files named and below the folders named. Raises: InvalidInput for another document."""
+def _known(path: Path) -> list[Known]:
+    """The recipes of one file. Raises: InvalidInput, Corrupt."""
+    from aim_engine.recipe import exchange
     from aim_engine.render import document
 
-    for path in _yaml_files(items):
-        for entry in document.read(files.read_text(str(path)), str(path))[0]:
-            if not isinstance(entry, dict):
-                raise InvalidInput(f"{path} holds something that is no recipe")
-            yield path, entry
+    found = []
+    for entry in document.read(files.read_text(str(path)), str(path))[0]:
+        if not isinstance(entry, dict) or exchange.shape_of(entry) is None:
+            raise InvalidInput(f"{path} is neither an AIM profile nor a recipe of the first specification")
+        found.append(exchange.read(entry, source=path.name, checked=_today()))
+    return found
 
 
-def _yaml_files(items: tuple[Path, ...]) -> list[Path]:
+def _recipe_files(items: tuple[Path, ...]) -> list[Path]:
     """The files named, and those below the folders named. Raises: InvalidInput when a folder has none."""
     found: list[Path] = []
     for item in items:
         if not item.is_dir():
             found.append(item)
             continue
-        inside = sorted(path for path in item.glob("**/*.y*ml") if path.is_file())
+        inside = sorted(path for path in item.glob("**/*") if path.suffix in _SUFFIXES and path.is_file())
         if not inside:
-            raise InvalidInput(f"the folder {item} holds no YAML file")
+            raise InvalidInput(f"the folder {item} holds no YAML or JSON file")
         found += inside
     return found
+
+
+def _card(named: str | None) -> str | None:
+    """The catalogue's name of a card. Raises: InvalidInput."""
+    from aim_engine.hardware import catalog
+
+    overlay = workflow.overlay_dir(all_settings.load())
+    return None if named is None else catalog.parse_request(named, overlay)[1].name
 
 
 def _unknown(model: str, database: RecipeDatabase) -> InvalidInput:
