@@ -16,8 +16,8 @@ KNOWN_BAND_FRACTION = 0.23
 splits' speeds off in three of four pairs."""
 NOISE_FRACTION = 0.03
 """By so much the same configuration differs from night to night in one case of four. Where latency is all that counts, fewer devices are
-no reason beyond it: of 19 pairs at up to 8 requests whose larger split was predicted up to 10 % quicker, it was in 15."""
-EXPERTS_LEAD_FRACTION = 0.08
+no reason beyond it: of 23 pairs at up to 8 requests whose larger split was predicted up to 10 % quicker, it was in 19."""
+EXPERTS_LEAD_FRACTION = 0.09
 """Experts whole on each rank were measured so much slower beside sliced ones than predicted (median of 10 pairs)."""
 ATTENTION_LEAD_FRACTION = 0.23
 """Attention over data-parallel ranks likewise (10 pairs; mean of what time per token and output are off by)."""
