@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import agreement_kernels
 import msgspec
 
 from aim_engine import backend, facts, workflow
@@ -91,7 +92,8 @@ def main() -> int:
         for each in found:
             if each.verdict in ("explained", "different"):
                 sys.stdout.write(f"{each.verdict}: {describe(each.row)}: {each.ours}; {each.note}\n")
-    text = page(found, informed)
+    families = facts.parse_yaml((root / "model_families.yaml").read_bytes(), "model_families.yaml")
+    text = page(found, informed) + "\n".join(agreement_kernels.section(families))
     sys.stdout.write(text)
     if asked_for.write:
         PAGE.write_text("<!-- Written by tools/agreement.py --write. -->\n\n" + text, encoding="utf-8")

@@ -150,7 +150,7 @@ class Evidence:
             if other.missed_fraction > max(0.0, first.missed_fraction) or other.waits > first.waits:
                 continue
             gain = self.gain(first, other)
-            if gain > max(most, self._needed(first, other)):
+            if gain > most and gain > self._needed(first, other):
                 found, most = other, gain
         return found
 
