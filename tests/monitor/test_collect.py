@@ -196,13 +196,13 @@ def test_the_page_of_an_exporter_is_one_target_per_card(tmp_path: Path) -> None:
     history.close()
     assert [card.name for card in document.cards] == ["a", "b"]
     first, second = (card.figures for card in document.cards)
-    assert first["gpu_busy_fraction"] == 0.9
+    assert first["gpu_busy_fraction"] == pytest.approx(0.9)
     assert first["junction_c"] == 71
-    assert first["gpu_memory_fraction"] == 0.5
+    assert first["gpu_memory_fraction"] == pytest.approx(0.5)
     assert first["power_throttled_fraction"] == 0.4
     assert second["ecc_uncorrectable"] == 2
-    assert document.figures.value("power_w") == 850
-    assert document.figures.value("gpu_busy_fraction") == 0.5
+    assert document.figures.value("power_w") == pytest.approx(850)
+    assert document.figures.value("gpu_busy_fraction") == pytest.approx(0.5)
     assert document.figures.value("junction_c") == 71
 
 

@@ -74,9 +74,9 @@ class _Page:
         """Until the next look: longer for one that stays away."""
         return interval_s * min(2.0 ** max(0, self.misses - _PATIENCE), max(1.0, _LONGEST_WAIT_S / interval_s))
 
-    def seen(self, target: Target, found: Totals) -> Look:
+    def seen(self, target: Target, found: Totals, tick_s: float) -> Look:
         tracker = self.tracker(target)
-        span, events = tracker.seen(found, tick_s=time.monotonic())
+        span, events = tracker.seen(found, tick_s=tick_s)
         about = About(engine=found.engine, models=found.models, families=found.families, facts=found.facts)
         changed = self._about.get(target) != about
         self._about[target] = about
@@ -106,12 +106,14 @@ class _Page:
                 )
             ]
         self.misses = 0
+        tick_s = time.monotonic()
         if not self.watched.exporter:
-            return [self.seen(target, totals.read(snapshot))]
+            return [self.seen(target, totals.read(snapshot), tick_s)]
         return [
             self.seen(
                 Target(deployment=target.deployment, kind="card", name=card, endpoint=target.endpoint),
                 totals.read(part, measures.DEVICE),
+                tick_s,
             )
             for card, part in totals.by_card(snapshot, self.watched.pods).items()
         ]
@@ -215,9 +217,9 @@ class Collector:
     def _own_cards(self) -> list[Look]:
         if self._cards is None:
             return []
-        deployment = self._cards_page.watched.target.deployment
+        deployment, tick_s = self._cards_page.watched.target.deployment, time.monotonic()
         return [
-            self._cards_page.seen(Target(deployment=deployment, kind="card", name=name), found)
+            self._cards_page.seen(Target(deployment=deployment, kind="card", name=name), found, tick_s)
             for name, found in self._cards(time.time()).items()
         ]
 

@@ -353,9 +353,11 @@ class History:
             for place, count in sparse.items():
                 counts[place] = count
             histograms[name] = Histogram(edges, tuple(counts), total)
-        return Span(
-            packed.seconds, packed.counters, packed.gauges, histograms, packed.scrapes, packed.failed, packed.restarts
-        )
+        gauges = packed.gauges
+        if packed.seconds and any(not gauge.seconds for gauge in gauges.values()):
+            # Rows of releases that did not count for how long a level stood.
+            gauges = {name: gauge if gauge.seconds else gauge.over(packed.seconds) for name, gauge in gauges.items()}
+        return Span(packed.seconds, packed.counters, gauges, histograms, packed.scrapes, packed.failed, packed.restarts)
 
     def _edge_id(self, edges: tuple[float, ...]) -> int:
         known = self._edges.get(edges)
