@@ -40,9 +40,7 @@ def test_what_happened_between_two_looks_is_counted_whatever_the_release_calls_i
 def test_a_busy_time_with_few_looks_counts_for_its_length() -> None:
     """Ten looks at an idle engine, ten that failed while it was busy: the mean is that of the time, not of the looks."""
     engine, tracker = metric_pages.Engine(), Tracker()
-    spans = []
-    for second in range(0, 55, 5):
-        spans.append(look(tracker, engine, 2000.0 + second)[0])
+    spans = [look(tracker, engine, 2000.0 + second)[0] for second in range(0, 55, 5)]
     engine.gauges["running"] = 40.0
     spans.append(look(tracker, engine, 2055.0)[0])
     spans += [tracker.missed("no answer in time", time_s=2055.0 + second)[0] for second in range(5, 50, 5)]

@@ -15,7 +15,7 @@ from aim_engine import settings as all_settings
 from aim_engine.cli import kpi_table, observed, output
 from aim_engine.cli.observed import Observed
 from aim_engine.errors import AimError, InvalidInput
-from aim_engine.monitor import alerts, devices, figures, notify, report, views
+from aim_engine.monitor import alerts, figures, notify, report, smi, views
 from aim_engine.monitor import watch as watching
 from aim_engine.monitor.collect import Collector
 from aim_engine.monitor.history import History, Look
@@ -82,13 +82,16 @@ def monitor(
     told = notify.receivers(path) if path is not None else ()
     history, ledger = observed.history(settings), observed.ledger(settings)
     root = Path(settings.sysfs_root)
+    cards = None if no_cards or exporter else smi.Cards(root)
+    if once and cards is not None:
+        cards.wait()
     collector = Collector(
         pages,
         history,
         interval_s=observed.seconds(interval),
         workers=max(4, min(16, len(pages))),
         key=observed.key(),
-        cards=None if no_cards or exporter else lambda time_s: devices.read(root, time_s),
+        cards=cards,
         deployment=found[0].name,
     )
     watch = Watch(
@@ -106,6 +109,8 @@ def monitor(
         _run(found, collector, watch, settings, duration, listen, hourly)
     finally:
         collector.close()
+        if cards is not None:
+            cards.close()
         history.close()
         ledger.close()
     return 0

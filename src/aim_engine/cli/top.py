@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +16,7 @@ from aim_engine.cli import observed, output
 from aim_engine.cli.observed import Observed
 from aim_engine.errors import InvalidInput
 from aim_engine.kpi import names
-from aim_engine.monitor import devices, figures, page, views
+from aim_engine.monitor import figures, page, smi, views
 from aim_engine.monitor.collect import Collector
 from aim_engine.monitor.figures import KpiReport
 from aim_engine.monitor.history import Look
@@ -96,15 +97,13 @@ def top(names_: tuple[str, ...], interval: str, rounds: int | None) -> int:
             "nothing is deployed",
             hint="name an address, such as http://127.0.0.1:8000, or start with: aim-engine up MODEL",
         )
-    root = settings.sysfs_root
-    from pathlib import Path
-
+    cards = smi.Cards(Path(settings.sysfs_root))
     collector = Collector(
         [page_ for each in found for page_ in each.pages],
         None,
         interval_s=observed.seconds(interval),
         key=observed.key(),
-        cards=lambda time_s: devices.read(Path(root), time_s),
+        cards=cards,
         deployment=found[0].name,
     )
     screens = [Screen(each) for each in found]
@@ -131,6 +130,7 @@ def top(names_: tuple[str, ...], interval: str, rounds: int | None) -> int:
         if console.is_terminal:
             live.stop()
         collector.close()
+        cards.close()
     console.print(frame(screens, _alerts(found)))
     return 0
 
