@@ -24,11 +24,11 @@ from aim_engine.advise.diagnose import Change, Diagnosis
 from aim_engine.advise.subject import Subject
 from aim_engine.deploy.records import Store
 from aim_engine.deploy.runner import Deployment, Runner
-from aim_engine.errors import AimError, InvalidInput
+from aim_engine.errors import AimError, InvalidInput, Unreachable
 from aim_engine.monitor import figures, scrape, totals, track
 from aim_engine.monitor.figures import KpiReport
 from aim_engine.monitor.ledger import Ledger, Measurement
-from aim_engine.monitor.span import Span
+from aim_engine.monitor.span import Span, side_by_side
 from aim_engine.perf import calibration as calibrations
 from aim_engine.perf.calibration import Calibration
 from aim_engine.planner import validate
@@ -153,6 +153,8 @@ def apply(
 ) -> Outcome:
     """Deploy a change, measure it and keep it or go back. `load` puts the same load on the endpoint before and after.
 
+    In a cluster the objects are changed in place and their pods roll over; elsewhere the engine is stopped first.
+
     Raises: InvalidInput, Unreachable. Whatever happens, the deployment of before runs again unless the change stays.
     """
     if advice.change is None or not advice.change.is_of_recipe:
@@ -162,18 +164,21 @@ def apply(
         name=deployment.name,
         port=deployment.port,
         host=deployment.host,
-        model_path=_model_path(deployment),
+        namespace=deployment.namespace or "default",
+        model_path=_model_path(deployment) or None,
         image=deployment.image,
     )
+    in_place = deployment.target == "kubernetes"
     shown = diff(plan, new, options, settings, deployment.target)
     tell(shown.rstrip() or "the files stay as they are")
     before = measure(deployment, advice, load, tell)
     tell(f"before: {_said(before)}")
-    runner.stop(deployment, tell)
+    if not in_place:
+        runner.stop(deployment, tell)
     after: Measured | None = None
     try:
         started = runner.start(new, options, tell)
-        if started.state != "ready":
+        if started.state not in ("ready", "applied"):
             why = "it did not become ready"
         else:
             after = measure(started, advice, load, tell)
@@ -188,7 +193,8 @@ def apply(
         tell("going back")
         _restore(runner, plan, options, tell)
         raise
-    runner.stop(started, tell)
+    if not in_place:
+        runner.stop(started, tell)
     _restore(runner, plan, options, tell)
     return Outcome(id=advice.id, change=advice.change, diff=shown, kept=False, why=why, before=before, after=after)
 
@@ -198,9 +204,17 @@ def measure(
 ) -> Measured:
     """The figures of the time that `load` takes. The first requests after a start are left out."""
     tell(f"measuring {deployment.endpoint}")
-    begin = totals.read(scrape.fetch(deployment.endpoint))
+    begin = _told(deployment)
     load(deployment.endpoint, deployment.served_as)
-    span, _ = track.between(begin, totals.read(scrape.fetch(deployment.endpoint)))
+    end = _told(deployment)
+    spans = [track.between(begin[name], now)[0] for name, now in end.items() if name in begin]
+    if not spans:
+        raise Unreachable(
+            f"{deployment.name} could not be measured",
+            why=f"of the replicas {', '.join(begin) or 'none'} that answered before, none answers now",
+            hint=f"aim-engine status {deployment.name}",
+        )
+    span = side_by_side(spans)
     report = figures.of(span, endpoint=deployment.endpoint)
     return Measured(
         requests=report.readings["requests_s"].count or 0.0,
@@ -210,6 +224,27 @@ def measure(
         figure=report.value(advice.verify.kpi),
         errors=report.value("error_fraction") or 0.0,
     )
+
+
+def _told(deployment: Deployment) -> dict[str, totals.Totals]:
+    """What each replica has counted, by name. Raises: Unreachable when none of them answers."""
+    if deployment.target != "kubernetes":
+        return {deployment.name: totals.read(scrape.fetch(deployment.endpoint))}
+    from aim_engine.deploy.pods import Pods
+
+    cluster = Pods(deployment.namespace or "default", deployment.name)
+    try:
+        found, last = {}, None
+        for pod, page in cluster.pages().items():
+            if isinstance(page, Unreachable):
+                last = page
+            else:
+                found[pod] = totals.read(scrape.read(page, f"pod {pod}", time.time()))
+    finally:
+        cluster.close()
+    if not found:
+        raise last or Unreachable(f"no pod of {deployment.name} is ready", hint=f"aim-engine status {deployment.name}")
+    return found
 
 
 def judge(advice: Diagnosis, before: Measured, after: Measured) -> tuple[bool, str]:
@@ -238,13 +273,19 @@ _TRADES = frozenset({"S1", "K1", "K3", "P1", "P2", "D1", "D2", "C4", "K4", "S5"}
 
 
 def drive(
-    requests: int, concurrency: int, question: str = "Tell me about the weather in one sentence."
+    requests: int,
+    concurrency: int,
+    question: str = "Tell me about the weather in one sentence.",
+    *,
+    endpoint: str | None = None,
 ) -> Callable[[str, str], None]:
-    """A load of our own: so many questions, so many at a time."""
+    """A load of our own: so many questions, so many at a time; to `endpoint`, where it is not reached at its own address."""
+    reached_at = endpoint
 
     def load(endpoint: str, model: str) -> None:
         from aim_engine.deploy import chat
 
+        endpoint = reached_at or endpoint
         left = iter(range(requests))
         lock = threading.Lock()
         errors: list[AimError] = []

@@ -102,8 +102,10 @@ def test_a_prometheus_gives_the_same_report(
         assert theirs.value(kpi) == pytest.approx(own.value(kpi), rel=0.2), kpi  # looks come at other moments, of 25
     looks = (2 * 20.0 + 15 * 2.0) / 17
     for figures in (own, theirs):
-        assert figures.value("batch") == pytest.approx((10 * 20.0 + 15 * 2.0) / 25, rel=0.12)
-        assert figures.value("batch") > 1.8 * looks, "a mean over looks would miss most of the busy time"
+        batch = figures.value("batch")
+        assert batch == pytest.approx((10 * 20.0 + 15 * 2.0) / 25, rel=0.12)
+        assert batch is not None
+        assert batch > 1.8 * looks, "a mean over looks would miss most of the busy time"
     assert theirs.value("kv_usage_peak_fraction") == own.value("kv_usage_peak_fraction") == 0.3
     assert theirs.readings["ttft_ms"].quantiles["p90"].high == own.readings["ttft_ms"].quantiles["p90"].high
     assert theirs.value("junction_c") is None

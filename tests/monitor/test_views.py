@@ -303,3 +303,27 @@ def test_ratings_come_in_and_figures_go_out_by_http(tmp_path: Path, history: His
             Listener(where, tmp_path, {})
     with pytest.raises(Unreachable):
         Listener("127.0.0.1:99999", tmp_path, {})
+
+
+def test_of_a_replica_that_went_away_nothing_runs_now_and_its_tokens_count(tmp_path: Path) -> None:
+    history = History(tmp_path / "h.db")
+
+    def at(second: float, name: str) -> Look:
+        found = Span(
+            5.0,
+            {"output_tokens": 100.0},
+            {"running": Gauge(8.0, 8.0, 8.0, 8.0, 1, 40.0, 5.0)},
+            {},
+            1,
+        )
+        target = Target(deployment="demo", name=name, endpoint=name)
+        return Look(target=target, time_s=BEGIN + second, span=found, cursor=None)
+
+    history.add([at(n, "demo-1-0") for n in range(0, 300, 5)] + [at(n, "demo-2-0") for n in range(300, 600, 5)])
+    whole = views.span(history, "demo", BEGIN - 1, BEGIN + 600)
+    assert whole.counters["output_tokens"] == 12000
+    assert whole.seconds == pytest.approx(600, abs=5), "not the 300 s of each"
+    assert whole.gauges["running"].last == 8.0
+    assert whole.gauges["running"].mean == pytest.approx(8.0, rel=0.01), "not 16"
+    assert views.span(history, "demo", BEGIN - 1, BEGIN + 299).gauges["running"].last == 8.0
+    history.close()

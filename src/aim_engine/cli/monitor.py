@@ -198,7 +198,7 @@ def _once(
 def _figures(each: Observed, looks: list[Look], history: History, now_s: float) -> figures.KpiReport:
     """What happened since the look before, else since the engine's start."""
     recent = views.of_history(history, each.name, now_s - _RECENT_S, now_s, plan=each.plan, points=0).figures
-    if recent.window_s or len(looks) != 1:
+    if recent.window_s or len(looks) != 1 or each.pages[0].namespace:
         return recent
     return report.watch_once(looks[0].target.endpoint)
 

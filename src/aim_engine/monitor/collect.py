@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from aim_engine.errors import Unreachable
+from aim_engine.deploy.pods import Pods
+from aim_engine.errors import AimError, MissingExtra, Unreachable
 from aim_engine.kpi import measures
 from aim_engine.monitor import scrape, totals
 from aim_engine.monitor.fetch import Fetcher
@@ -45,6 +46,9 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     """Is it the page of a device exporter, with one target for each card?"""
     pods: str = ""
     """Regular expression; only cards that a pod of such a name holds."""
+    namespace: str = ""
+    """Where the target's name is that of a Deployment in a cluster: each of its pods has a page of its own, and the API server leads
+    there."""
 
 
 class _Page:
@@ -55,6 +59,7 @@ class _Page:
         self._history = history
         self._trackers: dict[Target, Tracker] = {}
         self._about: dict[Target, About] = {}
+        self._cluster: Pods | None = None
         self.misses = 0
 
     def tracker(self, target: Target) -> Tracker:
@@ -89,6 +94,37 @@ class _Page:
             events=events,
         )
 
+    def pods(self, timeout_s: float) -> list[Look]:
+        """A look at each pod of a Deployment. Raises: Unreachable, MissingExtra."""
+        mine = self.watched.target
+        if self._cluster is None:
+            self._cluster = Pods(self.watched.namespace, mine.name, timeout_s=timeout_s)
+        pages = self._cluster.pages()
+        if not pages:
+            raise Unreachable(f"no pod of {mine.name} is ready")
+        now, tick_s, looks = time.time(), time.monotonic(), []
+        for pod, page in pages.items():
+            target = Target(deployment=mine.deployment, name=pod, endpoint=f"{self.watched.namespace}/{pod}")
+            try:
+                if isinstance(page, Unreachable):
+                    raise page
+                snapshot = scrape.read(page, f"pod {pod}", now, WANTED)
+            except Unreachable as err:
+                span, events = self.tracker(target).missed(_said(err), time_s=now)
+                looks.append(Look(target=target, time_s=now, span=span, cursor=None, events=events))
+            else:
+                looks.append(self.seen(target, totals.read(snapshot), tick_s))
+        if all(look.span.failed for look in looks):
+            self.misses += 1
+        else:
+            self.misses = 0
+            self._trackers.pop(mine, None)  # of the times that the cluster itself did not answer
+        return looks
+
+    def close(self) -> None:
+        if self._cluster is not None:
+            self._cluster.close()
+
     def read(self, page: str) -> list[Look]:
         now = time.time()
         snapshot = scrape.read(page, self.watched.url, now, WANTED)
@@ -117,6 +153,10 @@ class _Page:
             )
             for card, part in totals.by_card(snapshot, self.watched.pods).items()
         ]
+
+
+def _said(err: AimError) -> str:
+    return f"{err.what}: {err.why}" if err.why else err.what
 
 
 class Collector:
@@ -153,6 +193,8 @@ class Collector:
     def close(self) -> None:
         """Close all connections."""
         self._fetcher.close()
+        for page in self._pages:
+            page.close()
 
     def once(self) -> list[Look]:
         """Look at everything once, now, and keep it."""
@@ -210,9 +252,11 @@ class Collector:
 
     def _look(self, page: _Page) -> list[Look]:
         try:
+            if page.watched.namespace:
+                return page.pods(self._timeout_s)
             return page.read(self._fetcher.get(page.watched.url, self._timeout_s))
-        except Unreachable as err:
-            return page.missed(f"{err.what}: {err.why}" if err.why else err.what, self._interval_s)
+        except (Unreachable, MissingExtra) as err:
+            return page.missed(_said(err), self._interval_s)
 
     def _own_cards(self) -> list[Look]:
         if self._cards is None:

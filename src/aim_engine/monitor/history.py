@@ -200,6 +200,13 @@ class History:
             for time, kind, text in reversed(rows)
         )
 
+    def last_s(self, kept: Kept, end_s: float) -> float | None:
+        """When the last look that is still kept as such was before a time."""
+        ((found,),) = self.database.rows(
+            "SELECT max(time) FROM sample WHERE target = ? AND time <= ?", (kept.id, int(end_s * 1000))
+        )
+        return None if found is None else int(str(found)) / 1000
+
     def first_s(self, kept: Kept) -> float | None:
         """When the oldest kept row of a target begins."""
         found = [

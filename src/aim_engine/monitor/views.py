@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from aim_engine.kpi import names
+from aim_engine.kpi import measures, names
 from aim_engine.kpi.cards import DEVICES
 from aim_engine.kpi.figure import Kpi
 from aim_engine.monitor import figures
@@ -18,7 +18,7 @@ from aim_engine.monitor.figures import KpiReport
 from aim_engine.monitor.history import History, Kept
 from aim_engine.monitor.ledger import Alert, Ledger
 from aim_engine.monitor.prometheus import Prometheus
-from aim_engine.monitor.span import Span, side_by_side
+from aim_engine.monitor.span import Gauge, Span, side_by_side
 from aim_engine.monitor.track import Event
 from aim_engine.perf.estimate import Range
 from aim_engine.planner.plan import Plan
@@ -41,6 +41,8 @@ CURVES = (
 SAME = 0.05
 """A change of less is no change: runs of one configuration differ by as much."""
 POINTS = 96
+GONE_S = 120.0
+"""A replica that was last looked at so long before the others is no more."""
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
@@ -139,11 +141,44 @@ def quality(ledger: Ledger, deployment: str, begin_s: float, end_s: float, *, at
 
 def span(history: History, deployment: str, begin_s: float, end_s: float) -> Span:
     """Everything of a deployment in a window: its replicas and its cards."""
-    engines: list[Span] = []
+    engines: list[tuple[float | None, Span]] = []
     cards: list[Span] = []
     for kept in history.targets(deployment):
-        (engines if kept.target.kind == "engine" else cards).append(history.window(kept, begin_s, end_s))
-    return joined(engines, cards)
+        found = history.window(kept, begin_s, end_s)
+        if kept.target.kind == "engine":
+            engines.append((history.last_s(kept, end_s), found))
+        else:
+            cards.append(found)
+    times = [(last_s, found) for last_s, found in engines if last_s is not None and last_s > begin_s and found.scrapes]
+    newest = max((last_s for last_s, _ in times), default=end_s)
+    whole = joined(
+        [_gone(found) if last_s is not None and newest - last_s > GONE_S else found for last_s, found in engines], cards
+    )
+    covered_s = newest - min((last_s - found.seconds for last_s, found in times), default=newest)
+    return _stretched(whole, min(covered_s, end_s - begin_s))
+
+
+def _stretched(whole: Span, covered_s: float) -> Span:
+    """Replicas that followed each other, as pods do in a rollout, cover more time together than the longest of them."""
+    if not 0 < whole.seconds < covered_s:
+        return whole
+    longer = covered_s / whole.seconds
+    levels = {
+        name: Gauge(g.last, g.low, g.high, g.total, g.count, g.area, g.seconds * longer)
+        if measures.BY_NAME[name].across == "sum"
+        else g
+        for name, g in whole.gauges.items()
+    }
+    return msgspec.structs.replace(whole, seconds=covered_s, gauges=levels)
+
+
+def _gone(found: Span) -> Span:
+    """A replica that went away, such as a pod before a rollout: what it did counts, and now nothing runs or waits there."""
+    levels = {
+        name: Gauge(0.0, 0.0, gauge.high, gauge.total, gauge.count, gauge.area, gauge.seconds)
+        for name, gauge in found.gauges.items()
+    }
+    return msgspec.structs.replace(found, gauges=levels)
 
 
 def joined(engines: Sequence[Span], cards: Sequence[Span]) -> Span:
