@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from aim_engine.kpi.cards import DEVICES
 from aim_engine.kpi.figure import Kpi, Target
-from aim_engine.kpi.formula import Constant, First, Goodput, Increase, Level, Mean, Over, Parameter, Rate, Up
+from aim_engine.kpi.formula import Constant, First, Goodput, Increase, Level, Mean, Over, Parameter, Rate, Sum, Up
 
 _MS = 1000.0
 
@@ -299,7 +299,12 @@ DERIVED: tuple[Kpi, ...] = (
         meaning="requests that wait for something else than room: adapters, a grammar, a transfer of KV cache",
         better="lower",
         kind="gauge",
-        formula=Level("waiting_deferred", "mean"),
+        formula=First(
+            (
+                Level("waiting_deferred", "mean"),
+                Sum((Level("waiting_allocation", "mean"), Level("waiting_transfer", "mean"))),
+            )
+        ),
     ),
     Kpi(
         name="step_tokens",

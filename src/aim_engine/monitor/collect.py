@@ -23,6 +23,7 @@ from aim_engine.kpi import measures
 from aim_engine.monitor import scrape, totals
 from aim_engine.monitor.fetch import Fetcher
 from aim_engine.monitor.history import About, History, Look, Target
+from aim_engine.monitor.oddities import Oddities
 from aim_engine.monitor.totals import Totals
 from aim_engine.monitor.track import Tracker
 
@@ -59,6 +60,7 @@ class _Page:
         self._history = history
         self._trackers: dict[Target, Tracker] = {}
         self._about: dict[Target, About] = {}
+        self._odd: dict[Target, Oddities] = {}
         self._cluster: Pods | None = None
         self.misses = 0
 
@@ -79,9 +81,14 @@ class _Page:
         """Until the next look: longer for one that stays away."""
         return interval_s * min(2.0 ** max(0, self.misses - _PATIENCE), max(1.0, _LONGEST_WAIT_S / interval_s))
 
-    def seen(self, target: Target, found: Totals, tick_s: float) -> Look:
+    def seen(self, target: Target, found: Totals, tick_s: float, page: str | None = None) -> Look:
         tracker = self.tracker(target)
         span, events = tracker.seen(found, tick_s=tick_s)
+        if page is not None:
+            if any(event.kind == "restart" for event in events):
+                self._odd.pop(target, None)  # SGLang tells some figures only after the first request
+            odd = self._odd.setdefault(target, Oddities())
+            events += odd.seen(page, found, time_s=found.time_s or 0.0, engine=target.kind == "engine")
         about = About(engine=found.engine, models=found.models, families=found.families, facts=found.facts)
         changed = self._about.get(target) != about
         self._about[target] = about
@@ -113,7 +120,7 @@ class _Page:
                 span, events = self.tracker(target).missed(_said(err), time_s=now)
                 looks.append(Look(target=target, time_s=now, span=span, cursor=None, events=events))
             else:
-                looks.append(self.seen(target, totals.read(snapshot), tick_s))
+                looks.append(self.seen(target, totals.read(snapshot), tick_s, page))
         if all(look.span.failed for look in looks):
             self.misses += 1
         else:
@@ -125,8 +132,10 @@ class _Page:
         if self._cluster is not None:
             self._cluster.close()
 
-    def read(self, page: str) -> list[Look]:
+    def read(self, page: str, interval_s: float) -> list[Look]:
         now = time.time()
+        if self.watched.exporter:
+            page = scrape.unprefixed(page)
         snapshot = scrape.read(page, self.watched.url, now, WANTED)
         target = self.watched.target
         damage = self.tracker(target).damaged(snapshot.ended, time_s=now)
@@ -144,14 +153,20 @@ class _Page:
         self.misses = 0
         tick_s = time.monotonic()
         if not self.watched.exporter:
-            return [self.seen(target, totals.read(snapshot), tick_s)]
+            return [self.seen(target, totals.read(snapshot), tick_s, page)]
+        cards = totals.by_card(snapshot, self.watched.pods)
+        if not cards:
+            why = (
+                "of the cards on it, none is held by these pods" if totals.by_card(snapshot) else "it has no card on it"
+            )
+            return self.missed(f"{self.watched.url} tells nothing of the cards: {why}", interval_s)
         return [
             self.seen(
                 Target(deployment=target.deployment, kind="card", name=card, endpoint=target.endpoint),
                 totals.read(part, measures.DEVICE),
                 tick_s,
             )
-            for card, part in totals.by_card(snapshot, self.watched.pods).items()
+            for card, part in cards.items()
         ]
 
 
@@ -254,7 +269,7 @@ class Collector:
         try:
             if page.watched.namespace:
                 return page.pods(self._timeout_s)
-            return page.read(self._fetcher.get(page.watched.url, self._timeout_s))
+            return page.read(self._fetcher.get(page.watched.url, self._timeout_s), self._interval_s)
         except (Unreachable, MissingExtra) as err:
             return page.missed(_said(err), self._interval_s)
 

@@ -15,7 +15,9 @@ import msgspec
 from aim_engine.monitor.span import Gauge, Histogram, Span
 from aim_engine.monitor.totals import Buckets, Totals
 
-EventKind = Literal["restart", "unreachable", "recovered", "cut page", "clock", "fell", "lines"]
+EventKind = Literal[
+    "restart", "unreachable", "recovered", "cut page", "other page", "renamed", "clock", "fell", "lines"
+]
 _DOUBTS = 3
 """Times that a page must repeat a count that fell before it is believed."""
 _CLOCK_JUMP_S = 2.0
