@@ -25,6 +25,7 @@ from aim_engine.advise.subject import Subject
 from aim_engine.deploy.records import Store
 from aim_engine.deploy.runner import Deployment, Runner
 from aim_engine.errors import AimError, InvalidInput, Unreachable
+from aim_engine.hardware.gpu import Gpu
 from aim_engine.monitor import figures, scrape, totals, track
 from aim_engine.monitor.figures import KpiReport
 from aim_engine.monitor.ledger import Ledger, Measurement
@@ -33,6 +34,7 @@ from aim_engine.perf import calibration as calibrations
 from aim_engine.perf.calibration import Calibration
 from aim_engine.planner import validate
 from aim_engine.planner.plan import Plan
+from aim_engine.planner.table import Case, Unreadable
 from aim_engine.render import compare, targets
 from aim_engine.render.artifact import Options
 from aim_engine.settings import Settings
@@ -333,28 +335,52 @@ def learn(plan: Plan, report: KpiReport, settings: Settings, ledger: Ledger, *, 
     identity = hashlib.blake2b(
         "|".join(f"{name}={row[name]}" for name in sorted(row) if name not in _RESULTS).encode(), digest_size=8
     ).hexdigest()
-    ledger.measured(Measurement(identity=identity, time_s=now_s, row={**row, "row_id": f"{_OURS}{identity}"}))
-    return recalibrate(settings, ledger)
+    on_cpu = plan.inputs.gpu.kind == "cpu"
+    ledger.measured(
+        Measurement(
+            identity=identity,
+            time_s=now_s,
+            row={**row, "row_id": f"{_OURS}{identity}"},
+            device=plan.inputs.gpu if on_cpu else None,
+        )
+    )
+    return recalibrate(settings, ledger, plan.inputs.gpu)
 
 
-def recalibrate(settings: Settings, ledger: Ledger) -> str:
-    """Correct predictions by the measurements of the ledger, beside those that the user gave."""
+def recalibrate(settings: Settings, ledger: Ledger, gpu: Gpu) -> str:
+    """Correct predictions of what is like `gpu` by the measurements of the ledger, beside those that the user gave."""
     from aim_engine.perf import local
     from aim_engine.perf.local import Local
     from aim_engine.planner import own
 
-    rows = [each.row for each in ledger.measurements()]
+    on_cpu = gpu.kind == "cpu"
+    kept = [each for each in ledger.measurements() if (each.device is not None) == on_cpu]
+    rows = [each.row for each in kept]
     sets = calibrations.load(workflow.overlay_dir(settings))
-    found = own.calibrate(rows, workflow.table_reader(None, settings).read(rows), sets)
-    path = workflow.measured(settings)
+    found_on = [msgspec.json.encode(each.device) for each in kept]
+    readers = {
+        name: workflow.table_reader(None, settings, device=each.device)
+        for name, each in zip(found_on, kept, strict=True)
+    }
+    cases = [_as_run(readers[name].read([each.row])[0], each) for name, each in zip(found_on, kept, strict=True)]
+    found = own.calibrate(rows, cases, sets, arch="cpu" if on_cpu else "gfx942")
+    path = workflow.measured(settings, gpu)
     theirs: tuple[Any, ...] = ()
     if path.is_file():
-        kept = msgspec.json.decode(path.read_bytes(), type=Local)
-        theirs = tuple(point for point in kept.points if not point.row_id.startswith(_OURS))
+        before = msgspec.json.decode(path.read_bytes(), type=Local)
+        theirs = tuple(point for point in before.points if not point.row_id.startswith(_OURS))
     if not found.used:
         return f"kept, predictions stay: {found.dropped[-1].reason}" if found.dropped else "nothing to learn from"
-    workflow.keep_measured(local.solve((*theirs, *found.local.points), found.local.base), settings)
+    workflow.keep_measured(local.solve((*theirs, *found.local.points), found.local.base), settings, gpu)
     return f"{found.used} measurements correct the next predictions"
+
+
+def _as_run(case: Case | Unreadable, measured: Measurement) -> Case | Unreadable:
+    """Tables of cards know no 32 bit weights, in which processors mostly compute."""
+    if measured.device is None or not isinstance(case, Case):
+        return case
+    recipe = msgspec.structs.replace(case.recipe, precision=measured.row["precision"], gpu_count=0)
+    return msgspec.structs.replace(case, recipe=recipe, gpu_count=0)
 
 
 def measurement(plan: Plan, report: KpiReport) -> dict[str, str] | str:
@@ -402,7 +428,7 @@ _RESULTS = ("ttft_ms_mean", "tpot_ms_mean")
 
 def _calibration(plan: Plan, settings: Settings) -> Calibration:
     return calibrations.pick(
-        calibrations.load(workflow.overlay_dir(settings), workflow.measured(settings)), plan.inputs.gpu
+        calibrations.load(workflow.overlay_dir(settings), workflow.measured(settings, plan.inputs.gpu)), plan.inputs.gpu
     )
 
 
