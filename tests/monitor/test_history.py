@@ -269,3 +269,24 @@ def test_two_hundred_kills_lose_at_most_the_last_look(tmp_path: Path) -> None:
     told, found, by_cursor = killed_writers(tmp_path, 200)
     assert found == by_cursor
     assert told <= found <= told + 1
+
+
+def test_a_file_of_the_first_format_is_opened_and_written_on(tmp_path: Path) -> None:
+    from aim_engine.monitor import history as module
+
+    path = tmp_path / "history.db"
+    old = Database(path, module._MIGRATIONS[:1])
+    with old.writing() as connection:
+        connection.execute(
+            "INSERT INTO target (deployment, kind, name, endpoint, cursor) VALUES ('demo', 'engine', 'demo', 'http://x', ?)",
+            (msgspec.msgpack.encode(Cursor(time_s=BEGIN, start_s=None, counters={"requests": 3.0}, histograms={})),),
+        )
+    old.close()
+    history = History(path)
+    cursor = Cursor(time_s=BEGIN + 5, start_s=None, counters={"requests": 6.0}, histograms={})
+    assert history.add([look(BEGIN + 5, cursor=cursor, since_s=BEGIN)]) == frozenset()
+    assert history.cursor(TARGET) == cursor
+    late = msgspec.structs.replace(cursor, time_s=BEGIN + 7)
+    assert history.add([look(BEGIN + 7, cursor=late, since_s=BEGIN)]) == {TARGET}, "it was held against what was before"
+    assert history.window(only(history), BEGIN, BEGIN + 9).counters["output_tokens"] == 10.0
+    history.close()

@@ -83,6 +83,7 @@ class _Page:
 
     def seen(self, target: Target, found: Totals, tick_s: float, page: str | None = None) -> Look:
         tracker = self.tracker(target)
+        since_s = tracker.cursor.time_s if tracker.cursor is not None else None
         span, events = tracker.seen(found, tick_s=tick_s)
         if page is not None:
             if any(event.kind == "restart" for event in events):
@@ -97,6 +98,7 @@ class _Page:
             time_s=found.time_s or 0.0,
             span=span,
             cursor=tracker.cursor,
+            since_s=since_s,
             about=about if changed else None,
             events=events,
         )
@@ -127,6 +129,11 @@ class _Page:
             self.misses = 0
             self._trackers.pop(mine, None)  # of the times that the cluster itself did not answer
         return looks
+
+    def take_up(self, target: Target) -> None:
+        """Go on from what another monitor has counted up to."""
+        if self._history is not None and target in self._trackers:
+            self._trackers[target].taken_up(self._history.cursor(target))
 
     def close(self) -> None:
         if self._cluster is not None:
@@ -204,6 +211,7 @@ class Collector:
         self._looks: queue.SimpleQueue[Look] = queue.SimpleQueue()
         self._unwritten: list[Look] = []
         self._cleaned = 0.0
+        self._told_of_others = False
 
     def close(self) -> None:
         """Close all connections."""
@@ -296,8 +304,17 @@ class Collector:
         if not self._unwritten:
             return
         try:
-            self._history.add(self._unwritten)
+            others = self._history.add(self._unwritten)
             self._unwritten = []
+            for target in others:
+                for page in (*self._pages, self._cards_page):
+                    page.take_up(target)
+            if others and not self._told_of_others:
+                self._told_of_others = True
+                logger.warning(
+                    "another monitor watches %s too: what happens is counted once, by either",
+                    ", ".join(sorted({target.deployment for target in others})),
+                )
             if time.monotonic() - self._cleaned > _CLEAN_S:
                 self._cleaned = time.monotonic()
                 self._history.roll_up(time.time())

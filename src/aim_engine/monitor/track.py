@@ -60,6 +60,10 @@ class Tracker:
         self._ended = False
         self._levels: dict[str, float] = {}
 
+    def taken_up(self, cursor: Cursor | None) -> None:
+        """Go on from where another monitor of the same endpoint stands."""
+        self.cursor, self._ticked, self._levels = cursor, None, {}
+
     def damaged(self, ended: bool, *, time_s: float) -> Event | None:
         """An event when a page that usually ends with a line feed does not."""
         self._ended = self._ended or ended
