@@ -275,6 +275,9 @@ def test_what_was_measured_on_the_processor_corrects_the_next_plan_for_it(settin
     load = Workload(input_tokens=1000, output_tokens=200, concurrency=4)
     request = Request(model=MODEL, gpus="cpu", workload=load)
     plan = workflow.choose(request, settings)
+    # What a busy machine copies differs from plan to plan; the figures below are for one that copies 20 GB/s.
+    gpu = msgspec.structs.replace(plan.inputs.gpu, bandwidth_bytes_s=20_000_000_000)
+    plan = msgspec.structs.replace(plan, inputs=msgspec.structs.replace(plan.inputs, gpu=gpu))
     before = workflow.expect(plan, load, settings)
     assert before is not None
     assert "corrected" not in before.tpot_ms.source

@@ -126,6 +126,43 @@ def test_a_line_holds_the_plan_its_limit_and_the_hour_before(history: History, p
     assert lines["batch"].trend == ""
 
 
+def test_predictions_are_for_the_load_that_came(history: History, plan: Plan) -> None:
+    """Steps say how many requests were answered at once while there was work; idle time would make it few."""
+    settings = all_settings.load({"offline": True})
+    lengths = {
+        "prompt_length": Histogram((4096.0,), (10.0, 0.0), 5000.0),
+        "output_length": Histogram((4096.0,), (10.0, 0.0), 900.0),
+        "step_tokens": Histogram((4096.0,), (75.0, 0.0), 5900.0),
+    }
+    found = engine_span(900.0)
+    found = msgspec.structs.replace(found, histograms={**found.histograms, **lengths})
+    history.add([Look(target=Target(deployment="lengths", name="one"), time_s=BEGIN + 60, span=found, cursor=None)])
+    document = views.of_history(
+        history,
+        "lengths",
+        BEGIN,
+        BEGIN + 61,
+        plan=plan,
+        predict=lambda made, load: workflow.expect(made, load, settings),
+    )
+    load = document.traffic
+    assert load is not None
+    assert (load.input_tokens, load.output_tokens, load.concurrency) == (500, 90, 12), "not the mean of 4 running"
+    expected = workflow.expect(plan, load, settings)
+    assert expected is not None
+    (line,) = [line for line in document.lines if line.kpi == "ttft_ms"]
+    assert (line.predicted, line.low, line.high) == (
+        expected.ttft_ms.value,
+        expected.ttft_ms.low,
+        expected.ttft_ms.high,
+    )
+    assert plan.chosen is not None
+    assert line.planned == plan.chosen.estimate.ttft_ms.value
+    assert "12 requests at once of 500 tokens, answers of 90" in page.markdown(document)
+    assert "| predicted |" in page.markdown(document)
+    assert of(history, plan).traffic is None, "where lengths are not told, what was planned stays"
+
+
 def test_a_missed_limit_is_said(history: History, plan: Plan) -> None:
     strict = msgspec.structs.replace(plan, inputs=msgspec.structs.replace(plan.inputs, slo=Slo(ttft_ms=300.0)))
     (line,) = [line for line in of(history, strict).lines if line.kpi == "ttft_ms"]

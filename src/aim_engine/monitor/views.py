@@ -5,7 +5,7 @@ The same document whether the looks are our own or those of a Prometheus server.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -20,9 +20,11 @@ from aim_engine.monitor.ledger import Alert, Ledger
 from aim_engine.monitor.prometheus import Prometheus
 from aim_engine.monitor.span import Gauge, Span, side_by_side
 from aim_engine.monitor.track import Event
-from aim_engine.perf.estimate import Range
+from aim_engine.perf.estimate import Estimate, Range
 from aim_engine.planner.plan import Plan
+from aim_engine.workload import Workload
 
+Predict = Callable[[Plan, Workload], Estimate | None]
 CURVES = (
     "ttft_ms",
     "tpot_ms",
@@ -64,6 +66,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     p95: float | None = None
     planned: float | None = None
+    """What the plan promised for the load it was made for."""
+    predicted: float | None = None
+    """The same for the load that came; None where nobody told it."""
     low: float | None = None
     high: float | None = None
     """Band of the prediction."""
@@ -94,6 +99,8 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", ta
     end_s: float
     figures: KpiReport
     lines: tuple[Line, ...]
+    traffic: Workload | None = None
+    """The load that was measured and predictions are for; None where they are for the load of the plan."""
     before: KpiReport | None = None
     before_label: str = ""
     curves: dict[str, tuple[Point, ...]] = {}
@@ -205,8 +212,12 @@ def of_history(
     ledger: Ledger | None = None,
     before: tuple[float, float, str] | None = None,
     points: int = POINTS,
+    predict: Predict | None = None,
 ) -> Document:
-    """The report from our own history. `before` is an earlier window and what to call it; without `points` no curves."""
+    """The report from our own history. `before` is an earlier window and what to call it; without `points` no curves.
+
+    `predict` says what the plan's recipe does under a load.
+    """
     kept = history.targets(deployment)
     given = parameters(plan)
     about = next((each.about for each in kept if each.target.kind == "engine"), None)
@@ -225,6 +236,7 @@ def of_history(
 
     now = told(begin_s, end_s)
     earlier = told(before[0], before[1]) if before is not None else None
+    load, predicted = _predicted(now, plan, predict)
     begins = [first for each in kept if (first := history.first_s(each)) is not None]
     notes = []
     if begins and min(begins) > begin_s + 60:
@@ -238,7 +250,8 @@ def of_history(
         begin_s=begin_s,
         end_s=end_s,
         figures=now,
-        lines=lines(now, earlier, plan),
+        lines=lines(now, earlier, plan, predicted),
+        traffic=load if predicted is not None else None,
         before=earlier,
         before_label=before[2] if before is not None else "",
         curves=_curves(history, kept, begin_s, end_s, points) if points else {},
@@ -263,8 +276,9 @@ def of_prometheus(
     plan: Plan | None = None,
     before: tuple[float, float, str] | None = None,
     points: int = 0,
+    predict: Predict | None = None,
 ) -> Document:
-    """The report from a Prometheus server. Raises: Unreachable."""
+    """The report from a Prometheus server; `predict` as for `of_history`. Raises: Unreachable."""
     given = parameters(plan)
 
     def told(begin: float, end: float) -> KpiReport:
@@ -272,6 +286,7 @@ def of_prometheus(
 
     now = told(begin_s, end_s)
     earlier = told(before[0], before[1]) if before is not None else None
+    load, predicted = _predicted(now, plan, predict)
     step_s = (end_s - begin_s) / points if points else 0.0
     spans = [
         (begin_s + (n + 1) * step_s, server.window(begin_s + n * step_s, begin_s + (n + 1) * step_s))
@@ -284,20 +299,32 @@ def of_prometheus(
         begin_s=begin_s,
         end_s=end_s,
         figures=now,
-        lines=lines(now, earlier, plan),
+        lines=lines(now, earlier, plan, predicted),
+        traffic=load if predicted is not None else None,
         before=earlier,
         before_label=before[2] if before is not None else "",
         curves=curves(spans),
     )
 
 
-def lines(now: KpiReport, before: KpiReport | None, plan: Plan | None) -> tuple[Line, ...]:
-    """Every figure that is told, beside what was planned, asked and measured earlier."""
+def _predicted(now: KpiReport, plan: Plan | None, predict: Predict | None) -> tuple[Workload | None, Estimate | None]:
+    """The load that came, and what was to be expected under it."""
+    if plan is None or plan.chosen is None or predict is None:
+        return None, None
+    load = figures.traffic(now, engines=plan.chosen.recipe.replicas * plan.chosen.recipe.parallelism.dp)
+    return load, predict(plan, load) if load is not None else None
+
+
+def lines(
+    now: KpiReport, before: KpiReport | None, plan: Plan | None, predicted: Estimate | None = None
+) -> tuple[Line, ...]:
+    """Every figure that is told, beside what was planned, `predicted` for the load that came, asked and measured earlier."""
     found = []
     for kpi in names.ALL:
         reading = now.readings[kpi.name]
         was = before.value(kpi.name) if before is not None else None
         planned, limit = planned_for(plan, kpi.name)
+        expected = planned if predicted is None else _ranges(predicted).get(kpi.name)
         if reading.value is None and was is None and planned is None:
             continue
         change = None
@@ -312,12 +339,13 @@ def lines(now: KpiReport, before: KpiReport | None, plan: Plan | None) -> tuple[
                 why=reading.why,
                 p95=now.quantile(kpi.name, "p95"),
                 planned=planned.value if planned is not None else None,
-                low=planned.low if planned is not None else None,
-                high=planned.high if planned is not None else None,
+                predicted=expected.value if expected is not None and predicted is not None else None,
+                low=expected.low if expected is not None else None,
+                high=expected.high if expected is not None else None,
                 limit=limit,
                 before=was,
                 change_fraction=change,
-                verdict=_verdict(kpi, reading.value, planned, limit),
+                verdict=_verdict(kpi, reading.value, expected, limit),
                 trend=_trend(kpi, change),
             )
         )
@@ -328,15 +356,17 @@ def planned_for(plan: Plan | None, kpi: str) -> tuple[Range | None, float | None
     """What the plan predicted of a figure, and the limit it was asked to keep."""
     if plan is None or plan.chosen is None:
         return None, None
-    estimate = plan.chosen.estimate
-    predicted = {
+    return _ranges(plan.chosen.estimate).get(kpi), parameters(plan).get(f"slo_{kpi}")
+
+
+def _ranges(estimate: Estimate) -> dict[str, Range]:
+    return {
         "ttft_ms": estimate.ttft_ms,
         "tpot_ms": estimate.tpot_ms,
         "e2e_ms": estimate.e2e_ms,
         "output_tok_s": estimate.output_tok_s,
         "requests_s": estimate.requests_s,
     }
-    return predicted.get(kpi), parameters(plan).get(f"slo_{kpi}")
 
 
 def curves(spans: Sequence[tuple[float, Span]]) -> dict[str, tuple[Point, ...]]:
