@@ -30,7 +30,7 @@ def watched(address: str, name: str = "demo", *, exporter: bool = False) -> Watc
 
 HOSTILE = {
     "fifty megabytes": (metric_pages.text(b"# padding\n" * 5_000_000), "sends more than"),
-    "a key is asked for": (metric_pages.text("no", status=401), "answered 401"),
+    "a key is asked for": (metric_pages.text("no", status=401), "answered 401: Unauthorized; set VLLM_API_KEY"),
     "another page": (metric_pages.text("<html><body>Welcome</body></html>"), "is not a metrics page"),
     "nothing": (metric_pages.text(""), "is not a metrics page"),
     "half a page": (metric_pages.text("vllm:generation_tokens_total 5\n", length=5000), "ends before the length"),

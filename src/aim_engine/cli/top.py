@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aim_engine import settings as all_settings
+from aim_engine import workflow
 from aim_engine.advise import diagnose, subject
 from aim_engine.cli import observed, output
 from aim_engine.cli.observed import Observed
@@ -163,6 +164,8 @@ def _panel(screen: Screen, alerts: Sequence[Alert]) -> RenderableType:
     from rich.text import Text
 
     report, plan = screen.report(), screen.found.plan
+    settings = all_settings.load()
+    _, predicted = views.expected_for(report, plan, lambda made, load: workflow.expect(made, load, settings))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
     for column in ("figure", "now", "p95", "target", "course"):
         table.add_column(column, justify="left" if column in ("figure", "course") else "right", no_wrap=True)
@@ -172,6 +175,8 @@ def _panel(screen: Screen, alerts: Sequence[Alert]) -> RenderableType:
         if reading.value is None and all(value is None for value in trail):
             continue
         planned, limit = views.planned_for(plan, name)
+        if predicted is not None:  # for the load that is there
+            planned = views.ranges(predicted).get(name)
         target = f"< {page.value(kpi.unit, limit)}" if limit is not None else ""
         if not target and planned is not None:
             target = f"~ {page.value(kpi.unit, planned.value)}"

@@ -178,7 +178,9 @@ class _Page:
 
 
 def _said(err: AimError) -> str:
-    return f"{err.what}: {err.why}" if err.why else err.what
+    """An error in one line, with the way out where a person has to give something: a key, a right."""
+    said = f"{err.what}: {err.why}" if err.why else err.what
+    return f"{said}; {err.hint}" if (err.hint or "").startswith(("set ", "kubectl auth")) else said
 
 
 class Collector:

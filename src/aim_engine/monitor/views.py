@@ -236,7 +236,7 @@ def of_history(
 
     now = told(begin_s, end_s)
     earlier = told(before[0], before[1]) if before is not None else None
-    load, predicted = _predicted(now, plan, predict)
+    load, predicted = expected_for(now, plan, predict)
     begins = [first for each in kept if (first := history.first_s(each)) is not None]
     notes = []
     if begins and min(begins) > begin_s + 60:
@@ -286,7 +286,7 @@ def of_prometheus(
 
     now = told(begin_s, end_s)
     earlier = told(before[0], before[1]) if before is not None else None
-    load, predicted = _predicted(now, plan, predict)
+    load, predicted = expected_for(now, plan, predict)
     step_s = (end_s - begin_s) / points if points else 0.0
     spans = [
         (begin_s + (n + 1) * step_s, server.window(begin_s + n * step_s, begin_s + (n + 1) * step_s))
@@ -307,7 +307,7 @@ def of_prometheus(
     )
 
 
-def _predicted(now: KpiReport, plan: Plan | None, predict: Predict | None) -> tuple[Workload | None, Estimate | None]:
+def expected_for(now: KpiReport, plan: Plan | None, predict: Predict | None) -> tuple[Workload | None, Estimate | None]:
     """The load that came, and what was to be expected under it."""
     if plan is None or plan.chosen is None or predict is None:
         return None, None
@@ -324,7 +324,7 @@ def lines(
         reading = now.readings[kpi.name]
         was = before.value(kpi.name) if before is not None else None
         planned, limit = planned_for(plan, kpi.name)
-        expected = planned if predicted is None else _ranges(predicted).get(kpi.name)
+        expected = planned if predicted is None else ranges(predicted).get(kpi.name)
         if reading.value is None and was is None and planned is None:
             continue
         change = None
@@ -356,10 +356,11 @@ def planned_for(plan: Plan | None, kpi: str) -> tuple[Range | None, float | None
     """What the plan predicted of a figure, and the limit it was asked to keep."""
     if plan is None or plan.chosen is None:
         return None, None
-    return _ranges(plan.chosen.estimate).get(kpi), parameters(plan).get(f"slo_{kpi}")
+    return ranges(plan.chosen.estimate).get(kpi), parameters(plan).get(f"slo_{kpi}")
 
 
-def _ranges(estimate: Estimate) -> dict[str, Range]:
+def ranges(estimate: Estimate) -> dict[str, Range]:
+    """What an estimate predicts, by figure."""
     return {
         "ttft_ms": estimate.ttft_ms,
         "tpot_ms": estimate.tpot_ms,
