@@ -91,7 +91,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.html"
         report.write_text(page.page(document, advice), encoding="utf-8")
-        picture(report, IMAGES / "report.png", 2150)
+        picture(report, IMAGES / "report.png", 2330)
     history.close()
     ledger.close()
     return 0

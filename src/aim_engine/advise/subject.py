@@ -244,6 +244,9 @@ def _predicted(plan: Plan, calibration: Calibration, workload: Workload, known: 
         slower = []
         for name, promised in (("ttft_ms", now.ttft_ms), ("tpot_ms", now.tpot_ms)):
             measured = known.get(name)
+            if measured is not None and name == "ttft_ms":
+                # What requests wait for each other depends on how unevenly they come, which a mean load does not tell; P1 looks at it.
+                measured = max(0.0, measured - known.get("queue_ms", 0.0))
             if measured is not None and promised.high > 0:
                 slower.append((measured / promised.high, name, measured, promised))
         if slower:
