@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+_PROXY = re.compile(r"/api/v1/namespaces/(?P<namespace>[^/]+)/(?:pods|services)/(?P<target>[^/]+)/proxy(?P<path>/.*)$")
 _PATH = re.compile(
     r"/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+/[^/]+))(?:/namespaces/(?P<namespace>[^/]+))?(?:/(?P<plural>[^/]+))?(?:/(?P<name>[^/]+))?(?P<log>/log)?$"
 )
@@ -55,12 +56,23 @@ class Cluster:
         """End of the only version served of grouped kinds in `inventory`."""
         self.log = "line 1\nline 2\nline 3\n"
         self.writes: list[str] = []
+        self.leaving = 0
+        """Looks at a Deployment during which a pod of before is still there, and counts as available."""
+        self.kubelet: Any = None
+        """Runs the pods of Deployments as processes (`kube_engines.Kubelet`); without one they only count as ready."""
 
     def names(self) -> list[str]:
         return sorted(f"{plural}/{name}" for plural, _, name in self.objects)
 
     def answer(self, method: str, url: str, body: Any) -> tuple[int, Any]:
         parts = urlsplit(url)
+        proxied = _PROXY.match(parts.path)
+        if proxied is not None:
+            if "proxy" in self.refuse:
+                code, message = self.refuse["proxy"]
+                return code, _status(code, message)
+            answer: tuple[int, str] = self.kubelet.proxied(method, proxied["target"], proxied["path"], body)
+            return answer
         match = _PATH.match(parts.path)
         if match is None:
             return 404, _status(404, f"no path {parts.path}")
@@ -87,10 +99,17 @@ class Cluster:
         key = (plural, namespace, name)
         if method == "PATCH":
             self.writes.append(f"{plural}/{name} {query.get('fieldManager')} {query.get('force')}")
-            body["metadata"] |= {"uid": "1", "generation": 1, "namespace": namespace}
+            before = self.objects.get(key)
+            changed = before is None or before.get("spec") != body.get("spec")
+            generation = int(changed) + (before["metadata"]["generation"] if before is not None else 0)
+            body["metadata"] |= {"uid": "1", "generation": generation, "namespace": namespace}
             self.objects[key] = body
+            if plural == "deployments" and changed and self.kubelet is not None:
+                self.kubelet.roll(body)
             return 200, body
         if method == "DELETE":
+            if plural == "deployments" and key in self.objects and self.kubelet is not None:
+                self.kubelet.remove(name)
             return (200, _status(200, "ok")) if self.objects.pop(key, None) else (404, _status(404, "not found"))
         if name:
             found = self.objects.get(key)
@@ -105,14 +124,32 @@ class Cluster:
         self.polls_until_ready -= 1
         ready = self.polls_until_ready <= 0 and not self.pod_status
         count = deployment["spec"]["replicas"] if ready else 0
+        if self.kubelet is not None:
+            count = self.kubelet.ready(deployment["metadata"]["name"])
+        self.leaving = max(0, self.leaving - 1)
+        if self.leaving:
+            count = deployment["spec"]["replicas"]
         deployment["status"] = {
-            "observedGeneration": 1,
+            "observedGeneration": deployment["metadata"]["generation"],
+            "replicas": deployment["spec"]["replicas"] + (self.leaving > 0),
             "updatedReplicas": deployment["spec"]["replicas"],
             "availableReplicas": count,
         }
 
     def _list(self, plural: str, namespace: str, query: dict[str, list[str]]) -> list[dict[str, Any]]:
         wanted = dict(pair.split("=") for pair in unquote(query.get("labelSelector", [""])[0]).split(",") if pair)
+        if plural == "pods" and self.kubelet is not None:
+            return [
+                {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "metadata": {"name": pod, "namespace": namespace},
+                    "spec": owner["spec"]["template"]["spec"],
+                    "status": self.kubelet.status(pod),
+                }
+                for pod, (_, _, owner) in sorted(self.kubelet.pods.items())
+                if owner["metadata"]["name"] == wanted.get("app.kubernetes.io/instance")
+            ]
         if plural == "pods":
             return [
                 {
@@ -151,7 +188,7 @@ def serving(cluster: Cluster, kubeconfig: Path) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_PATCH = do_DELETE = _answer  # noqa: N815 - the base class names them so
+        do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815 - the base class names them so
 
         def log_message(self, *args: object) -> None:
             pass

@@ -269,3 +269,33 @@ def test_a_window_that_says_too_little_teaches_nothing(settings: Settings, tmp_p
     )
     assert not workflow.measured(settings).exists()
     ledger.close()
+
+
+def test_what_was_measured_on_the_processor_corrects_the_next_plan_for_it(settings: Settings, tmp_path: Path) -> None:
+    load = Workload(input_tokens=1000, output_tokens=200, concurrency=4)
+    request = Request(model=MODEL, gpus="cpu", workload=load)
+    plan = workflow.choose(request, settings)
+    # What a busy machine copies differs from plan to plan; the figures below are for one that copies 20 GB/s.
+    gpu = msgspec.structs.replace(plan.inputs.gpu, bandwidth_bytes_s=20_000_000_000)
+    plan = msgspec.structs.replace(plan, inputs=msgspec.structs.replace(plan.inputs, gpu=gpu))
+    before = workflow.expect(plan, load, settings)
+    assert before is not None
+    assert "corrected" not in before.tpot_ms.source
+    ledger = Ledger(tmp_path / "ledger.db")
+    seen = window(before.tpot_ms.value * 1.6, before.ttft_ms.value)
+    readings = {**seen.readings, "batch": msgspec.structs.replace(seen.readings["batch"], value=4.0)}
+    said = improve.learn(plan, msgspec.structs.replace(seen, readings=readings), settings, ledger, now_s=1.0)
+    (kept,) = ledger.measurements()
+    ledger.close()
+    assert said == "1 measurements correct the next predictions"
+    assert kept.device == plan.inputs.gpu
+    after = workflow.expect(plan, load, settings)
+    assert after is not None
+    assert 1.2 < after.tpot_ms.value / before.tpot_ms.value < 1.8
+    # A new plan measures the machine's bandwidth again, so only what it says of its source is the same.
+    again = workflow.choose(request, settings).chosen
+    assert again is not None
+    assert "corrected by 1 measurements of your own" in again.estimate.tpot_ms.source
+    card = workflow.choose(Request(model="Qwen/Qwen3-32B", gpus="1xMI300X"), settings).chosen
+    assert card is not None
+    assert "corrected" not in card.estimate.tpot_ms.source, "a processor says nothing of cards"

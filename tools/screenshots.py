@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aim_engine import improve
+from aim_engine import improve, workflow
 from aim_engine import settings as all_settings
 from aim_engine.cli import observed, top
 from aim_engine.cli.advice import subject_of
@@ -77,13 +77,22 @@ def main() -> int:
     (IMAGES / "top.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL), encoding="utf-8")
     end_s = time.time()
     history.roll_up(end_s)
-    document = views.of_history(history, found.name, begin_s, end_s, plan=found.plan, ledger=ledger, points=90)
+    document = views.of_history(
+        history,
+        found.name,
+        begin_s,
+        end_s,
+        plan=found.plan,
+        ledger=ledger,
+        points=90,
+        predict=lambda plan, load: workflow.expect(plan, load, settings),
+    )
     told = subject_of(found, history, begin_s, end_s, settings).found
     advice = [(each.id, each.change.say if each.change is not None else each.title, each.evidence) for each in told]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.html"
         report.write_text(page.page(document, advice), encoding="utf-8")
-        picture(report, IMAGES / "report.png", 2150)
+        picture(report, IMAGES / "report.png", 2330)
     history.close()
     ledger.close()
     return 0

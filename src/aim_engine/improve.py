@@ -24,15 +24,17 @@ from aim_engine.advise.diagnose import Change, Diagnosis
 from aim_engine.advise.subject import Subject
 from aim_engine.deploy.records import Store
 from aim_engine.deploy.runner import Deployment, Runner
-from aim_engine.errors import AimError, InvalidInput
+from aim_engine.errors import AimError, InvalidInput, Unreachable
+from aim_engine.hardware.gpu import Gpu
 from aim_engine.monitor import figures, scrape, totals, track
 from aim_engine.monitor.figures import KpiReport
 from aim_engine.monitor.ledger import Ledger, Measurement
-from aim_engine.monitor.span import Span
+from aim_engine.monitor.span import Span, side_by_side
 from aim_engine.perf import calibration as calibrations
 from aim_engine.perf.calibration import Calibration
 from aim_engine.planner import validate
 from aim_engine.planner.plan import Plan
+from aim_engine.planner.table import Case, Unreadable
 from aim_engine.render import compare, targets
 from aim_engine.render.artifact import Options
 from aim_engine.settings import Settings
@@ -153,6 +155,8 @@ def apply(
 ) -> Outcome:
     """Deploy a change, measure it and keep it or go back. `load` puts the same load on the endpoint before and after.
 
+    In a cluster the objects are changed in place and their pods roll over; elsewhere the engine is stopped first.
+
     Raises: InvalidInput, Unreachable. Whatever happens, the deployment of before runs again unless the change stays.
     """
     if advice.change is None or not advice.change.is_of_recipe:
@@ -162,18 +166,21 @@ def apply(
         name=deployment.name,
         port=deployment.port,
         host=deployment.host,
-        model_path=_model_path(deployment),
+        namespace=deployment.namespace or "default",
+        model_path=_model_path(deployment) or None,
         image=deployment.image,
     )
+    in_place = deployment.target == "kubernetes"
     shown = diff(plan, new, options, settings, deployment.target)
     tell(shown.rstrip() or "the files stay as they are")
     before = measure(deployment, advice, load, tell)
     tell(f"before: {_said(before)}")
-    runner.stop(deployment, tell)
+    if not in_place:
+        runner.stop(deployment, tell)
     after: Measured | None = None
     try:
         started = runner.start(new, options, tell)
-        if started.state != "ready":
+        if started.state not in ("ready", "applied"):
             why = "it did not become ready"
         else:
             after = measure(started, advice, load, tell)
@@ -188,7 +195,8 @@ def apply(
         tell("going back")
         _restore(runner, plan, options, tell)
         raise
-    runner.stop(started, tell)
+    if not in_place:
+        runner.stop(started, tell)
     _restore(runner, plan, options, tell)
     return Outcome(id=advice.id, change=advice.change, diff=shown, kept=False, why=why, before=before, after=after)
 
@@ -198,9 +206,17 @@ def measure(
 ) -> Measured:
     """The figures of the time that `load` takes. The first requests after a start are left out."""
     tell(f"measuring {deployment.endpoint}")
-    begin = totals.read(scrape.fetch(deployment.endpoint))
+    begin = _told(deployment)
     load(deployment.endpoint, deployment.served_as)
-    span, _ = track.between(begin, totals.read(scrape.fetch(deployment.endpoint)))
+    end = _told(deployment)
+    spans = [track.between(begin[name], now)[0] for name, now in end.items() if name in begin]
+    if not spans:
+        raise Unreachable(
+            f"{deployment.name} could not be measured",
+            why=f"of the replicas {', '.join(begin) or 'none'} that answered before, none answers now",
+            hint=f"aim-engine status {deployment.name}",
+        )
+    span = side_by_side(spans)
     report = figures.of(span, endpoint=deployment.endpoint)
     return Measured(
         requests=report.readings["requests_s"].count or 0.0,
@@ -210,6 +226,27 @@ def measure(
         figure=report.value(advice.verify.kpi),
         errors=report.value("error_fraction") or 0.0,
     )
+
+
+def _told(deployment: Deployment) -> dict[str, totals.Totals]:
+    """What each replica has counted, by name. Raises: Unreachable when none of them answers."""
+    if deployment.target != "kubernetes":
+        return {deployment.name: totals.read(scrape.fetch(deployment.endpoint))}
+    from aim_engine.deploy.pods import Pods
+
+    cluster = Pods(deployment.namespace or "default", deployment.name)
+    try:
+        found, last = {}, None
+        for pod, page in cluster.pages().items():
+            if isinstance(page, Unreachable):
+                last = page
+            else:
+                found[pod] = totals.read(scrape.read(page, f"pod {pod}", time.time()))
+    finally:
+        cluster.close()
+    if not found:
+        raise last or Unreachable(f"no pod of {deployment.name} is ready", hint=f"aim-engine status {deployment.name}")
+    return found
 
 
 def judge(advice: Diagnosis, before: Measured, after: Measured) -> tuple[bool, str]:
@@ -238,13 +275,19 @@ _TRADES = frozenset({"S1", "K1", "K3", "P1", "P2", "D1", "D2", "C4", "K4", "S5"}
 
 
 def drive(
-    requests: int, concurrency: int, question: str = "Tell me about the weather in one sentence."
+    requests: int,
+    concurrency: int,
+    question: str = "Tell me about the weather in one sentence.",
+    *,
+    endpoint: str | None = None,
 ) -> Callable[[str, str], None]:
-    """A load of our own: so many questions, so many at a time."""
+    """A load of our own: so many questions, so many at a time; to `endpoint`, where it is not reached at its own address."""
+    reached_at = endpoint
 
     def load(endpoint: str, model: str) -> None:
         from aim_engine.deploy import chat
 
+        endpoint = reached_at or endpoint
         left = iter(range(requests))
         lock = threading.Lock()
         errors: list[AimError] = []
@@ -292,28 +335,52 @@ def learn(plan: Plan, report: KpiReport, settings: Settings, ledger: Ledger, *, 
     identity = hashlib.blake2b(
         "|".join(f"{name}={row[name]}" for name in sorted(row) if name not in _RESULTS).encode(), digest_size=8
     ).hexdigest()
-    ledger.measured(Measurement(identity=identity, time_s=now_s, row={**row, "row_id": f"{_OURS}{identity}"}))
-    return recalibrate(settings, ledger)
+    on_cpu = plan.inputs.gpu.kind == "cpu"
+    ledger.measured(
+        Measurement(
+            identity=identity,
+            time_s=now_s,
+            row={**row, "row_id": f"{_OURS}{identity}"},
+            device=plan.inputs.gpu if on_cpu else None,
+        )
+    )
+    return recalibrate(settings, ledger, plan.inputs.gpu)
 
 
-def recalibrate(settings: Settings, ledger: Ledger) -> str:
-    """Correct predictions by the measurements of the ledger, beside those that the user gave."""
+def recalibrate(settings: Settings, ledger: Ledger, gpu: Gpu) -> str:
+    """Correct predictions of what is like `gpu` by the measurements of the ledger, beside those that the user gave."""
     from aim_engine.perf import local
     from aim_engine.perf.local import Local
     from aim_engine.planner import own
 
-    rows = [each.row for each in ledger.measurements()]
+    on_cpu = gpu.kind == "cpu"
+    kept = [each for each in ledger.measurements() if (each.device is not None) == on_cpu]
+    rows = [each.row for each in kept]
     sets = calibrations.load(workflow.overlay_dir(settings))
-    found = own.calibrate(rows, workflow.table_reader(None, settings).read(rows), sets)
-    path = workflow.measured(settings)
+    found_on = [msgspec.json.encode(each.device) for each in kept]
+    readers = {
+        name: workflow.table_reader(None, settings, device=each.device)
+        for name, each in zip(found_on, kept, strict=True)
+    }
+    cases = [_as_run(readers[name].read([each.row])[0], each) for name, each in zip(found_on, kept, strict=True)]
+    found = own.calibrate(rows, cases, sets, arch="cpu" if on_cpu else "gfx942")
+    path = workflow.measured(settings, gpu)
     theirs: tuple[Any, ...] = ()
     if path.is_file():
-        kept = msgspec.json.decode(path.read_bytes(), type=Local)
-        theirs = tuple(point for point in kept.points if not point.row_id.startswith(_OURS))
+        before = msgspec.json.decode(path.read_bytes(), type=Local)
+        theirs = tuple(point for point in before.points if not point.row_id.startswith(_OURS))
     if not found.used:
         return f"kept, predictions stay: {found.dropped[-1].reason}" if found.dropped else "nothing to learn from"
-    workflow.keep_measured(local.solve((*theirs, *found.local.points), found.local.base), settings)
+    workflow.keep_measured(local.solve((*theirs, *found.local.points), found.local.base), settings, gpu)
     return f"{found.used} measurements correct the next predictions"
+
+
+def _as_run(case: Case | Unreadable, measured: Measurement) -> Case | Unreadable:
+    """Tables of cards know no 32 bit weights, in which processors mostly compute."""
+    if measured.device is None or not isinstance(case, Case):
+        return case
+    recipe = msgspec.structs.replace(case.recipe, precision=measured.row["precision"], gpu_count=0)
+    return msgspec.structs.replace(case, recipe=recipe, gpu_count=0)
 
 
 def measurement(plan: Plan, report: KpiReport) -> dict[str, str] | str:
@@ -361,7 +428,7 @@ _RESULTS = ("ttft_ms_mean", "tpot_ms_mean")
 
 def _calibration(plan: Plan, settings: Settings) -> Calibration:
     return calibrations.pick(
-        calibrations.load(workflow.overlay_dir(settings), workflow.measured(settings)), plan.inputs.gpu
+        calibrations.load(workflow.overlay_dir(settings), workflow.measured(settings, plan.inputs.gpu)), plan.inputs.gpu
     )
 
 

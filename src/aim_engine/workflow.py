@@ -126,7 +126,7 @@ def size(model: str, asked_for: SizeRequest, settings: Settings) -> Sized:
             **{name: getattr(asked_for, name) for name in sizing.GIVEN},
         ),
         backend=engine,
-        calibration=calibration.pick(calibration.load(overlay, measured(settings)), gpu),
+        calibration=calibration.pick(calibration.load(overlay, measured(settings, gpu)), gpu),
         cards=lambda: [catalog.load(name, overlay) for name in catalog.names(overlay)],
         prices=prices.load(overlay),
     )
@@ -162,27 +162,30 @@ def calibrate(content: str, name: str, folder: Path | None, settings: Settings) 
     return own.calibrate(rows, cases, calibration.load(overlay_dir(settings)))
 
 
-def keep_measured(local: Local, settings: Settings) -> None:
-    """Keep the user's own measurements, in place of those before."""
-    path = measured(settings)
+def keep_measured(local: Local, settings: Settings, gpu: Gpu | None = None) -> None:
+    """Keep the user's own measurements, in place of those before. `gpu` as for `measured`."""
+    path = measured(settings, gpu)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_bytes(msgspec.json.encode(local))
     part.replace(path)
 
 
-def measured(settings: Settings) -> Path:
-    """Where the user's own measurements are kept."""
-    return Path(settings.state_dir).expanduser() / "measured.json"
+def measured(settings: Settings, gpu: Gpu | None = None) -> Path:
+    """Where the user's own measurements are kept: those of cards together, those of this machine's processor by themselves."""
+    name = "measured-cpu.json" if gpu is not None and gpu.kind == "cpu" else "measured.json"
+    return Path(settings.state_dir).expanduser() / name
 
 
 ARGUMENTS_FILE = "server_args.json"
 
 
-def table_reader(folder: Path | None, settings: Settings, table: Path | None = None) -> Reader:
+def table_reader(
+    folder: Path | None, settings: Settings, table: Path | None = None, *, device: Gpu | None = None
+) -> Reader:
     """Reads table rows with the catalogue's models, and those of a folder of org__name.json configs.
 
-    A `server_args.json` beside `table` maps its `server_args_id` to command lines. Raises: Corrupt when that is not readable.
+    `device` is what all rows were measured on, where no catalogue has it. A `server_args.json` beside `table` maps its `server_args_id` to command lines. Raises: Corrupt when that is not readable.
     """
     from aim_engine import backend
     from aim_engine.hardware import catalog
@@ -198,7 +201,12 @@ def table_reader(folder: Path | None, settings: Settings, table: Path | None = N
         return found.max_num_seqs, found.max_num_batched_tokens, found.gpu_memory_utilization
 
     arguments = _server_arguments(table.with_name(ARGUMENTS_FILE)) if table is not None and table.is_file() else {}
-    return Reader(library.build(folder, overlay), lambda card: catalog.load(card, overlay), defaults, arguments)
+    return Reader(
+        library.build(folder, overlay),
+        lambda card: device if device is not None else catalog.load(card, overlay),
+        defaults,
+        arguments,
+    )
 
 
 def _server_arguments(path: Path) -> dict[str, str]:
@@ -318,7 +326,7 @@ def select_for(request: Request, spec: ModelSpec, cluster: Cluster, gpu: Gpu, se
     return select(
         inputs,
         backend=engine,
-        calibration=calibration.pick(calibration.load(overlay, measured(settings)), gpu),
+        calibration=calibration.pick(calibration.load(overlay, measured(settings, gpu)), gpu),
         known=RecipeDatabase(overlay, Path(settings.state_dir).expanduser()).load_recipes(
             spec.model_id, request.engine
         ),
@@ -380,7 +388,7 @@ def expect(plan: Plan, workload: Workload, settings: Settings) -> Estimate | Non
     if plan.chosen is None:
         return None
     recipe, inputs = plan.chosen.recipe, plan.inputs
-    coefficients = calibration.pick(calibration.load(overlay_dir(settings), measured(settings)), inputs.gpu)
+    coefficients = calibration.pick(calibration.load(overlay_dir(settings), measured(settings, inputs.gpu)), inputs.gpu)
     breakdown = memory.breakdown(inputs.model, inputs.gpu, recipe, workload)
     return predict.at_load(
         inputs.model, inputs.gpu, recipe, workload, inputs.slo, inputs.objective, coefficients, breakdown

@@ -197,8 +197,10 @@ def test_logs_of_long_builds_and_untuned_shapes_are_read() -> None:
             "[aiter] finish build [module_b], cost 30.2s",
             "[aiter] finish build [module_c], cost 116.0s",
             "torch.compile takes 87.9 s in total",
-            *["[aiter] shape is M:1, N:2 not found tuned config in a8w8_blockscale_tuned_gemm.csv, will use default"]
-            * 8,
+            *[
+                f"[aiter] shape is M:{m}, N:2, K:4, not found tuned config in a8w8_blockscale_tuned_gemm.csv, will use default"
+                for m in (1, 2, 4, 8, 16, 32, 64, 128)
+            ],
         ]
     )
     found = diagnose.diagnose(subject.of(None, log=log))

@@ -101,6 +101,16 @@ def test_applying_again_updates(cluster: kube_api.Cluster, runner: KubernetesRun
     assert len(cluster.objects) == 5
 
 
+def test_a_rollout_is_not_over_while_a_pod_of_before_is_there(
+    cluster: kube_api.Cluster, runner: KubernetesRunner
+) -> None:
+    """It counts as available, so that the new one seems to be."""
+    cluster.polls_until_ready, cluster.leaving = 6, 4
+    runner.start(plans.dense_on_all(), OPTIONS)
+    assert cluster.leaving == 0
+    assert cluster.polls_until_ready <= 0
+
+
 def test_a_namespace_that_is_not_there_is_named(cluster: kube_api.Cluster, runner: KubernetesRunner) -> None:
     with pytest.raises(InvalidInput, match="no namespace 'models'"):
         runner.start(plans.dense_on_all(), Options(name="demo", namespace="models"))

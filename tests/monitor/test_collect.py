@@ -30,7 +30,7 @@ def watched(address: str, name: str = "demo", *, exporter: bool = False) -> Watc
 
 HOSTILE = {
     "fifty megabytes": (metric_pages.text(b"# padding\n" * 5_000_000), "sends more than"),
-    "a key is asked for": (metric_pages.text("no", status=401), "answered 401"),
+    "a key is asked for": (metric_pages.text("no", status=401), "answered 401: Unauthorized; set VLLM_API_KEY"),
     "another page": (metric_pages.text("<html><body>Welcome</body></html>"), "is not a metrics page"),
     "nothing": (metric_pages.text(""), "is not a metrics page"),
     "half a page": (metric_pages.text("vllm:generation_tokens_total 5\n", length=5000), "ends before the length"),
@@ -196,13 +196,13 @@ def test_the_page_of_an_exporter_is_one_target_per_card(tmp_path: Path) -> None:
     history.close()
     assert [card.name for card in document.cards] == ["a", "b"]
     first, second = (card.figures for card in document.cards)
-    assert first["gpu_busy_fraction"] == 0.9
+    assert first["gpu_busy_fraction"] == pytest.approx(0.9)
     assert first["junction_c"] == 71
-    assert first["gpu_memory_fraction"] == 0.5
+    assert first["gpu_memory_fraction"] == pytest.approx(0.5)
     assert first["power_throttled_fraction"] == 0.4
     assert second["ecc_uncorrectable"] == 2
-    assert document.figures.value("power_w") == 850
-    assert document.figures.value("gpu_busy_fraction") == 0.5
+    assert document.figures.value("power_w") == pytest.approx(850)
+    assert document.figures.value("gpu_busy_fraction") == pytest.approx(0.5)
     assert document.figures.value("junction_c") == 71
 
 
@@ -227,3 +227,45 @@ def test_the_machines_own_cards_are_read_from_the_drivers_files(tmp_path: Path) 
         assert card.time_s == 5.0
     assert set().union(*(card.gauges for card in found.values())) <= set(measures.BY_NAME)
     assert set().union(*(card.counters for card in found.values())) <= set(measures.BY_NAME)
+
+
+@pytest.mark.parametrize("intervals", [(0.4, 0.4), (0.9, 0.25)], ids=["in step", "one faster"])
+def test_two_monitors_of_one_endpoint_count_what_happens_once(
+    intervals: tuple[float, float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, lock = metric_pages.Engine(), threading.Lock()
+
+    def page(handler: http.server.BaseHTTPRequestHandler) -> None:
+        with lock:
+            text = engine.page()
+        metric_pages.text(text)(handler)
+
+    with metric_pages.serving({"/metrics": page}) as address:
+        stop, threads = threading.Event(), []
+        collectors = [
+            Collector([watched(address)], History(tmp_path / "history.db"), interval_s=interval)
+            for interval in intervals
+        ]
+        collectors[0].once()
+        for collector in collectors:
+            threads.append(threading.Thread(target=collector.run, args=(stop,), daemon=True))
+            threads[-1].start()
+        for _ in range(100):
+            with lock:
+                engine.serve(ttft_s=0.1, gaps=9, gap_s=0.02)
+            time.sleep(0.05)
+        time.sleep(2.0)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        for collector in collectors:
+            collector.close()
+    history = History(tmp_path / "history.db")
+    (kept,) = history.targets()
+    whole = history.window(kept, 0, time.time() + 1)
+    assert whole.counters["output_tokens"] == 1000
+    assert whole.histograms["ttft"].count == 100
+    assert whole.seconds < 9
+    assert not [event for event in history.events(kept, 0, time.time() + 1) if event.kind != "recovered"]
+    history.close()
+    assert len([record for record in caplog.records if "another monitor" in record.message]) <= 2

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ def span(tokens: float = 10.0, *, ttft: tuple[float, ...] = (1.0, 2.0, 0.0)) -> 
     return Span(
         5.0,
         {"output_tokens": tokens, "requests": sum(ttft)},
-        {"running": Gauge(tokens, tokens, tokens, tokens, 1)},
+        {"running": Gauge(tokens, tokens, tokens, tokens, 1, 5 * tokens, 5.0)},
         {"ttft": Histogram((0.1, 1.0), ttft, 0.5)},
         1,
     )
@@ -58,6 +59,21 @@ def test_what_is_kept_is_found(history: History) -> None:
     kept = only(history)
     assert (kept.target, kept.about.engine, kept.about.families) == (TARGET, "vllm", {"ttft": "vllm:x"})
     assert history.window(kept, BEGIN - 1, BEGIN + 1) == span()
+
+
+def test_rows_of_a_release_that_did_not_weigh_levels_are_read(history: History) -> None:
+    old = Span(5.0, {}, {"running": Gauge(8.0, 8.0, 8.0, 8.0, 1)}, scrapes=1)
+    history.add([Look(target=TARGET, time_s=BEGIN, span=old, cursor=None), look(BEGIN + 5, 2.0)])
+    # As such a release packed them: five numbers to a level.
+    ((content,),) = history.database.rows("SELECT span FROM sample ORDER BY time LIMIT 1")
+    assert isinstance(content, bytes)
+    packed = msgspec.msgpack.decode(content)
+    packed[2] = {name: gauge[:5] for name, gauge in packed[2].items()}
+    with history.database.writing() as connection:
+        connection.execute(
+            "UPDATE sample SET span = ? WHERE time = ?", (msgspec.msgpack.encode(packed), int(BEGIN * 1000))
+        )
+    assert history.window(only(history), BEGIN - 1, BEGIN + 10).gauges["running"].mean == 5.0
 
 
 def test_a_day_is_the_same_from_looks_minutes_and_hours(history: History) -> None:
@@ -253,3 +269,24 @@ def test_two_hundred_kills_lose_at_most_the_last_look(tmp_path: Path) -> None:
     told, found, by_cursor = killed_writers(tmp_path, 200)
     assert found == by_cursor
     assert told <= found <= told + 1
+
+
+def test_a_file_of_the_first_format_is_opened_and_written_on(tmp_path: Path) -> None:
+    from aim_engine.monitor import history as module
+
+    path = tmp_path / "history.db"
+    old = Database(path, module._MIGRATIONS[:1])
+    with old.writing() as connection:
+        connection.execute(
+            "INSERT INTO target (deployment, kind, name, endpoint, cursor) VALUES ('demo', 'engine', 'demo', 'http://x', ?)",
+            (msgspec.msgpack.encode(Cursor(time_s=BEGIN, start_s=None, counters={"requests": 3.0}, histograms={})),),
+        )
+    old.close()
+    history = History(path)
+    cursor = Cursor(time_s=BEGIN + 5, start_s=None, counters={"requests": 6.0}, histograms={})
+    assert history.add([look(BEGIN + 5, cursor=cursor, since_s=BEGIN)]) == frozenset()
+    assert history.cursor(TARGET) == cursor
+    late = msgspec.structs.replace(cursor, time_s=BEGIN + 7)
+    assert history.add([look(BEGIN + 7, cursor=late, since_s=BEGIN)]) == {TARGET}, "it was held against what was before"
+    assert history.window(only(history), BEGIN, BEGIN + 9).counters["output_tokens"] == 10.0
+    history.close()

@@ -63,13 +63,18 @@ def test_a_prometheus_gives_the_same_report(
     with metric_pages.serving(pages) as address, scraping(address, tmp_path) as server:
         watched = Watched(target=Target(deployment="demo", name="demo", endpoint=address), url=f"{address}/metrics")
         collector = Collector([watched], history)
-        time.sleep(2)
+        ends = time.monotonic() + 30
+        while not Prometheus(server).query('up{job="engine"} == 1', time.time()):
+            assert time.monotonic() < ends
+            time.sleep(0.2)
         begin_s = time.time()
         for second in range(SECONDS):
             for n in range(4):
                 engine.serve(ttft_s=0.05 + 0.1 * (n % 3), gaps=10, gap_s=0.02)
-            engine.gauges |= {"running": 2.0 + second % 3, "kv_usage": 0.3}
-            pages["/metrics"] = metric_pages.text(engine.page())
+            # Busy for ten seconds, in which only the first and the last look are answered.
+            engine.gauges |= {"running": 20.0 if 8 <= second < 18 else 2.0, "kv_usage": 0.3}
+            failing = 9 <= second < 17
+            pages["/metrics"] = metric_pages.text("busy", status=503) if failing else metric_pages.text(engine.page())
             collector.once()
             time.sleep(max(0.0, begin_s + second + 1 - time.time()))
         end_s = time.time()
@@ -95,6 +100,12 @@ def test_a_prometheus_gives_the_same_report(
         assert theirs.value(kpi) == pytest.approx(own.value(kpi), rel=0.01), kpi
     for kpi in ("output_tok_s", "requests_s", "input_tok_s"):
         assert theirs.value(kpi) == pytest.approx(own.value(kpi), rel=0.2), kpi  # looks come at other moments, of 25
+    looks = (2 * 20.0 + 15 * 2.0) / 17
+    for figures in (own, theirs):
+        batch = figures.value("batch")
+        assert batch == pytest.approx((10 * 20.0 + 15 * 2.0) / 25, rel=0.12)
+        assert batch is not None
+        assert batch > 1.8 * looks, "a mean over looks would miss most of the busy time"
     assert theirs.value("kv_usage_peak_fraction") == own.value("kv_usage_peak_fraction") == 0.3
     assert theirs.readings["ttft_ms"].quantiles["p90"].high == own.readings["ttft_ms"].quantiles["p90"].high
     assert theirs.value("junction_c") is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import metric_pages
 from aim_engine.monitor import scrape, totals
 from aim_engine.monitor.span import Gauge, Histogram, Span, in_a_row, side_by_side
-from aim_engine.monitor.track import Event, Tracker
+from aim_engine.monitor.track import LEVEL_HOLDS_S, Event, Tracker
 
 
 def look(
@@ -33,8 +33,39 @@ def test_what_happened_between_two_looks_is_counted_whatever_the_release_calls_i
     assert span.counters["output_tokens"] == 11
     assert span.histograms["ttft"].count == 1
     assert span.histograms["ttft"].total == pytest.approx(0.2)
-    assert span.gauges["running"] == Gauge(3.0, 3.0, 3.0, 3.0, 1)
+    assert span.gauges["running"] == Gauge(3.0, 3.0, 3.0, 3.0, 1, 7.5, 5.0)
     assert events == ()
+
+
+def test_a_busy_time_with_few_looks_counts_for_its_length() -> None:
+    """Ten looks at an idle engine, ten that failed while it was busy: the mean is that of the time, not of the looks."""
+    engine, tracker = metric_pages.Engine(), Tracker()
+    spans = [look(tracker, engine, 2000.0 + second)[0] for second in range(0, 55, 5)]
+    engine.gauges["running"] = 40.0
+    spans.append(look(tracker, engine, 2055.0)[0])
+    spans += [tracker.missed("no answer in time", time_s=2055.0 + second)[0] for second in range(5, 50, 5)]
+    spans.append(look(tracker, engine, 2105.0)[0])
+    whole = in_a_row(spans)
+    assert whole.gauges["running"].seconds == whole.seconds == 105.0
+    assert whole.gauges["running"].mean == pytest.approx((5 * 20.0 + 50 * 40.0) / 105)
+
+
+def test_a_look_does_not_stand_for_the_hours_before_it() -> None:
+    engine, tracker = metric_pages.Engine(), Tracker()
+    look(tracker, engine, 2000.0)
+    engine.gauges["running"] = 8.0
+    span, _ = look(tracker, engine, 9200.0)
+    assert (span.seconds, span.gauges["running"].seconds) == (7200.0, LEVEL_HOLDS_S)
+
+
+def test_a_replica_that_came_later_counts_for_its_time() -> None:
+    always = Span(100.0, {}, {"running": Gauge(4.0, 4.0, 4.0, 40.0, 10, 400.0, 100.0)}, scrapes=10)
+    later = Span(20.0, {}, {"running": Gauge(6.0, 6.0, 6.0, 12.0, 2, 120.0, 20.0)}, scrapes=2)
+    both = side_by_side([always, later]).gauges["running"]
+    assert both.mean == pytest.approx(5.2)
+    assert (both.last, both.high) == (10.0, 10.0)
+    first = Span(0.0, {}, {"running": Gauge(6.0, 6.0, 6.0, 6.0, 1)}, scrapes=1)
+    assert side_by_side([always, first]).gauges["running"].mean == pytest.approx(10.0), "a first look has no time yet"
 
 
 def test_looks_that_were_missed_are_made_up_by_the_next() -> None:

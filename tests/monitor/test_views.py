@@ -126,6 +126,43 @@ def test_a_line_holds_the_plan_its_limit_and_the_hour_before(history: History, p
     assert lines["batch"].trend == ""
 
 
+def test_predictions_are_for_the_load_that_came(history: History, plan: Plan) -> None:
+    """Steps say how many requests were answered at once while there was work; idle time would make it few."""
+    settings = all_settings.load({"offline": True})
+    lengths = {
+        "prompt_length": Histogram((4096.0,), (10.0, 0.0), 5000.0),
+        "output_length": Histogram((4096.0,), (10.0, 0.0), 900.0),
+        "step_tokens": Histogram((4096.0,), (75.0, 0.0), 5900.0),
+    }
+    found = engine_span(900.0)
+    found = msgspec.structs.replace(found, histograms={**found.histograms, **lengths})
+    history.add([Look(target=Target(deployment="lengths", name="one"), time_s=BEGIN + 60, span=found, cursor=None)])
+    document = views.of_history(
+        history,
+        "lengths",
+        BEGIN,
+        BEGIN + 61,
+        plan=plan,
+        predict=lambda made, load: workflow.expect(made, load, settings),
+    )
+    load = document.traffic
+    assert load is not None
+    assert (load.input_tokens, load.output_tokens, load.concurrency) == (500, 90, 12), "not the mean of 4 running"
+    expected = workflow.expect(plan, load, settings)
+    assert expected is not None
+    (line,) = [line for line in document.lines if line.kpi == "ttft_ms"]
+    assert (line.predicted, line.low, line.high) == (
+        expected.ttft_ms.value,
+        expected.ttft_ms.low,
+        expected.ttft_ms.high,
+    )
+    assert plan.chosen is not None
+    assert line.planned == plan.chosen.estimate.ttft_ms.value
+    assert "12 requests at once of 500 tokens, answers of 90" in page.markdown(document)
+    assert "| predicted |" in page.markdown(document)
+    assert of(history, plan).traffic is None, "where lengths are not told, what was planned stays"
+
+
 def test_a_missed_limit_is_said(history: History, plan: Plan) -> None:
     strict = msgspec.structs.replace(plan, inputs=msgspec.structs.replace(plan.inputs, slo=Slo(ttft_ms=300.0)))
     (line,) = [line for line in of(history, strict).lines if line.kpi == "ttft_ms"]
@@ -303,3 +340,27 @@ def test_ratings_come_in_and_figures_go_out_by_http(tmp_path: Path, history: His
             Listener(where, tmp_path, {})
     with pytest.raises(Unreachable):
         Listener("127.0.0.1:99999", tmp_path, {})
+
+
+def test_of_a_replica_that_went_away_nothing_runs_now_and_its_tokens_count(tmp_path: Path) -> None:
+    history = History(tmp_path / "h.db")
+
+    def at(second: float, name: str) -> Look:
+        found = Span(
+            5.0,
+            {"output_tokens": 100.0},
+            {"running": Gauge(8.0, 8.0, 8.0, 8.0, 1, 40.0, 5.0)},
+            {},
+            1,
+        )
+        target = Target(deployment="demo", name=name, endpoint=name)
+        return Look(target=target, time_s=BEGIN + second, span=found, cursor=None)
+
+    history.add([at(n, "demo-1-0") for n in range(0, 300, 5)] + [at(n, "demo-2-0") for n in range(300, 600, 5)])
+    whole = views.span(history, "demo", BEGIN - 1, BEGIN + 600)
+    assert whole.counters["output_tokens"] == 12000
+    assert whole.seconds == pytest.approx(600, abs=5), "not the 300 s of each"
+    assert whole.gauges["running"].last == 8.0
+    assert whole.gauges["running"].mean == pytest.approx(8.0, rel=0.01), "not 16"
+    assert views.span(history, "demo", BEGIN - 1, BEGIN + 299).gauges["running"].last == 8.0
+    history.close()

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from aim_engine.advise import logfacts
+from aim_engine.monitor import figures
 from aim_engine.monitor.figures import KpiReport
 from aim_engine.monitor.span import Span, quantile
 from aim_engine.perf import memory
@@ -214,13 +215,10 @@ def _traffic(report: KpiReport | None, plan: Plan | None) -> Workload | None:
     """The load that was measured, as a workload; None where nobody told it."""
     if report is None:
         return plan.inputs.workload if plan is not None else None
-    prompt, output, batch = (report.value(name) for name in ("prompt_tokens", "output_tokens", "batch"))
-    if not prompt or not output or not batch:
-        return None
-    asked = batch + (report.value("waiting_mean") or 0.0)
-    return Workload(
-        input_tokens=max(1, round(prompt)), output_tokens=max(1, round(output)), concurrency=max(1, round(asked))
-    )
+    engines = 1
+    if plan is not None and plan.chosen is not None:
+        engines = plan.chosen.recipe.replicas * plan.chosen.recipe.parallelism.dp
+    return figures.traffic(report, engines=engines)
 
 
 def predict(plan: Plan, recipe: Recipe, workload: Workload, calibration: Calibration) -> Estimate | None:
@@ -246,6 +244,9 @@ def _predicted(plan: Plan, calibration: Calibration, workload: Workload, known: 
         slower = []
         for name, promised in (("ttft_ms", now.ttft_ms), ("tpot_ms", now.tpot_ms)):
             measured = known.get(name)
+            if measured is not None and name == "ttft_ms":
+                # What requests wait for each other depends on how unevenly they come, which a mean load does not tell; P1 looks at it.
+                measured = max(0.0, measured - known.get("queue_ms", 0.0))
             if measured is not None and promised.high > 0:
                 slower.append((measured / promised.high, name, measured, promised))
         if slower:

@@ -15,7 +15,7 @@ from aim_engine import settings as all_settings
 from aim_engine.cli import kpi_table, observed, output
 from aim_engine.cli.observed import Observed
 from aim_engine.errors import AimError, InvalidInput
-from aim_engine.monitor import devices, figures, notify, report, views
+from aim_engine.monitor import figures, notify, report, smi, views
 from aim_engine.monitor import watch as watching
 from aim_engine.monitor.collect import Collector
 from aim_engine.monitor.history import History, Look
@@ -83,13 +83,16 @@ def monitor(
     told = notify.receivers(path) if path is not None else ()
     history, ledger = observed.history(settings), observed.ledger(settings)
     root = Path(settings.sysfs_root)
+    cards = None if no_cards or exporter else smi.Cards(root)
+    if once and cards is not None:
+        cards.wait()
     collector = Collector(
         pages,
         history,
         interval_s=observed.seconds(interval),
         workers=max(4, min(16, len(pages))),
         key=observed.key(),
-        cards=None if no_cards or exporter else lambda time_s: devices.read(root, time_s),
+        cards=cards,
         deployment=found[0].name,
     )
     watch = Watch(
@@ -107,6 +110,8 @@ def monitor(
         _run(found, collector, watch, settings, duration, listen, hourly)
     finally:
         collector.close()
+        if cards is not None:
+            cards.close()
         history.close()
         ledger.close()
     return 0
@@ -194,7 +199,7 @@ def _once(
 def _figures(each: Observed, looks: list[Look], history: History, now_s: float) -> figures.KpiReport:
     """What happened since the look before, else since the engine's start."""
     recent = views.of_history(history, each.name, now_s - _RECENT_S, now_s, plan=each.plan, points=0).figures
-    if recent.window_s or len(looks) != 1:
+    if recent.window_s or len(looks) != 1 or each.pages[0].namespace:
         return recent
     return report.watch_once(looks[0].target.endpoint)
 

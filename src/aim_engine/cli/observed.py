@@ -133,7 +133,8 @@ def _recorded(store: Store, name: str) -> Observed:
         except AimError:
             plan = None  # a deployment without a readable plan is watched without targets
         target = Target(deployment=record.group or record.name, name=record.name, endpoint=record.endpoint)
-        pages.append(Watched(target=target, url=scrape.address(record.endpoint)))
+        namespace = (record.namespace or "default") if record.target == "kubernetes" else ""
+        pages.append(Watched(target=target, url=scrape.address(record.endpoint), namespace=namespace))
     return Observed(name=pages[0].target.deployment, pages=tuple(pages), plan=plan, members=members)
 
 

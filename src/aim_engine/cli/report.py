@@ -8,12 +8,16 @@ from pathlib import Path
 import click
 
 from aim_engine import settings as all_settings
+from aim_engine import workflow
 from aim_engine.cli import observed, output
 from aim_engine.cli.advice import subject_of
-from aim_engine.errors import Unreachable
+from aim_engine.errors import InvalidInput, Unreachable
 from aim_engine.monitor import page, views
 from aim_engine.monitor.prometheus import Prometheus
 from aim_engine.monitor.views import Document, Line
+from aim_engine.perf.estimate import Estimate
+from aim_engine.planner.plan import Plan
+from aim_engine.workload import Workload
 
 _EARLIER = {"previous": None, "day": 86400.0, "week": 7 * 86400.0}
 
@@ -59,6 +63,10 @@ def report(
     before = _before(compare, begin_s, end_s)
     form = "json" if as_json else form or _by_name(path)
     found = observed.one(name, settings)
+
+    def predict(plan: Plan, load: Workload) -> Estimate | None:
+        return workflow.expect(plan, load, settings)
+
     if prometheus:
         document = views.of_prometheus(
             Prometheus(prometheus, selector=selector, devices=cards),
@@ -68,6 +76,7 @@ def report(
             plan=found.plan,
             before=before,
             points=24 if form == "html" else 0,
+            predict=predict,
         )
         advice: list[tuple[str, str, str]] = []
     else:
@@ -82,6 +91,7 @@ def report(
                 ledger=ledger,
                 before=before,
                 points=views.POINTS if form in ("html", "json") else 0,
+                predict=predict,
             )
             diagnosed = subject_of(found, history, begin_s, end_s, settings)
             advice = [
@@ -127,7 +137,7 @@ def _give(document: Document, form: str, path: Path | None, advice: list[tuple[s
 def _table(document: Document, advice: list[tuple[str, str, str]]) -> None:
     output.heading(f"{document.deployment}: {document.model}")
     output.text(page.subtitle(document))
-    columns = ["figure", "measured", "p95", "planned", "limit"]
+    columns = ["figure", "measured", "p95", page.promised(document), "limit"]
     if document.before is not None:
         columns += [document.before_label, "change"]
     output.table(None, (*columns, ""), [_row(document, line) for line in document.lines], right=columns[1:])
@@ -138,7 +148,7 @@ def _table(document: Document, advice: list[tuple[str, str, str]]) -> None:
         output.text(f"{rule}: {change} ({evidence})")
     for event in document.events[-10:]:
         output.text(f"{page.when(event.time_s)} {event.kind}: {event.text}")
-    for note in document.notes:
+    for note in (*filter(None, [page.loads(document)]), *document.notes):
         output.note(f"note: {note}")
 
 
@@ -148,7 +158,7 @@ def _row(document: Document, line: Line) -> list[str]:
         line.label,
         page.value(unit, line.measured) or "-",
         page.value(unit, line.p95),
-        page.value(unit, line.planned),
+        page.value(unit, page.promise(document, line)),
         page.value(unit, line.limit),
     ]
     if document.before is not None:
@@ -164,7 +174,12 @@ def _before(compare: str | None, begin_s: float, end_s: float) -> tuple[float, f
     if back_s is None:
         back_s = end_s - begin_s
     label = {"previous": "before", "day": "a day before", "week": "a week before"}.get(compare, f"{compare} before")
-    back_s = back_s or observed.seconds(compare)
+    try:
+        back_s = back_s or observed.seconds(compare)
+    except InvalidInput as err:
+        raise InvalidInput(
+            f"--compare {compare} is no earlier window", hint="previous, day, week, or how long ago, such as 3h"
+        ) from err
     return begin_s - back_s, end_s - back_s, label
 
 

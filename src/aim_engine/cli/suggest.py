@@ -12,6 +12,7 @@ from aim_engine.advise.diagnose import Diagnosed, Diagnosis
 from aim_engine.cli import advice, observed, output
 from aim_engine.cli.deployments import runner
 from aim_engine.cli.observed import Observed
+from aim_engine.deploy import endpoint as http
 from aim_engine.deploy.records import Store
 from aim_engine.deploy.runner import Runner
 from aim_engine.errors import InvalidInput
@@ -43,6 +44,7 @@ from aim_engine.settings import Settings
 @click.option(
     "--measure", metavar="TIME", default="5m", show_default=True, help="Measure the load that is there for so long."
 )
+@click.option("--endpoint", metavar="URL", help="Where --load reaches the deployment, when not at its own address.")
 @click.option("--yes", is_flag=True, help="Do not ask before a deployment is changed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def suggest(
@@ -54,6 +56,7 @@ def suggest(
     load: int | None,
     concurrency: int,
     measure: str,
+    endpoint: str | None,
     yes: bool,
     as_json: bool,
 ) -> int:
@@ -78,7 +81,7 @@ def suggest(
         else:
             _show(diagnosed)
         return 0
-    return _apply(_pick(diagnosed, chosen), found, settings, load, concurrency, measure, yes, as_json)
+    return _apply(_pick(diagnosed, chosen), found, settings, load, concurrency, measure, endpoint, yes, as_json)
 
 
 def _show(diagnosed: Diagnosed) -> None:
@@ -113,6 +116,7 @@ def _apply(
     load: int | None,
     concurrency: int,
     measure: str,
+    endpoint: str | None,
     yes: bool,
     as_json: bool,
 ) -> int:
@@ -124,16 +128,20 @@ def _apply(
         )
     store = Store(settings.state_dir)
     deployment = store.load(found.members[0])
-    if deployment.target == "kubernetes":
+    if load and endpoint is None and deployment.target == "kubernetes" and not http.answers(deployment.endpoint):
+        service = f"namespaces/{deployment.namespace}/services/{deployment.name}:http/proxy"
         raise InvalidInput(
-            "a deployment on Kubernetes is changed through its manifests",
-            hint="aim-engine plan with the change, then aim-engine render --target kubernetes",
+            f"{deployment.endpoint} is not reached from here, so no load can be put on it",
+            why="it is an address inside the cluster; its figures are read through the API server",
+            hint=f"kubectl proxy &  then --endpoint http://127.0.0.1:8001/api/v1/{service}; or without --load, its own traffic is measured",
         )
-    advice.show(chosen)
+    if not as_json:
+        advice.show(chosen)
     if not yes:
-        output.note(f"this restarts {deployment.name}, and again when the change does not help")
+        how = "rolls the pods of" if deployment.target == "kubernetes" else "restarts"
+        output.note(f"this {how} {deployment.name}, and again when the change does not help")
         click.confirm("Go on?", abort=True, err=True)
-    put = improve.drive(load, concurrency) if load else improve.wait(observed.seconds(measure))
+    put = improve.drive(load, concurrency, endpoint=endpoint) if load else improve.wait(observed.seconds(measure))
     outcome = improve.apply(
         chosen,
         deployment,
@@ -154,6 +162,11 @@ def _apply(
 
 def _starting(target: str, store: Store, settings: Settings, found: Observed) -> Runner:
     """A runner that can also start."""
+    if target == "kubernetes":
+        from aim_engine.deploy.kubernetes import KubernetesRunner
+        from aim_engine.workflow import overlay_dir
+
+        return KubernetesRunner(store, ready_timeout_s=settings.ready_timeout_s, overlay=overlay_dir(settings))
     if target == "docker" or found.plan is None:
         return runner(store.load(found.members[0]), store, settings)
     from aim_engine.deploy import environment

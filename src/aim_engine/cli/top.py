@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from aim_engine import settings as all_settings
+from aim_engine import workflow
 from aim_engine.advise import diagnose, subject
 from aim_engine.cli import observed, output
 from aim_engine.cli.observed import Observed
 from aim_engine.errors import InvalidInput
 from aim_engine.kpi import names
-from aim_engine.monitor import devices, figures, page, views
+from aim_engine.monitor import figures, page, smi, views
 from aim_engine.monitor.collect import Collector
 from aim_engine.monitor.figures import KpiReport
 from aim_engine.monitor.history import Look
@@ -96,15 +98,13 @@ def top(names_: tuple[str, ...], interval: str, rounds: int | None) -> int:
             "nothing is deployed",
             hint="name an address, such as http://127.0.0.1:8000, or start with: aim-engine up MODEL",
         )
-    root = settings.sysfs_root
-    from pathlib import Path
-
+    cards = smi.Cards(Path(settings.sysfs_root))
     collector = Collector(
         [page_ for each in found for page_ in each.pages],
         None,
         interval_s=observed.seconds(interval),
         key=observed.key(),
-        cards=lambda time_s: devices.read(Path(root), time_s),
+        cards=cards,
         deployment=found[0].name,
     )
     screens = [Screen(each) for each in found]
@@ -131,6 +131,7 @@ def top(names_: tuple[str, ...], interval: str, rounds: int | None) -> int:
         if console.is_terminal:
             live.stop()
         collector.close()
+        cards.close()
     console.print(frame(screens, _alerts(found)))
     return 0
 
@@ -163,6 +164,8 @@ def _panel(screen: Screen, alerts: Sequence[Alert]) -> RenderableType:
     from rich.text import Text
 
     report, plan = screen.report(), screen.found.plan
+    settings = all_settings.load()
+    _, predicted = views.expected_for(report, plan, lambda made, load: workflow.expect(made, load, settings))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
     for column in ("figure", "now", "p95", "target", "course"):
         table.add_column(column, justify="left" if column in ("figure", "course") else "right", no_wrap=True)
@@ -172,6 +175,8 @@ def _panel(screen: Screen, alerts: Sequence[Alert]) -> RenderableType:
         if reading.value is None and all(value is None for value in trail):
             continue
         planned, limit = views.planned_for(plan, name)
+        if predicted is not None:  # for the load that is there
+            planned = views.ranges(predicted).get(name)
         target = f"< {page.value(kpi.unit, limit)}" if limit is not None else ""
         if not target and planned is not None:
             target = f"~ {page.value(kpi.unit, planned.value)}"

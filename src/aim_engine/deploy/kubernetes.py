@@ -70,6 +70,7 @@ class KubernetesRunner:
             port=options.port,
             endpoint=f"http://{options.name}.{options.namespace}.svc:{options.port}",
             namespace=options.namespace,
+            image=options.image,
             folder=str(self._store.folder(options.name)),
         )
         started = time.monotonic()
@@ -109,7 +110,7 @@ class KubernetesRunner:
                 return Status(state="stopped" if gone else "died", detail="" if gone else "its Deployment is gone")
             wanted = found.spec.replicas if found.spec and found.spec.replicas is not None else 1
             available = (found.status.availableReplicas or 0) if found.status else 0
-            pods = _pods(client, deployment)
+            pods = pods_of(client, deployment.name)
         detail = f"{available} of {wanted} replicas available"
         trouble = next((text for pod in pods if (text := _trouble(pod)) is not None), None)
         if available >= wanted:
@@ -122,7 +123,7 @@ class KubernetesRunner:
         """The output of the newest pod's engine."""
         client = connect(str(deployment.namespace))
         with said("the cluster could not be asked for the log"):
-            pods = _pods(client, deployment)
+            pods = pods_of(client, deployment.name)
             if not pods:
                 return
             pod = max(pods, key=lambda each: str(each.metadata.creationTimestamp or ""))
@@ -178,12 +179,14 @@ class KubernetesRunner:
         while True:
             with said("the cluster could not be asked"):
                 found = _get(client, _kinds().Deployment, deployment.name)
-                pods = _pods(client, deployment)
+                pods = pods_of(client, deployment.name)
             if found is None:
                 raise EngineFailed(f"the Deployment {deployment.name} was deleted while it rolled out")
             state = found.status
             seen = (state.observedGeneration or 0) >= (found.metadata.generation or 0) if state else False
-            if seen and (state.updatedReplicas or 0) >= replicas and (state.availableReplicas or 0) >= replicas:
+            updated = (state.updatedReplicas or 0) if state else 0
+            # Pods of before count as available until they are gone.
+            if seen and (state.replicas or 0) <= updated and min(updated, state.availableReplicas or 0) >= replicas:
                 return
             trouble = next((text for pod in pods if (text := _trouble(pod)) is not None), None)
             reason, says = trouble or ("", f"{len(pods)} of {replicas} pods made, waiting for them to become ready")
@@ -205,7 +208,7 @@ class KubernetesRunner:
     def _failed(self, client: Any, deployment: Deployment, says: str) -> EngineFailed:
         log: list[str] = []
         code: int | None = None
-        for pod in _pods(client, deployment):
+        for pod in pods_of(client, deployment.name):
             try:
                 with said("no log"):
                     log = list(client.log(pod.metadata.name, tail_lines=diagnose.TAIL_LINES, newlines=False))
@@ -320,8 +323,9 @@ def _labels(name: str) -> dict[str, Any]:
     return {"app.kubernetes.io/name": MANAGER, "app.kubernetes.io/instance": name}
 
 
-def _pods(client: Any, deployment: Deployment) -> list[Any]:
-    return list(client.list(_kinds().Pod, labels=_labels(deployment.name)))
+def pods_of(client: Any, name: str) -> list[Any]:
+    """The pods of a deployment of this name."""
+    return list(client.list(_kinds().Pod, labels=_labels(name)))
 
 
 def _get(client: Any, kind: Any, name: str) -> Any:

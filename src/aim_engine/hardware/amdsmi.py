@@ -70,6 +70,49 @@ def parse(*outputs: str) -> tuple[Device, ...]:
     return tuple(_device(number, entry) for number, entry in sorted(joined.items()))
 
 
+def counts(output: str) -> dict[int, dict[str, float]]:
+    """What `amd-smi metric` has counted by GPU number: memory errors, PCIe replays, joules, samples that something held the clock down.
+
+    What the card does not tell is absent; a joule counter of 0 is one that it does not have. Raises: Corrupt.
+    """
+    found: dict[int, dict[str, float]] = {}
+    for number, entry in _gpus(output):
+        said = found.setdefault(number, {})
+        for section, names in _COUNTS.items():
+            values = _section(entry, section)
+            for field, name in names.items():
+                value = _float(values.get(field))
+                if value is not None and value >= 0 and (value > 0 or name != "energy_j"):
+                    said[name] = value
+        links = _float(_lower(_section(entry, "ecc_blocks").get("xgmi_wafl")).get("uncorrectable_count"))
+        if links is not None:
+            said["xgmi_errors"] = links
+    return found
+
+
+_COUNTS = {
+    "ecc": {
+        "total_correctable_count": "ecc_correctable",
+        "total_uncorrectable_count": "ecc_uncorrectable",
+        "total_deferred_count": "ecc_deferred",
+        # before ROCm 6.2
+        "total_correctable": "ecc_correctable",
+        "total_uncorrectable": "ecc_uncorrectable",
+    },
+    "pcie": {"replay_count": "pcie_replays"},
+    "energy": {"total_energy_consumption": "energy_j"},
+    "throttle": {
+        "accumulation_counter": "samples",
+        "ppt_accumulated": "power",
+        "socket_thermal_accumulated": "socket",
+        "hbm_thermal_accumulated": "memory",
+        "vr_thermal_accumulated": "voltage_regulator",
+        "prochot_accumulated": "prochot",
+    },
+}
+"""Section and field of `amd-smi metric` -> name. Source: ROCm/amdsmi CHANGELOG 24.7 (metric --throttle), amdsmi_commands.py."""
+
+
 def parse_topology(output: str) -> tuple[links.Link, ...]:
     """The links of `amd-smi topology`: a list of links per GPU (6.1.1 and later), a mapping per property (before), or tables."""
     found = list(links.tables(output)[1])

@@ -66,7 +66,7 @@ def _said_by(name: str, node: Node) -> Node:
 
 def _installed() -> Iterator[tuple[str, Sequence[Sequence[str]]]]:
     """The tools that are here, the best first, and the commands to ask them with."""
-    amd_smi, rocm_smi = _program("amd-smi"), _program("rocm-smi")
+    amd_smi, rocm_smi = program("amd-smi"), program("rocm-smi")
     if amd_smi is not None:
         yield amdsmi.NAME, [(amd_smi, *command) for command in _AMD_SMI]
     python = next((found for name in ("python3", "python") if (found := shutil.which(name))), sys.executable)
@@ -76,7 +76,8 @@ def _installed() -> Iterator[tuple[str, Sequence[Sequence[str]]]]:
         yield rocmsmi.NAME, [(rocm_smi, *command) for command in _ROCM_SMI]
 
 
-def _program(name: str) -> str | None:
+def program(name: str) -> str | None:
+    """Where a tool of this name is installed; None where it is not."""
     return shutil.which(name) or next(
         (found for folder in _FOLDERS if (found := shutil.which(name, path=folder))), None
     )

@@ -251,7 +251,7 @@ def promql(
             case Count(name):
                 return series(name, "sum", "rate", "_count")
             case Level(name, pick):
-                over = {"last": "", "mean": "avg_over_time", "peak": "max_over_time", "least": "min_over_time"}[pick]
+                over = {"last": "", "mean": "mean", "peak": "max_over_time", "least": "min_over_time"}[pick]
                 across = {"sum": "sum", "max": "max", "mean": "avg"}[measures.BY_NAME[name].across]
                 return series(name, across, over)
             case Parameter(name):
@@ -280,12 +280,29 @@ def promql(
         for metric in prometheus_names(measure, engine, suffix):
             labels = ",".join((*((chosen,) if chosen else ()), *(f'{key}="{value}"' for key, value in measure.where)))
             inner = f"{metric}{{{labels}}}" if labels else metric
-            found.append(f"{across}({function}({inner}[{window}]{back}))" if function else f"{across}({inner}{back})")
+            if function == "mean":
+                found.append(mean_level(across, inner, window, "15s", back))
+            else:
+                found.append(
+                    f"{across}({function}({inner}[{window}]{back}))" if function else f"{across}({inner}{back})"
+                )
         joined = " or ".join(found)
         whole = f"({joined})" if len(found) > 1 else joined
         return whole if measure.scale == 1.0 else f"({whole} * {measure.scale:g})"
 
     return text(formula)
+
+
+def mean_level(across: str, series: str, window: str, step: str, offset: str = "") -> str:
+    """PromQL of the mean of a gauge over time: a look that failed leaves the level before it standing, for two minutes.
+
+    A plain avg_over_time is a mean over looks, and of those the busy times have the fewest. Series are summed before, so that one of a
+    replica that came later counts for its time.
+    """
+    held = f"last_over_time({series}[2m])"
+    if across == "sum":
+        return f"avg_over_time({across}({held})[{window}:{step}]{offset})"
+    return f"{across}(avg_over_time({held}[{window}:{step}]{offset}))"
 
 
 def quantile_promql(measure: str, share: float, *, selector: str, window: str, engine: str = "vllm") -> str:

@@ -150,6 +150,8 @@ ENGINE: tuple[Measure, ...] = (
     _gauge("waiting", "requests", "vllm:num_requests_waiting", "sglang:num_queue_reqs"),
     _gauge("waiting_capacity", "requests", "vllm:num_requests_waiting_by_reason", where=(("reason", "capacity"),)),
     _gauge("waiting_deferred", "requests", "vllm:num_requests_waiting_by_reason", where=(("reason", "deferred"),)),
+    _gauge("waiting_allocation", "requests", "sglang:num_decode_prealloc_queue_reqs"),
+    _gauge("waiting_transfer", "requests", "sglang:num_decode_transfer_queue_reqs"),
     _fullest("running_fullest", "requests", "vllm:num_requests_running", "sglang:num_running_reqs"),
     _fullest("kv_usage", "fraction", "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage"),
     _fullest("acceptance_gauge", "fraction", "sglang:spec_accept_rate", "vllm:spec_decode_draft_acceptance_rate"),

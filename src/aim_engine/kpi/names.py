@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from aim_engine.kpi.cards import DEVICES
 from aim_engine.kpi.figure import Kpi, Target
-from aim_engine.kpi.formula import Constant, First, Goodput, Increase, Level, Mean, Over, Parameter, Rate, Up
+from aim_engine.kpi.formula import Constant, First, Goodput, Increase, Level, Mean, Over, Parameter, Rate, Sum, Up
 
 _MS = 1000.0
 
@@ -151,7 +151,7 @@ GAUGES: tuple[Kpi, ...] = (
         name="waiting_mean",
         label="mean queue",
         unit="requests",
-        meaning="requests not yet in the batch, mean over the scrapes of the window",
+        meaning="requests not yet in the batch, mean over the time of the window",
         better="lower",
         kind="gauge",
         formula=Level("waiting", "mean"),
@@ -160,7 +160,7 @@ GAUGES: tuple[Kpi, ...] = (
         name="batch",
         label="mean batch",
         unit="requests",
-        meaning="requests in the batch, mean over the scrapes of the window",
+        meaning="requests in the batch, mean over the time of the window",
         better="band",
         kind="gauge",
         formula=Level("running", "mean"),
@@ -299,7 +299,12 @@ DERIVED: tuple[Kpi, ...] = (
         meaning="requests that wait for something else than room: adapters, a grammar, a transfer of KV cache",
         better="lower",
         kind="gauge",
-        formula=Level("waiting_deferred", "mean"),
+        formula=First(
+            (
+                Level("waiting_deferred", "mean"),
+                Sum((Level("waiting_allocation", "mean"), Level("waiting_transfer", "mean"))),
+            )
+        ),
     ),
     Kpi(
         name="step_tokens",

@@ -17,11 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from aim_engine.errors import Unreachable
+from aim_engine.deploy.pods import Pods
+from aim_engine.errors import AimError, MissingExtra, Unreachable
 from aim_engine.kpi import measures
 from aim_engine.monitor import scrape, totals
 from aim_engine.monitor.fetch import Fetcher
 from aim_engine.monitor.history import About, History, Look, Target
+from aim_engine.monitor.oddities import Oddities
 from aim_engine.monitor.totals import Totals
 from aim_engine.monitor.track import Tracker
 
@@ -45,6 +47,9 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     """Is it the page of a device exporter, with one target for each card?"""
     pods: str = ""
     """Regular expression; only cards that a pod of such a name holds."""
+    namespace: str = ""
+    """Where the target's name is that of a Deployment in a cluster: each of its pods has a page of its own, and the API server leads
+    there."""
 
 
 class _Page:
@@ -55,6 +60,8 @@ class _Page:
         self._history = history
         self._trackers: dict[Target, Tracker] = {}
         self._about: dict[Target, About] = {}
+        self._odd: dict[Target, Oddities] = {}
+        self._cluster: Pods | None = None
         self.misses = 0
 
     def tracker(self, target: Target) -> Tracker:
@@ -74,9 +81,15 @@ class _Page:
         """Until the next look: longer for one that stays away."""
         return interval_s * min(2.0 ** max(0, self.misses - _PATIENCE), max(1.0, _LONGEST_WAIT_S / interval_s))
 
-    def seen(self, target: Target, found: Totals) -> Look:
+    def seen(self, target: Target, found: Totals, tick_s: float, page: str | None = None) -> Look:
         tracker = self.tracker(target)
-        span, events = tracker.seen(found, tick_s=time.monotonic())
+        since_s = tracker.cursor.time_s if tracker.cursor is not None else None
+        span, events = tracker.seen(found, tick_s=tick_s)
+        if page is not None:
+            if any(event.kind == "restart" for event in events):
+                self._odd.pop(target, None)  # SGLang tells some figures only after the first request
+            odd = self._odd.setdefault(target, Oddities())
+            events += odd.seen(page, found, time_s=found.time_s or 0.0, engine=target.kind == "engine")
         about = About(engine=found.engine, models=found.models, families=found.families, facts=found.facts)
         changed = self._about.get(target) != about
         self._about[target] = about
@@ -85,12 +98,51 @@ class _Page:
             time_s=found.time_s or 0.0,
             span=span,
             cursor=tracker.cursor,
+            since_s=since_s,
             about=about if changed else None,
             events=events,
         )
 
-    def read(self, page: str) -> list[Look]:
+    def pods(self, timeout_s: float) -> list[Look]:
+        """A look at each pod of a Deployment. Raises: Unreachable, MissingExtra."""
+        mine = self.watched.target
+        if self._cluster is None:
+            self._cluster = Pods(self.watched.namespace, mine.name, timeout_s=timeout_s)
+        pages = self._cluster.pages()
+        if not pages:
+            raise Unreachable(f"no pod of {mine.name} is ready")
+        now, tick_s, looks = time.time(), time.monotonic(), []
+        for pod, page in pages.items():
+            target = Target(deployment=mine.deployment, name=pod, endpoint=f"{self.watched.namespace}/{pod}")
+            try:
+                if isinstance(page, Unreachable):
+                    raise page
+                snapshot = scrape.read(page, f"pod {pod}", now, WANTED)
+            except Unreachable as err:
+                span, events = self.tracker(target).missed(_said(err), time_s=now)
+                looks.append(Look(target=target, time_s=now, span=span, cursor=None, events=events))
+            else:
+                looks.append(self.seen(target, totals.read(snapshot), tick_s, page))
+        if all(look.span.failed for look in looks):
+            self.misses += 1
+        else:
+            self.misses = 0
+            self._trackers.pop(mine, None)  # of the times that the cluster itself did not answer
+        return looks
+
+    def take_up(self, target: Target) -> None:
+        """Go on from what another monitor has counted up to."""
+        if self._history is not None and target in self._trackers:
+            self._trackers[target].taken_up(self._history.cursor(target))
+
+    def close(self) -> None:
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def read(self, page: str, interval_s: float) -> list[Look]:
         now = time.time()
+        if self.watched.exporter:
+            page = scrape.unprefixed(page)
         snapshot = scrape.read(page, self.watched.url, now, WANTED)
         target = self.watched.target
         damage = self.tracker(target).damaged(snapshot.ended, time_s=now)
@@ -106,15 +158,29 @@ class _Page:
                 )
             ]
         self.misses = 0
+        tick_s = time.monotonic()
         if not self.watched.exporter:
-            return [self.seen(target, totals.read(snapshot))]
+            return [self.seen(target, totals.read(snapshot), tick_s, page)]
+        cards = totals.by_card(snapshot, self.watched.pods)
+        if not cards:
+            why = (
+                "of the cards on it, none is held by these pods" if totals.by_card(snapshot) else "it has no card on it"
+            )
+            return self.missed(f"{self.watched.url} tells nothing of the cards: {why}", interval_s)
         return [
             self.seen(
                 Target(deployment=target.deployment, kind="card", name=card, endpoint=target.endpoint),
                 totals.read(part, measures.DEVICE),
+                tick_s,
             )
-            for card, part in totals.by_card(snapshot, self.watched.pods).items()
+            for card, part in cards.items()
         ]
+
+
+def _said(err: AimError) -> str:
+    """An error in one line, with the way out where a person has to give something: a key, a right."""
+    said = f"{err.what}: {err.why}" if err.why else err.what
+    return f"{said}; {err.hint}" if (err.hint or "").startswith(("set ", "kubectl auth")) else said
 
 
 class Collector:
@@ -147,10 +213,13 @@ class Collector:
         self._looks: queue.SimpleQueue[Look] = queue.SimpleQueue()
         self._unwritten: list[Look] = []
         self._cleaned = 0.0
+        self._told_of_others = False
 
     def close(self) -> None:
         """Close all connections."""
         self._fetcher.close()
+        for page in self._pages:
+            page.close()
 
     def once(self) -> list[Look]:
         """Look at everything once, now, and keep it."""
@@ -208,16 +277,18 @@ class Collector:
 
     def _look(self, page: _Page) -> list[Look]:
         try:
-            return page.read(self._fetcher.get(page.watched.url, self._timeout_s))
-        except Unreachable as err:
-            return page.missed(f"{err.what}: {err.why}" if err.why else err.what, self._interval_s)
+            if page.watched.namespace:
+                return page.pods(self._timeout_s)
+            return page.read(self._fetcher.get(page.watched.url, self._timeout_s), self._interval_s)
+        except (Unreachable, MissingExtra) as err:
+            return page.missed(_said(err), self._interval_s)
 
     def _own_cards(self) -> list[Look]:
         if self._cards is None:
             return []
-        deployment = self._cards_page.watched.target.deployment
+        deployment, tick_s = self._cards_page.watched.target.deployment, time.monotonic()
         return [
-            self._cards_page.seen(Target(deployment=deployment, kind="card", name=name), found)
+            self._cards_page.seen(Target(deployment=deployment, kind="card", name=name), found, tick_s)
             for name, found in self._cards(time.time()).items()
         ]
 
@@ -235,8 +306,17 @@ class Collector:
         if not self._unwritten:
             return
         try:
-            self._history.add(self._unwritten)
+            others = self._history.add(self._unwritten)
             self._unwritten = []
+            for target in others:
+                for page in (*self._pages, self._cards_page):
+                    page.take_up(target)
+            if others and not self._told_of_others:
+                self._told_of_others = True
+                logger.warning(
+                    "another monitor watches %s too: what happens is counted once, by either",
+                    ", ".join(sorted({target.deployment for target in others})),
+                )
             if time.monotonic() - self._cleaned > _CLEAN_S:
                 self._cleaned = time.monotonic()
                 self._history.roll_up(time.time())

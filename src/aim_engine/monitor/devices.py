@@ -10,7 +10,7 @@ from aim_engine.hardware.readings import Readings
 from aim_engine.monitor.totals import Totals
 from aim_engine.units import MIB
 
-_THROTTLES = {
+THROTTLES = {
     "samples": "throttle_samples",
     "power": "throttle_power",
     "socket": "throttle_socket",
@@ -18,6 +18,7 @@ _THROTTLES = {
     "voltage_regulator": "throttle_vr",
     "prochot": "throttle_prochot",
 }
+"""What held the clock down -> measure."""
 _ERRORS = re.compile(r"^(ue|ce|de):\s*(\d+)", re.MULTILINE)
 _ERROR_MEASURES = {"ue": "gpu_ecc_uncorrectable", "ce": "gpu_ecc_correctable", "de": "gpu_ecc_deferred"}
 _SPEED = re.compile(r"([\d.]+)\s*GT/s")
@@ -53,7 +54,7 @@ def _totals(card: drm.Card, now: Readings, time_s: float) -> Totals:
         "gpu_bad_pages": _bad_pages(card.folder),
     }
     counters = {
-        measure: float(now.throttle_counts[name]) for name, measure in _THROTTLES.items() if name in now.throttle_counts
+        measure: float(now.throttle_counts[name]) for name, measure in THROTTLES.items() if name in now.throttle_counts
     }
     if now.pcie_replay_count is not None:
         counters["pcie_replays"] = float(now.pcie_replay_count)

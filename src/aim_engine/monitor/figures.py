@@ -14,6 +14,7 @@ from aim_engine.kpi import formula, measures, names
 from aim_engine.kpi.figure import Kpi
 from aim_engine.kpi.formula import Formula, Increase, Mean, Over, Rate, Unknown
 from aim_engine.monitor.span import Quantile, Span, quantile
+from aim_engine.workload import Workload
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 
@@ -98,6 +99,26 @@ def of(
         failed_scrapes=span.failed,
         restarts=span.restarts,
         notes=notes,
+    )
+
+
+def traffic(report: KpiReport, *, engines: int = 1) -> Workload | None:
+    """The load that was measured, as a workload; None where nobody told it.
+
+    Each step of an engine makes a token for every request in its batch, so answers over steps are the batch while there was work: the
+    mean over the window has idle times in it, in which nobody waited for a token. `engines` share the load.
+    """
+    prompt, output, batch = (report.value(name) for name in ("prompt_tokens", "output_tokens", "batch"))
+    if not prompt or not output or not batch:
+        return None
+    made, steps = report.readings["output_tok_s"].count, report.readings["step_tokens"].count
+    busy = max(batch, made / steps * engines) if made and steps else batch
+    waiting = (report.value("waiting_mean") or 0.0) / batch
+    return Workload(
+        input_tokens=max(1, round(prompt)),
+        output_tokens=max(1, round(output)),
+        concurrency=max(1, round(busy * (1 + waiting))),
+        prefix_hit_fraction=min(0.99, max(0.0, report.value("prefix_hit_fraction") or 0.0)),
     )
 
 

@@ -34,6 +34,7 @@ _MIGRATIONS = (
     CREATE TABLE event (id INTEGER PRIMARY KEY, target INTEGER NOT NULL, time INTEGER NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
     CREATE INDEX event_time ON event (target, time)
     """,
+    "ALTER TABLE target ADD COLUMN cursor_at REAL",
 )
 
 
@@ -64,6 +65,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     time_s: float
     span: Span
     cursor: Cursor | None
+    since_s: float | None = None
+    """Time of the cursor that it was held against; None when there was none."""
     about: About | None = None
     events: tuple[Event, ...] = ()
 
@@ -130,15 +133,18 @@ class History:
         content = rows[0][0] if rows else None
         return msgspec.msgpack.decode(content, type=Cursor) if isinstance(content, bytes) else None
 
-    def add(self, looks: Sequence[Look]) -> None:
-        """Keep looks, all of them or none. Raises: DiskFull when there is no room even after old rows went."""
+    def add(self, looks: Sequence[Look]) -> frozenset[Target]:
+        """Keep looks, all of them or none. Gives the targets that another monitor counted on meanwhile: of those only levels are kept.
+
+        Raises: DiskFull when there is no room even after old rows went.
+        """
         try:
-            self._write(looks)
+            return self._write(looks)
         except DiskFull:
             self._forget()
             if not self._drop_oldest():
                 raise
-            self._write(looks)
+            return self._write(looks)
 
     def roll_up(self, now_s: float) -> None:
         """Make minutes of looks and hours of minutes, as far as they are over."""
@@ -200,6 +206,13 @@ class History:
             for time, kind, text in reversed(rows)
         )
 
+    def last_s(self, kept: Kept, end_s: float) -> float | None:
+        """When the last look that is still kept as such was before a time."""
+        ((found,),) = self.database.rows(
+            "SELECT max(time) FROM sample WHERE target = ? AND time <= ?", (kept.id, int(end_s * 1000))
+        )
+        return None if found is None else int(str(found)) / 1000
+
     def first_s(self, kept: Kept) -> float | None:
         """When the oldest kept row of a target begins."""
         found = [
@@ -210,40 +223,45 @@ class History:
         ]
         return min(found) / 1000 if found else None
 
-    def _write(self, looks: Iterable[Look]) -> None:
-        with self.database.writing() as connection:
+    def _write(self, looks: Iterable[Look]) -> frozenset[Target]:
+        with self.database.writing():
             try:
-                for look in looks:
-                    self._write_one(look)
+                return frozenset(look.target for look in looks if not self._write_one(look))
             except BaseException:
                 self._ids.clear()  # keys given inside the transaction are gone with it
                 self._edges.clear()
                 self._by_id.clear()
                 raise
-            del connection
 
-    def _write_one(self, look: Look) -> None:
+    def _write_one(self, look: Look) -> bool:
+        """Write a look; False when another monitor has counted what it counts."""
         connection, pack = self.database.connection, self._pack.encode
         key = self._key(look.target)
         time = int(look.time_s * 1000)
-        (newest, minutes_to, hours_to) = connection.execute(
-            "SELECT (SELECT max(time) FROM sample WHERE target = id), minutes_to, hours_to FROM target WHERE id = ?",
+        (newest, minutes_to, hours_to, counted_to) = connection.execute(
+            "SELECT (SELECT max(time) FROM sample WHERE target = id), minutes_to, hours_to, cursor_at FROM target WHERE id = ?",
             (key,),
         ).fetchone()
+        span, ours = look.span, True
+        if look.cursor is not None and None not in (counted_to, look.since_s) and counted_to != look.since_s:
+            span, ours = Span(0.0, {}, span.gauges, {}, span.scrapes, span.failed), False
         while (
             newest is not None
             and time <= newest
             and connection.execute("SELECT 1 FROM sample WHERE target = ? AND time = ?", (key, time)).fetchone()
         ):
             time += 1
-        connection.execute("INSERT INTO sample VALUES (?, ?, ?)", (key, time, self._packed(look.span)))
+        connection.execute("INSERT INTO sample VALUES (?, ?, ?)", (key, time, self._packed(span)))
         # A clock that went back writes into stretches that are rolled up already.
         if time < minutes_to:
-            self._merge(key, "minute", time // MINUTE_MS * MINUTE_MS, look.span)
+            self._merge(key, "minute", time // MINUTE_MS * MINUTE_MS, span)
         if time < hours_to:
-            self._merge(key, "hour", time // HOUR_MS * HOUR_MS, look.span)
-        if look.cursor is not None:
-            connection.execute("UPDATE target SET cursor = ? WHERE id = ?", (pack(look.cursor), key))
+            self._merge(key, "hour", time // HOUR_MS * HOUR_MS, span)
+        if look.cursor is not None and ours:
+            connection.execute(
+                "UPDATE target SET cursor = ?, cursor_at = ? WHERE id = ?",
+                (pack(look.cursor), look.cursor.time_s, key),
+            )
         if look.about is not None:
             connection.execute(
                 "UPDATE target SET about = ?, endpoint = ? WHERE id = ?", (pack(look.about), look.target.endpoint, key)
@@ -252,6 +270,7 @@ class History:
             "INSERT INTO event (target, time, kind, text) VALUES (?, ?, ?, ?)",
             [(key, int(event.time_s * 1000), event.kind, event.text) for event in look.events],
         )
+        return ours
 
     def _merge(self, key: int, table: str, time: int, span: Span) -> None:
         connection = self.database.connection
@@ -353,9 +372,11 @@ class History:
             for place, count in sparse.items():
                 counts[place] = count
             histograms[name] = Histogram(edges, tuple(counts), total)
-        return Span(
-            packed.seconds, packed.counters, packed.gauges, histograms, packed.scrapes, packed.failed, packed.restarts
-        )
+        gauges = packed.gauges
+        if packed.seconds and any(not gauge.seconds for gauge in gauges.values()):
+            # Rows of releases that did not count for how long a level stood.
+            gauges = {name: gauge if gauge.seconds else gauge.over(packed.seconds) for name, gauge in gauges.items()}
+        return Span(packed.seconds, packed.counters, gauges, histograms, packed.scrapes, packed.failed, packed.restarts)
 
     def _edge_id(self, edges: tuple[float, ...]) -> int:
         known = self._edges.get(edges)

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from aim_engine.hardware.gpu import Gpu
 from aim_engine.state.database import Database
 
 _MIGRATIONS = (
@@ -94,6 +95,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     time_s: float
     row: dict[str, str]
+    device: Gpu | None = None
+    """What it ran on, where no catalogue has it: this machine's processor as it was planned with."""
 
 
 class Ledger:

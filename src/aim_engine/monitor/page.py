@@ -30,7 +30,7 @@ svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:11px sys
 def markdown(document: Document, advice: Sequence[tuple[str, str, str]] = ()) -> str:
     """The report as Markdown. `advice` is (id, what to change, evidence)."""
     lines = [f"# {document.deployment}: {document.model}", "", subtitle(document), ""]
-    header = ["figure", "measured", "p95", "planned", "limit", ""]
+    header = ["figure", "measured", "p95", promised(document), "limit", ""]
     if document.before is not None:
         header[5:5] = [document.before_label, "change"]
     lines += ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["--:"] * (len(header) - 2), "---"]) + "|"]
@@ -45,7 +45,7 @@ def markdown(document: Document, advice: Sequence[tuple[str, str, str]] = ()) ->
     if document.events:
         lines += ["", "## Events", ""]
         lines += [f"- {when(e.time_s)} {e.kind}: {e.text}" for e in document.events[-_MOST_EVENTS:]]
-    lines += [f"\nNote: {note}." for note in document.notes]
+    lines += [f"\nNote: {note}." for note in (*filter(None, [loads(document)]), *document.notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -64,7 +64,7 @@ def page(document: Document, advice: Sequence[tuple[str, str, str]] = ()) -> str
         for a in document.alerts
         if a.state == "firing" and not a.inhibited_by
     ]
-    header = ["figure", "measured", "p95", "planned", "limit"]
+    header = ["figure", "measured", "p95", promised(document), "limit"]
     if document.before is not None:
         header += [document.before_label, "change"]
     parts.append("<h2>Figures</h2><table><thead><tr>")
@@ -110,7 +110,7 @@ def page(document: Document, advice: Sequence[tuple[str, str, str]] = ()) -> str
         parts.append("<h2>Events</h2><ul>")
         parts += [f"<li>{when(e.time_s)} {text(e.kind)}: {text(e.text)}</li>" for e in document.events[-_MOST_EVENTS:]]
         parts.append("</ul>")
-    parts += [f'<p class="sub">{text(note)}.</p>' for note in document.notes]
+    parts += [f'<p class="sub">{text(note)}.</p>' for note in (*filter(None, [loads(document)]), *document.notes)]
     parts.append("</body></html>\n")
     return "\n".join(parts)
 
@@ -199,6 +199,28 @@ def subtitle(document: Document) -> str:
     return "; ".join(parts)
 
 
+def promised(document: Document) -> str:
+    """What the column of promises holds: for the load that came where it is known, else for that of the plan."""
+    return "planned" if document.traffic is None else "predicted"
+
+
+def promise(document: Document, line: Line) -> float | None:
+    """What was to be expected of a figure."""
+    return line.planned if document.traffic is None else line.predicted
+
+
+def loads(document: Document) -> str:
+    """For which load predictions are; empty where they are for that of the plan."""
+    if document.traffic is None:
+        return ""
+    load = document.traffic
+    hits = f", {load.prefix_hit_fraction:.0%} of the prompt cached" if load.prefix_hit_fraction >= 0.005 else ""
+    return (
+        f"predicted for the load that came: {load.concurrency} requests at once of {load.input_tokens:,} tokens, "
+        f"answers of {load.output_tokens:,}{hits}"
+    )
+
+
 def when(time_s: float) -> str:
     """A moment in UTC."""
     return dt.datetime.fromtimestamp(time_s, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -217,7 +239,7 @@ def verdict(line: Line) -> str:
 
 
 def _cells(document: Document, line: Line) -> list[str]:
-    planned = value(line.unit, line.planned)
+    planned = value(line.unit, promise(document, line))
     if line.low is not None and line.high is not None:
         planned += f" ({value(line.unit, line.low)} to {value(line.unit, line.high)})"
     cells = [

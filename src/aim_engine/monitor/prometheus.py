@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 from aim_engine.errors import Unreachable
-from aim_engine.kpi import measures
+from aim_engine.kpi import formula, measures
 from aim_engine.kpi.formula import prometheus_names
 from aim_engine.kpi.measures import Measure
 from aim_engine.monitor.span import Gauge, Histogram, Span
 
 TIMEOUT_S = 30.0
+Form = Callable[[str, str], str]
+"""Aggregation and series -> the expression to ask."""
 _LABEL = "aim_measure"
 
 
@@ -35,21 +38,36 @@ class Prometheus:
         """What happened between two times. Raises: Unreachable."""
         length = f"{max(1, round(end_s - begin_s))}s"
         kept = [m for m in measures.ALL if not m.device or self._devices is not None]
-        counters = self._ask([m for m in kept if m.kind == "counter"], f"sum(increase({{}}[{length}]))", end_s)
+        counters = self._ask(
+            [m for m in kept if m.kind == "counter"], lambda _, series: f"sum(increase({series}[{length}]))", end_s
+        )
+        step = f"{min(15, max(1, round((end_s - begin_s) / 100)))}s" if end_s - begin_s < 86400 else "1m"
+        forms: dict[str, Form] = {
+            "last": lambda across, series: f"{across}(last_over_time({series}[{length}]))",
+            "high": lambda across, series: f"{across}(max_over_time({series}[{length}]))",
+            "low": lambda across, series: f"{across}(min_over_time({series}[{length}]))",
+            "count": lambda across, series: f"{across}(count_over_time({series}[{length}]))",
+            "mean": lambda across, series: formula.mean_level(across, series, length, step),
+        }
         gauges: dict[str, dict[str, float]] = {}
         levels = [m for m in kept if m.kind == "gauge"]
-        for name, function in (("last", "last"), ("high", "max"), ("low", "min"), ("mean", "avg"), ("count", "count")):
-            for measure, _, value in self._ask(levels, f"ACROSS({function}_over_time({{}}[{length}]))", end_s):
+        for name, form in forms.items():
+            for measure, _, value in self._ask(levels, form, end_s):
                 gauges.setdefault(measure, {})[name] = value if name == "count" else value * _scale(measure)
         shapes = [m for m in kept if m.kind == "histogram"]
-        sums = {m: value for m, _, value in self._ask(shapes, f"sum(increase({{}}[{length}]))", end_s, "_sum")}
+        sums = {
+            m: value
+            for m, _, value in self._ask(shapes, lambda _, series: f"sum(increase({series}[{length}]))", end_s, "_sum")
+        }
         buckets: dict[str, dict[float, float]] = {}
-        for name, labels, value in self._ask(shapes, f"sum by (le) (increase({{}}[{length}]))", end_s, "_bucket"):
+        for name, labels, value in self._ask(
+            shapes, lambda _, series: f"sum by (le) (increase({series}[{length}]))", end_s, "_bucket"
+        ):
             buckets.setdefault(name, {})[float(labels["le"])] = value
         return Span(
             end_s - begin_s,
             {name: value * _scale(name) for name, _, value in counters},
-            {name: _gauge(found) for name, found in gauges.items() if len(found) == 5},
+            {name: _gauge(found, end_s - begin_s) for name, found in gauges.items() if len(found) == 5},
             {name: _histogram(found, sums[name]) for name, found in buckets.items() if name in sums},
             scrapes=int(max((found.get("count", 0.0) for found in gauges.values()), default=0.0)),
         )
@@ -93,7 +111,7 @@ class Prometheus:
             ) from err
 
     def _ask(
-        self, asked: list[Measure], form: str, time_s: float, suffix: str | None = None
+        self, asked: list[Measure], form: Form, time_s: float, suffix: str | None = None
     ) -> list[tuple[str, dict[str, str], float]]:
         """(measure, labels, value) for each measure that the server has, under the newest of its names."""
         parts, order = [], {}
@@ -104,7 +122,7 @@ class Prometheus:
                     (*((chosen,) if chosen else ()), *(f'{key}="{value}"' for key, value in measure.where))
                 )
                 across = {"sum": "sum", "max": "max", "mean": "avg"}[measure.across]
-                expression = form.replace("ACROSS", across).replace("{}", f"{name}{{{labels}}}")
+                expression = form(across, f"{name}{{{labels}}}")
                 parts.append(f'label_replace({expression}, "{_LABEL}", "{measure.name}:{place}", "", "")')
                 order[f"{measure.name}:{place}"] = (measure.name, place)
         best: dict[str, int] = {}
@@ -120,9 +138,9 @@ def _scale(name: str) -> float:
     return measures.BY_NAME[name].scale
 
 
-def _gauge(found: dict[str, float]) -> Gauge:
+def _gauge(found: dict[str, float], seconds: float) -> Gauge:
     count = max(1, int(found["count"]))
-    return Gauge(found["last"], found["low"], found["high"], found["mean"] * count, count)
+    return Gauge(found["last"], found["low"], found["high"], found["mean"] * count, count).over(seconds)
 
 
 def _histogram(cumulative: dict[float, float], total: float) -> Histogram:

@@ -6,7 +6,7 @@ averages over an engine's life mislead. Everything here is an increase.
 
 from __future__ import annotations
 
-from aim_engine.monitor import figures, scrape, totals, track
+from aim_engine.monitor import figures, oddities, scrape, totals, track
 from aim_engine.monitor.figures import KpiReport
 from aim_engine.monitor.scrape import Snapshot
 
@@ -26,6 +26,8 @@ def summarise(before: Snapshot | None, after: Snapshot, *, endpoint: str = "") -
         notes.append("figures count from the engine's start, first requests and their compilation included")
     if now.skipped:
         notes.append(f"{now.skipped} lines of the metrics page could not be read")
+    if now.engine is None:
+        notes.append(oddities.no_engine("\n".join(after.samples)))
     return figures.of(
         span,
         endpoint=endpoint,

@@ -15,14 +15,19 @@ import msgspec
 
 from aim_engine.deploy import endpoint as http
 from aim_engine.errors import Unreachable
+from aim_engine.kpi import measures
 from aim_engine.kpi.measures import RANKS
 
 Labels = tuple[tuple[str, str], ...]
 
 _LABEL = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^\s=,{}"]+)\s*(?:=\s*"((?:[^"\\]|\\.)*)")?\s*(,|$)')
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:.\-]*")
-_EXPORTER_PREFIX = ("amd_gpu_", "amd_pcie_")
-"""AMD's exporter puts `MetricsFieldPrefix` before its names; the usual one is taken off."""
+_OTHER_NAMES = ("amd_", "ray_", "vllm_", "sglang_", "GPU_", "PCIE_")
+"""How names begin that others write in another way."""
+_KNOWN = measures.wanted()
+_PREFIXED = re.compile(
+    r"^([A-Za-z_]\w*?_)gpu_(?:gfx_activity|(?:average_)?package_power|used_vram|health)\b", re.MULTILINE
+)
 _ESCAPES = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
 
 
@@ -130,9 +135,31 @@ _seen: dict[str, tuple[str, Labels, str]] = {}
 _MOST_SEEN = 400_000
 
 
+def unprefixed(page: str) -> str:
+    """The page of an exporter without what its setting `MetricsFieldPrefix` puts before each name."""
+    found = _PREFIXED.search(page)
+    if found is None or found[1] == "amd_":
+        return page
+    return re.sub(rf"^{re.escape(found[1])}", "", page, flags=re.MULTILINE)
+
+
 def _name_of(line: str) -> str:
     name = line.partition("{")[0].partition(" ")[0]
-    return name[4:] if name.startswith(_EXPORTER_PREFIX) else name
+    return _usual(name) if name.startswith(_OTHER_NAMES) else name
+
+
+def _usual(name: str) -> str:
+    """A name as the engine or exporter itself has it: collectors and Ray write `_` for `:`, AMD's exporter was in capitals once and
+    mostly has `amd_` before its names.
+    """
+    for other in (
+        name.removeprefix("amd_"),
+        name.lower(),
+        re.sub(r"^(?:ray_)?(vllm|sglang)_", r"\1:", name),
+    ):
+        if other != name and other in _KNOWN:
+            return other
+    return name
 
 
 def _sample(line: str, front: str) -> Sample | None:
@@ -162,8 +189,8 @@ def _sample(line: str, front: str) -> Sample | None:
         number = float(fields[0])
     except ValueError:
         return None
-    if name.startswith(_EXPORTER_PREFIX):
-        name = name[4:]
+    if name.startswith(_OTHER_NAMES):
+        name = _usual(name)
     known = tuple(sorted(labels))
     group = name + repr([pair for pair in known if pair[0] not in RANKS])
     if line == f"{front} {fields[0]}":

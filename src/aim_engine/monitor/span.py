@@ -19,18 +19,26 @@ T = TypeVar("T")
 
 
 class Gauge(msgspec.Struct, frozen=True, array_like=True):
-    """Values of a gauge at the scrapes of a span."""
+    """Values of a gauge at the looks of a span."""
 
     last: float
     low: float
     high: float
     total: float
     count: int
+    area: float = 0.0
+    """Its integral over the time that the looks stand for; straight lines from look to look."""
+    seconds: float = 0.0
+    """That time; 0 where only single looks are known, and in what was kept before it was counted."""
 
     @property
     def mean(self) -> float:
-        """Mean over scrapes."""
-        return self.total / self.count
+        """Mean over time, so that a busy time with few looks counts in full; over looks where no time is known."""
+        return self.area / self.seconds if self.seconds > 0 else self.total / self.count
+
+    def over(self, seconds: float) -> Gauge:
+        """The same levels standing for a stretch of time."""
+        return Gauge(self.last, self.low, self.high, self.total, self.count, self.mean * seconds, seconds)
 
 
 class Histogram(msgspec.Struct, frozen=True, array_like=True):
@@ -178,6 +186,8 @@ def in_a_row(spans: Iterable[Span]) -> Span:
                 max(gauge.high for gauge in group),
                 sum(gauge.total for gauge in group),
                 sum(gauge.count for gauge in group),
+                sum(gauge.area for gauge in group),
+                sum(gauge.seconds for gauge in group),
             )
             for name, group in gauges.items()
         },
@@ -243,26 +253,23 @@ def quantile(buckets: Sequence[tuple[float, float]], share: float) -> Quantile |
 
 
 def _across(how: measures.Across, gauges: Sequence[Gauge]) -> Gauge:
-    """Gauges of the same time. The extremes of a sum are those that all reached, at one moment or not."""
-    means = [gauge.mean for gauge in gauges]
-    scrapes = max(gauge.count for gauge in gauges)
-    if how == "max":
-        mean = max(means)
-        return Gauge(
-            max(g.last for g in gauges),
-            max(g.low for g in gauges),
-            max(g.high for g in gauges),
-            mean * scrapes,
-            scrapes,
-        )
+    """Gauges of the same time. The extremes of a sum are those that all reached, at one moment or not.
+
+    Of a sum, one that was there for a part of the time counts for that part.
+    """
+    seconds, looks = max(gauge.seconds for gauge in gauges), max(gauge.count for gauge in gauges)
     parts = len(gauges) if how == "mean" else 1
-    return Gauge(
-        sum(gauge.last for gauge in gauges) / parts,
-        sum(gauge.low for gauge in gauges) / parts,
-        sum(gauge.high for gauge in gauges) / parts,
-        sum(means) / parts * scrapes,
-        scrapes,
-    )
+    if how == "max":
+        mean = max(gauge.mean for gauge in gauges)
+    elif how == "sum" and seconds:
+        mean = sum(gauge.area if gauge.seconds else gauge.mean * seconds for gauge in gauges) / seconds
+    else:
+        mean = sum(gauge.mean for gauge in gauges) / parts
+    if how == "max":
+        last, low, high = (max(getattr(g, part) for g in gauges) for part in ("last", "low", "high"))
+    else:
+        last, low, high = (sum(getattr(g, part) for g in gauges) / parts for part in ("last", "low", "high"))
+    return Gauge(last, low, high, mean * looks, looks, mean * seconds, seconds)
 
 
 def _added(one: dict[str, float], two: dict[str, float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -17,7 +17,7 @@ from aim_engine.kpi.measures import Measure
 from aim_engine.monitor.scrape import Sample, Snapshot
 
 _CARD_LABELS = ("gpu_uuid", "GPU_UUID", "gpu_id", "GPU_ID")
-_PART_LABELS = ("gpu_partition_id", "GPU_PARTITION_ID")
+_PART_LABELS = ("gpu_partition_id", "GPU_PARTITION_ID", "partition_id")
 
 
 class Buckets(msgspec.Struct, frozen=True, array_like=True):
@@ -66,6 +66,10 @@ def read(snapshot: Snapshot, kept: Iterable[Measure] = measures.ENGINE) -> Total
                 values = _by_engine(samples[name], measure.where)
                 if measure.zero_is_unknown:
                     values = [value for value in values if value]
+                if measure.unit == "fraction":
+                    values = [
+                        value for value in values if value >= 0
+                    ]  # vLLM before 0.8 writes -1 where it does not know
                 if not values:
                     continue
                 value = _across(measure, values) * measure.scale
@@ -117,9 +121,13 @@ def _across(measure: Measure, values: list[float]) -> float:
     return max(values) if measure.across == "max" else math.fsum(values) / len(values)
 
 
-def _by_engine(samples: Iterable[Sample], where: tuple[tuple[str, str], ...] = ()) -> list[float]:
+def _by_engine(samples: Sequence[Sample], where: tuple[tuple[str, str], ...] = ()) -> list[float]:
     groups: dict[str, float] = {}
+    # SGLang with priorities: one series for each of them, and with an empty label their sum.
+    summed = samples[0].name.startswith("sglang:") and any(sample.label("priority") == "" for sample in samples)
     for sample in samples:
+        if summed and sample.label("priority"):
+            continue
         if not math.isfinite(sample.value) or any(pair not in sample.labels for pair in where):
             continue
         known = groups.get(sample.group)
@@ -129,8 +137,8 @@ def _by_engine(samples: Iterable[Sample], where: tuple[tuple[str, str], ...] = (
 
 def _buckets(snapshot: Snapshot, family: str) -> Buckets | None:
     """A histogram, None when a part of it is missing: the page was cut off in it, or it holds no number."""
-    counts = _by_engine(snapshot.samples[f"{family}_count"])
-    sums = _by_engine(snapshot.samples.get(f"{family}_sum", ()))
+    told = snapshot.samples.get(f"{family}_sum", ())
+    counts, sums = _by_engine(snapshot.samples[f"{family}_count"]), _by_engine(told) if told else []
     if not counts or not sums:
         return None
     all_of = math.fsum(counts)

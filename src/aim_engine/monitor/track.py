@@ -15,10 +15,14 @@ import msgspec
 from aim_engine.monitor.span import Gauge, Histogram, Span
 from aim_engine.monitor.totals import Buckets, Totals
 
-EventKind = Literal["restart", "unreachable", "recovered", "cut page", "clock", "fell", "lines"]
+EventKind = Literal[
+    "restart", "unreachable", "recovered", "cut page", "other page", "renamed", "clock", "fell", "lines"
+]
 _DOUBTS = 3
 """Times that a page must repeat a count that fell before it is believed."""
 _CLOCK_JUMP_S = 2.0
+LEVEL_HOLDS_S = 300.0
+"""A look stands for no longer than this: what lies further away from it is not known."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +58,11 @@ class Tracker:
         self._doubts = 0
         self._unreachable = ""
         self._ended = False
+        self._levels: dict[str, float] = {}
+
+    def taken_up(self, cursor: Cursor | None) -> None:
+        """Go on from where another monitor of the same endpoint stands."""
+        self.cursor, self._ticked, self._levels = cursor, None, {}
 
     def damaged(self, ended: bool, *, time_s: float) -> Event | None:
         """An event when a page that usually ends with a line feed does not."""
@@ -80,6 +89,7 @@ class Tracker:
             events.append(Event(time_s=wall, kind="recovered", text="it answers again"))
             self._unreachable = ""
         gauges = {name: Gauge(v, v, v, v, 1) for name, v in now.gauges.items()}
+        levels, self._levels = self._levels, now.gauges
         if before is None:
             self._keep(now, wall, tick_s)
             return Span(0.0, gauges=gauges, scrapes=1), tuple(events)
@@ -105,10 +115,12 @@ class Tracker:
             return Span(0.0, gauges=gauges, scrapes=1), tuple(events)
         if again:
             events.append(Event(time_s=wall, kind="restart", text="the engine started anew"))
+            levels = {}
+        seconds = max(0.0, seconds)
         span = Span(
-            max(0.0, seconds),
+            seconds,
             increases(None if again else before, now),
-            gauges,
+            {name: _held(value, levels.get(name, value), seconds) for name, value in now.gauges.items()},
             # The first requests after a start pay for compilation: their times are left out, their tokens are not.
             {} if again else grown(before, now),
             scrapes=1,
@@ -153,6 +165,12 @@ def between(before: Totals | None, now: Totals) -> tuple[Span, bool]:
         scrapes=1,
         restarts=int(again),
     ), again
+
+
+def _held(value: float, earlier: float, seconds: float) -> Gauge:
+    """A level at a look, for the time since the one before: a straight line from there."""
+    held_s = min(seconds, LEVEL_HOLDS_S)
+    return Gauge(value, value, value, value, 1, (earlier + value) / 2 * held_s, held_s)
 
 
 def increases(before: Cursor | None, now: Totals) -> dict[str, float]:

@@ -5,12 +5,12 @@ The same document whether the looks are our own or those of a Prometheus server.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
 
-from aim_engine.kpi import names
+from aim_engine.kpi import measures, names
 from aim_engine.kpi.cards import DEVICES
 from aim_engine.kpi.figure import Kpi
 from aim_engine.monitor import figures
@@ -18,11 +18,13 @@ from aim_engine.monitor.figures import KpiReport
 from aim_engine.monitor.history import History, Kept
 from aim_engine.monitor.ledger import Alert, Ledger
 from aim_engine.monitor.prometheus import Prometheus
-from aim_engine.monitor.span import Span, side_by_side
+from aim_engine.monitor.span import Gauge, Span, side_by_side
 from aim_engine.monitor.track import Event
-from aim_engine.perf.estimate import Range
+from aim_engine.perf.estimate import Estimate, Range
 from aim_engine.planner.plan import Plan
+from aim_engine.workload import Workload
 
+Predict = Callable[[Plan, Workload], Estimate | None]
 CURVES = (
     "ttft_ms",
     "tpot_ms",
@@ -41,6 +43,8 @@ CURVES = (
 SAME = 0.05
 """A change of less is no change: runs of one configuration differ by as much."""
 POINTS = 96
+GONE_S = 120.0
+"""A replica that was last looked at so long before the others is no more."""
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
@@ -62,6 +66,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     p95: float | None = None
     planned: float | None = None
+    """What the plan promised for the load it was made for."""
+    predicted: float | None = None
+    """The same for the load that came; None where nobody told it."""
     low: float | None = None
     high: float | None = None
     """Band of the prediction."""
@@ -92,6 +99,8 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", ta
     end_s: float
     figures: KpiReport
     lines: tuple[Line, ...]
+    traffic: Workload | None = None
+    """The load that was measured and predictions are for; None where they are for the load of the plan."""
     before: KpiReport | None = None
     before_label: str = ""
     curves: dict[str, tuple[Point, ...]] = {}
@@ -139,11 +148,44 @@ def quality(ledger: Ledger, deployment: str, begin_s: float, end_s: float, *, at
 
 def span(history: History, deployment: str, begin_s: float, end_s: float) -> Span:
     """Everything of a deployment in a window: its replicas and its cards."""
-    engines: list[Span] = []
+    engines: list[tuple[float | None, Span]] = []
     cards: list[Span] = []
     for kept in history.targets(deployment):
-        (engines if kept.target.kind == "engine" else cards).append(history.window(kept, begin_s, end_s))
-    return joined(engines, cards)
+        found = history.window(kept, begin_s, end_s)
+        if kept.target.kind == "engine":
+            engines.append((history.last_s(kept, end_s), found))
+        else:
+            cards.append(found)
+    times = [(last_s, found) for last_s, found in engines if last_s is not None and last_s > begin_s and found.scrapes]
+    newest = max((last_s for last_s, _ in times), default=end_s)
+    whole = joined(
+        [_gone(found) if last_s is not None and newest - last_s > GONE_S else found for last_s, found in engines], cards
+    )
+    covered_s = newest - min((last_s - found.seconds for last_s, found in times), default=newest)
+    return _stretched(whole, min(covered_s, end_s - begin_s))
+
+
+def _stretched(whole: Span, covered_s: float) -> Span:
+    """Replicas that followed each other, as pods do in a rollout, cover more time together than the longest of them."""
+    if not 0 < whole.seconds < covered_s:
+        return whole
+    longer = covered_s / whole.seconds
+    levels = {
+        name: Gauge(g.last, g.low, g.high, g.total, g.count, g.area, g.seconds * longer)
+        if measures.BY_NAME[name].across == "sum"
+        else g
+        for name, g in whole.gauges.items()
+    }
+    return msgspec.structs.replace(whole, seconds=covered_s, gauges=levels)
+
+
+def _gone(found: Span) -> Span:
+    """A replica that went away, such as a pod before a rollout: what it did counts, and now nothing runs or waits there."""
+    levels = {
+        name: Gauge(0.0, 0.0, gauge.high, gauge.total, gauge.count, gauge.area, gauge.seconds)
+        for name, gauge in found.gauges.items()
+    }
+    return msgspec.structs.replace(found, gauges=levels)
 
 
 def joined(engines: Sequence[Span], cards: Sequence[Span]) -> Span:
@@ -170,8 +212,12 @@ def of_history(
     ledger: Ledger | None = None,
     before: tuple[float, float, str] | None = None,
     points: int = POINTS,
+    predict: Predict | None = None,
 ) -> Document:
-    """The report from our own history. `before` is an earlier window and what to call it; without `points` no curves."""
+    """The report from our own history. `before` is an earlier window and what to call it; without `points` no curves.
+
+    `predict` says what the plan's recipe does under a load.
+    """
     kept = history.targets(deployment)
     given = parameters(plan)
     about = next((each.about for each in kept if each.target.kind == "engine"), None)
@@ -190,6 +236,7 @@ def of_history(
 
     now = told(begin_s, end_s)
     earlier = told(before[0], before[1]) if before is not None else None
+    load, predicted = expected_for(now, plan, predict)
     begins = [first for each in kept if (first := history.first_s(each)) is not None]
     notes = []
     if begins and min(begins) > begin_s + 60:
@@ -203,7 +250,8 @@ def of_history(
         begin_s=begin_s,
         end_s=end_s,
         figures=now,
-        lines=lines(now, earlier, plan),
+        lines=lines(now, earlier, plan, predicted),
+        traffic=load if predicted is not None else None,
         before=earlier,
         before_label=before[2] if before is not None else "",
         curves=_curves(history, kept, begin_s, end_s, points) if points else {},
@@ -228,8 +276,9 @@ def of_prometheus(
     plan: Plan | None = None,
     before: tuple[float, float, str] | None = None,
     points: int = 0,
+    predict: Predict | None = None,
 ) -> Document:
-    """The report from a Prometheus server. Raises: Unreachable."""
+    """The report from a Prometheus server; `predict` as for `of_history`. Raises: Unreachable."""
     given = parameters(plan)
 
     def told(begin: float, end: float) -> KpiReport:
@@ -237,6 +286,7 @@ def of_prometheus(
 
     now = told(begin_s, end_s)
     earlier = told(before[0], before[1]) if before is not None else None
+    load, predicted = expected_for(now, plan, predict)
     step_s = (end_s - begin_s) / points if points else 0.0
     spans = [
         (begin_s + (n + 1) * step_s, server.window(begin_s + n * step_s, begin_s + (n + 1) * step_s))
@@ -249,20 +299,32 @@ def of_prometheus(
         begin_s=begin_s,
         end_s=end_s,
         figures=now,
-        lines=lines(now, earlier, plan),
+        lines=lines(now, earlier, plan, predicted),
+        traffic=load if predicted is not None else None,
         before=earlier,
         before_label=before[2] if before is not None else "",
         curves=curves(spans),
     )
 
 
-def lines(now: KpiReport, before: KpiReport | None, plan: Plan | None) -> tuple[Line, ...]:
-    """Every figure that is told, beside what was planned, asked and measured earlier."""
+def expected_for(now: KpiReport, plan: Plan | None, predict: Predict | None) -> tuple[Workload | None, Estimate | None]:
+    """The load that came, and what was to be expected under it."""
+    if plan is None or plan.chosen is None or predict is None:
+        return None, None
+    load = figures.traffic(now, engines=plan.chosen.recipe.replicas * plan.chosen.recipe.parallelism.dp)
+    return load, predict(plan, load) if load is not None else None
+
+
+def lines(
+    now: KpiReport, before: KpiReport | None, plan: Plan | None, predicted: Estimate | None = None
+) -> tuple[Line, ...]:
+    """Every figure that is told, beside what was planned, `predicted` for the load that came, asked and measured earlier."""
     found = []
     for kpi in names.ALL:
         reading = now.readings[kpi.name]
         was = before.value(kpi.name) if before is not None else None
         planned, limit = planned_for(plan, kpi.name)
+        expected = planned if predicted is None else ranges(predicted).get(kpi.name)
         if reading.value is None and was is None and planned is None:
             continue
         change = None
@@ -277,12 +339,13 @@ def lines(now: KpiReport, before: KpiReport | None, plan: Plan | None) -> tuple[
                 why=reading.why,
                 p95=now.quantile(kpi.name, "p95"),
                 planned=planned.value if planned is not None else None,
-                low=planned.low if planned is not None else None,
-                high=planned.high if planned is not None else None,
+                predicted=expected.value if expected is not None and predicted is not None else None,
+                low=expected.low if expected is not None else None,
+                high=expected.high if expected is not None else None,
                 limit=limit,
                 before=was,
                 change_fraction=change,
-                verdict=_verdict(kpi, reading.value, planned, limit),
+                verdict=_verdict(kpi, reading.value, expected, limit),
                 trend=_trend(kpi, change),
             )
         )
@@ -293,15 +356,18 @@ def planned_for(plan: Plan | None, kpi: str) -> tuple[Range | None, float | None
     """What the plan predicted of a figure, and the limit it was asked to keep."""
     if plan is None or plan.chosen is None:
         return None, None
-    estimate = plan.chosen.estimate
-    predicted = {
+    return ranges(plan.chosen.estimate).get(kpi), parameters(plan).get(f"slo_{kpi}")
+
+
+def ranges(estimate: Estimate) -> dict[str, Range]:
+    """What an estimate predicts, by figure."""
+    return {
         "ttft_ms": estimate.ttft_ms,
         "tpot_ms": estimate.tpot_ms,
         "e2e_ms": estimate.e2e_ms,
         "output_tok_s": estimate.output_tok_s,
         "requests_s": estimate.requests_s,
     }
-    return predicted.get(kpi), parameters(plan).get(f"slo_{kpi}")
 
 
 def curves(spans: Sequence[tuple[float, Span]]) -> dict[str, tuple[Point, ...]]:

@@ -50,17 +50,27 @@ class Calibrated(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", 
     """What is kept."""
 
 
-def calibrate(rows: Sequence[Row], cases: Sequence[Case | Unreadable], sets: tuple[Calibration, ...]) -> Calibrated:
-    """The correction that these rows call for, on top of the shipped fit."""
+def calibrate(
+    rows: Sequence[Row], cases: Sequence[Case | Unreadable], sets: tuple[Calibration, ...], *, arch: str = "gfx942"
+) -> Calibrated:
+    """The correction that these rows call for, on top of the shipped set that serves `arch`: all cards have one, processors another."""
     points: list[Point] = []
     dropped: list[Dropped] = []
-    base = next((one.name for one in sets if "gfx942" in one.archs), sets[0].name)
+    base = next((one.name for one in sets if arch in one.archs), sets[0].name)
     for row, case in zip(rows, cases, strict=True):
         if isinstance(case, Unreadable):
             dropped.append(Dropped(row_id=case.row_id, reason=case.reason))
             continue
         try:
-            found = _point(row, case, pick(sets, case.gpu))
+            calibration = pick(sets, case.gpu)
+            if calibration.name != base:
+                dropped.append(
+                    Dropped(
+                        row_id=case.row_id, reason=f"{case.gpu.name} is predicted by another set, {calibration.name}"
+                    )
+                )
+                continue
+            found = _point(row, case, calibration)
         except AimError as err:
             dropped.append(Dropped(row_id=case.row_id, reason=str(err)))
             continue
@@ -81,8 +91,6 @@ def calibrate(rows: Sequence[Row], cases: Sequence[Case | Unreadable], sets: tup
 
 
 def _point(row: Row, case: Case, calibration: Calibration) -> Point | Dropped:
-    if case.gpu.kind == "cpu":
-        return Dropped(row_id=case.row_id, reason="predictions for CPUs are not fitted")
     seen = observed.observe(case, row)
     model = observed.model(case, calibration)
     tpot_s = model.tpot_s(seen.running)

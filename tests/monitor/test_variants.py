@@ -1,0 +1,233 @@
+"""Pages as other releases, collectors and arrangements write them, and pages that are not what they should be."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+import metric_pages
+from aim_engine.kpi import measures
+from aim_engine.monitor import report, scrape, totals, views
+from aim_engine.monitor.collect import Collector, Watched
+from aim_engine.monitor.history import History, Look, Target
+from aim_engine.monitor.oddities import Oddities
+from aim_engine.monitor.totals import Totals
+
+
+def read(page: str) -> Totals:
+    return totals.read(scrape.parse(page, time_s=1.0, wanted=measures.wanted()))
+
+
+# vLLM 0.6.6, engine V0, as vllm/engine/metrics.py of that release writes it: no engine label, times per output token.
+V0 = """\
+# HELP vllm:num_requests_running Number of requests currently running on GPU.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{model_name="m"} 3.0
+vllm:num_requests_swapped{model_name="m"} 0.0
+vllm:num_requests_waiting{model_name="m"} 2.0
+vllm:gpu_cache_usage_perc{model_name="m"} 0.41
+vllm:cpu_cache_usage_perc{model_name="m"} 0.0
+vllm:cpu_prefix_cache_hit_rate{model_name="m"} -1.0
+vllm:gpu_prefix_cache_hit_rate{model_name="m"} -1.0
+vllm:num_preemptions_total{model_name="m"} 1.0
+vllm:prompt_tokens_total{model_name="m"} 1000.0
+vllm:generation_tokens_total{model_name="m"} 500.0
+vllm:request_success_total{finished_reason="stop",model_name="m"} 9.0
+vllm:request_success_total{finished_reason="length",model_name="m"} 1.0
+vllm:time_to_first_token_seconds_bucket{le="0.1",model_name="m"} 8.0
+vllm:time_to_first_token_seconds_bucket{le="+Inf",model_name="m"} 10.0
+vllm:time_to_first_token_seconds_count{model_name="m"} 10.0
+vllm:time_to_first_token_seconds_sum{model_name="m"} 1.5
+vllm:time_per_output_token_seconds_bucket{le="0.025",model_name="m"} 400.0
+vllm:time_per_output_token_seconds_bucket{le="+Inf",model_name="m"} 490.0
+vllm:time_per_output_token_seconds_count{model_name="m"} 490.0
+vllm:time_per_output_token_seconds_sum{model_name="m"} 9.8
+vllm:avg_generation_throughput_toks_per_s{model_name="m"} 25.0
+"""
+
+
+def test_the_oldest_release_is_read_and_its_unknown_hit_rate_is_none() -> None:
+    found = report.summarise(None, scrape.parse("process_start_time_seconds 0\n" + V0, time_s=10.0))
+    assert found.value("kv_usage_fraction") == 0.41
+    assert found.value("tpot_ms") == pytest.approx(20.0)
+    assert found.value("ttft_ms") == pytest.approx(150.0)
+    assert found.readings["requests_s"].count == 10
+    assert found.value("prefix_hit_fraction") is None, "-1 is what it writes where it does not know"
+    assert (found.engine, found.models) == ("vllm", ("m",))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("vllm:", "vllm_"),  # an OpenTelemetry collector, and whoever does not allow a colon
+        ("vllm:", "ray_vllm_"),  # Ray Serve
+    ],
+)
+def test_names_without_a_colon_are_the_same_figures(old: str, new: str) -> None:
+    plain, other = read(V0), read(V0.replace(old, new))
+    assert (other.counters, other.gauges, other.histograms, other.engine) == (
+        plain.counters,
+        plain.gauges,
+        plain.histograms,
+        "vllm",
+    )
+
+
+def test_other_orders_of_labels_exemplars_and_openmetrics_say_the_same() -> None:
+    written = V0.replace('{le="0.1",model_name="m"} 8.0', '{model_name="m",le="0.1"} 8.0 # {trace_id="a b"} 0.09 1.5')
+    written = written.replace(
+        '{finished_reason="stop",model_name="m"} 9.0', '{model_name="m", finished_reason="stop"} 9 1520879607.789'
+    )
+    written += 'vllm:request_success_created{finished_reason="stop",model_name="m"} 1.7e+09\n# EOF\n'
+    assert read(written).counters == read(V0).counters
+    assert read(written).histograms == read(V0).histograms
+    assert read(written.replace("\n", "\r\n")).counters == read(V0).counters
+
+
+def test_with_priorities_the_sum_counts_and_not_its_parts_again() -> None:
+    """sglang metrics_collector.QueueCount: a series with an empty priority beside one for each."""
+    page = """\
+sglang:num_running_reqs{engine_type="unified",pp_rank="0",priority="",tp_rank="0"} 14.0
+sglang:num_running_reqs{engine_type="unified",pp_rank="0",priority="-1",tp_rank="0"} 4.0
+sglang:num_running_reqs{engine_type="unified",pp_rank="0",priority="0",tp_rank="0"} 10.0
+sglang:num_running_reqs{engine_type="unified",pp_rank="0",priority="",tp_rank="1"} 14.0
+sglang:num_queue_reqs{engine_type="unified",pp_rank="0",tp_rank="0"} 2.0
+"""
+    found = read(page)
+    assert (found.gauges["running"], found.gauges["waiting"]) == (14.0, 2.0)
+
+
+def test_ranks_of_data_parallelism_add_up_and_those_of_tensor_parallelism_do_not() -> None:
+    lines = [
+        f'sglang:num_running_reqs{{dp_rank="{dp}",engine_type="unified",model_name="m",moe_ep_rank="{tp}",pp_rank="0",tp_rank="{tp}"}} {5 + dp}'
+        for dp in range(2)
+        for tp in range(4)
+    ]
+    assert read("\n".join(lines) + "\n").gauges["running"] == 11.0
+
+
+def test_a_server_that_only_decodes_tells_what_waits_for_its_cache() -> None:
+    page = """\
+sglang:num_running_reqs{engine_type="decode",model_name="m",tp_rank="0"} 7.0
+sglang:num_queue_reqs{engine_type="decode",model_name="m",tp_rank="0"} 0.0
+sglang:num_decode_prealloc_queue_reqs{engine_type="decode",model_name="m",tp_rank="0"} 3.0
+sglang:num_decode_transfer_queue_reqs{engine_type="decode",model_name="m",tp_rank="0"} 2.0
+"""
+    found = report.summarise(None, scrape.parse(page, time_s=1.0))
+    assert found.value("deferred") == 5.0
+
+
+EXPORTER = """\
+gpu_gfx_activity{card_model="102-G30211-0C",gpu_id="0",gpu_partition_id="0",gpu_uuid="a",hostname="n"} 90
+gpu_package_power{card_model="102-G30211-0C",gpu_id="0",gpu_partition_id="0",gpu_uuid="a",hostname="n"} 700
+pcie_replay_count{gpu_id="0",gpu_partition_id="0",gpu_uuid="a"} 3
+"""
+
+
+@pytest.mark.parametrize("prefix", ["", "amd_", "acme_", "aa_bb_"])
+def test_whatever_stands_before_the_names_of_an_exporter(prefix: str) -> None:
+    page = "".join(f"{prefix}{line}\n" for line in EXPORTER.splitlines())
+    (card,) = totals.by_card(scrape.parse(scrape.unprefixed(page), wanted=measures.wanted())).values()
+    found = totals.read(card, measures.DEVICE)
+    assert (found.gauges["gpu_busy"], found.gauges["gpu_power"], found.counters["pcie_replays"]) == (90, 700, 3)
+
+
+def test_an_exporter_that_writes_in_capitals_is_read() -> None:
+    page = 'GPU_GFX_ACTIVITY{GPU_ID="0",GPU_UUID="a"} 90\nGPU_PACKAGE_POWER{GPU_ID="0",GPU_UUID="a"} 700\n'
+    (card,) = totals.by_card(scrape.parse(page, wanted=measures.wanted())).values()
+    assert totals.read(card, measures.DEVICE).gauges == {"gpu_busy": 90.0, "gpu_power": 700.0}
+
+
+def test_partitions_are_told_apart_by_either_label() -> None:
+    page = "".join(
+        f'gpu_used_vram{{gpu_id="0",{label}="{part}"}} {part}\n'
+        for label in ("gpu_partition_id", "partition_id")
+        for part in "01"
+    )
+    assert set(totals.by_card(scrape.parse(page))) == {"0", "0/1"}
+
+
+def watched(address: str, *, exporter: bool = False, pods: str = "") -> Watched:
+    target = Target(deployment="demo", kind="exporter" if exporter else "engine", name="demo", endpoint=address)
+    return Watched(target=target, url=f"{address}/metrics", exporter=exporter, pods=pods)
+
+
+def looks(pages: list[str], tmp_path: Path, **kinds: object) -> tuple[list[Look], views.Document]:
+    """A look at each of these pages in turn, and the report over all."""
+    history = History(tmp_path / "history.db")
+    served = {"/metrics": metric_pages.text(pages[0])}
+    found = []
+    with metric_pages.serving(served) as address:
+        collector = Collector([watched(address, **kinds)], history)  # type: ignore[arg-type]
+        for page in pages:
+            served["/metrics"] = metric_pages.text(page)
+            found += collector.once()
+        collector.close()
+    document = views.of_history(history, "demo", time.time() - 60, time.time() + 1)
+    history.close()
+    return found, document
+
+
+GO = "go_gc_duration_seconds 1\nprocess_start_time_seconds 1000\nrouter_requests_total 3\n"
+
+
+def test_the_page_of_another_program_says_so_once_and_is_no_outage(tmp_path: Path) -> None:
+    found, document = looks([GO, GO, GO], tmp_path)
+    assert [look.span.failed for look in found] == [0, 0, 0]
+    (event,) = document.events
+    assert event.kind == "other page"
+    assert "go_gc_duration_seconds" in event.text
+    assert "--enable-metrics" in event.text
+    assert document.figures.value("up_fraction") == 1.0
+
+
+def test_a_single_look_at_another_program_says_so_too() -> None:
+    found = report.summarise(None, scrape.parse(GO, time_s=1.0))
+    assert any("no metric of vLLM or SGLang" in note for note in found.notes)
+    assert not report.summarise(None, scrape.parse(V0, time_s=1.0)).notes[1:]
+
+
+def test_figures_that_leave_a_page_and_come_back_are_told(tmp_path: Path) -> None:
+    less = "".join(line + "\n" for line in V0.splitlines() if "time_to_first" not in line)
+    _, document = looks([V0, less, less, V0, less], tmp_path)
+    assert [event.kind for event in document.events] == ["renamed", "renamed"]
+    assert document.events[0].text == "no longer on the page: vllm:time_to_first_token_seconds"
+
+
+def test_a_renamed_metric_is_told_and_read_on(tmp_path: Path) -> None:
+    later = V0.replace("gpu_cache_usage_perc", "kv_cache_usage_perc").replace("} 500.0", "} 700.0")
+    found, document = looks([V0, later], tmp_path)
+    assert found[1].span.counters["output_tokens"] == 200
+    assert document.figures.value("kv_usage_fraction") == 0.41
+    (event,) = document.events
+    assert event.text == "vllm:kv_cache_usage_perc is read instead of vllm:gpu_cache_usage_perc"
+
+
+def test_lines_that_cannot_be_read_are_told_with_their_number(tmp_path: Path) -> None:
+    _, document = looks([V0, V0 + "vllm:num_requests_running{ x\nvllm:request_success_total 1,5\n"], tmp_path)
+    (event,) = document.events
+    assert (event.kind, event.text) == ("lines", "2 lines of the page cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("page", "pods", "why"),
+    [
+        (GO, "", "it has no card on it"),
+        (EXPORTER, "qwen-.*", "none is held by these pods"),
+    ],
+)
+def test_an_exporters_page_without_cards_is_a_look_that_failed(page: str, pods: str, why: str, tmp_path: Path) -> None:
+    (look,), _ = looks([page], tmp_path, exporter=True, pods=pods)
+    assert look.span.failed == 1
+    assert why in look.events[0].text
+
+
+def test_what_was_odd_is_told_again_when_it_comes_back() -> None:
+    odd = Oddities()
+    good, bad = read(V0), read(GO)
+    assert odd.seen(GO, bad, time_s=1.0)
+    assert not odd.seen(GO, bad, time_s=2.0)
+    assert not odd.seen(V0, good, time_s=3.0)
+    assert [event.kind for event in odd.seen(GO, bad, time_s=4.0)] == ["other page", "renamed"]
