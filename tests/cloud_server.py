@@ -13,17 +13,18 @@ import hashlib
 import hmac
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from loopback import http
 
 ACCOUNT = "account"
 KEY = base64.b64encode(b"canary-secret" * 4).decode()
@@ -50,16 +51,8 @@ class Cloud:
 def serving(cloud: Cloud, kind: str) -> Iterator[str]:
     """The address of a server of the kind `gs` or `az`."""
     handler = type("Handler", (_Google if kind == "gs" else _Azure,), {"cloud": cloud})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with http(handler) as address:
+        yield address
 
 
 def service_account(address: str) -> str:

@@ -12,8 +12,7 @@ import pytest
 
 from aim_engine import improve, workflow
 from aim_engine import settings as all_settings
-from aim_engine.advise.diagnose import Change, Diagnosis
-from aim_engine.advise.knowledge import Verify
+from aim_engine.advise.diagnose import Change
 from aim_engine.deploy.environment import Environment, Marker
 from aim_engine.deploy.local import LocalRunner
 from aim_engine.deploy.records import Store
@@ -27,6 +26,7 @@ from aim_engine.render.artifact import Options
 from aim_engine.settings import Settings
 from aim_engine.workflow import Request
 from aim_engine.workload import Slo, Workload
+from diagnoses import advice
 
 ENGINE = Path(__file__).parent / "slot_engine.py"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -67,21 +67,6 @@ def running(settings: Settings, plan: Plan, tmp_path: Path) -> Iterator[tuple[Lo
     yield runner, store, deployment
     for name in store.names():
         runner.stop(store.load(name))
-
-
-def advice(change: Change, kpi: str = "queue_ms") -> Diagnosis:
-    return Diagnosis(
-        id="S1",
-        about="scheduling",
-        title="all slots are taken",
-        severity="warning",
-        evidence="requests wait",
-        change=change,
-        effect="",
-        verify=Verify(kpi=kpi, want="falls"),
-        confidence="high",
-        source="test",
-    )
 
 
 def slots(deployment: Deployment) -> str:

@@ -14,8 +14,7 @@ import kube_engines
 import plans
 from aim_engine import improve
 from aim_engine import settings as all_settings
-from aim_engine.advise.diagnose import Change, Diagnosis
-from aim_engine.advise.knowledge import Verify
+from aim_engine.advise.diagnose import Change
 from aim_engine.cli.main import run
 from aim_engine.deploy import kubernetes
 from aim_engine.deploy.kubernetes import KubernetesRunner
@@ -26,6 +25,7 @@ from aim_engine.errors import EngineFailed, Unreachable
 from aim_engine.monitor import scrape, totals
 from aim_engine.render.artifact import Options
 from aim_engine.settings import Settings
+from diagnoses import advice
 
 NAME = "qwen3-32b"
 
@@ -76,21 +76,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
             yield Place(cluster, address, settings, getattr(request, "param", 1))
     finally:
         cluster.kubelet.close()
-
-
-def advice(change: Change) -> Diagnosis:
-    return Diagnosis(
-        id="S1",
-        about="scheduling",
-        title="all slots are taken",
-        severity="warning",
-        evidence="requests wait",
-        change=change,
-        effect="",
-        verify=Verify(kpi="queue_ms", want="falls"),
-        confidence="high",
-        source="test",
-    )
 
 
 def fewer(place: Place, slots: int) -> None:

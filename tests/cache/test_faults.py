@@ -33,8 +33,9 @@ from aim_engine.cache.faults import (
 from aim_engine.cache.manager import ModelCacheManager
 from aim_engine.cache.transport import Client
 from aim_engine.errors import AimError, Unreachable
-from caches import HASTY, MODEL, WEIGHTS, Make, checkpoint, http
+from caches import HASTY, MODEL, WEIGHTS, Make, checkpoint
 from crashes import Dying, Killed
+from loopback import http
 
 Do = Callable[[ModelCacheManager], object]
 

@@ -23,7 +23,8 @@ from aim_engine.cache import acquire, objects, serve, sources, sync, views
 from aim_engine.cache.faults import AccessRefused, NoSuchModel, NoSuchRevision, Unavailable, Unsafe
 from aim_engine.cache.manager import PEER_TOKEN, ModelCacheManager
 from aim_engine.errors import AimError, InvalidInput, MissingExtra
-from caches import HASTY, MODEL, WEIGHTS, Make, http
+from caches import HASTY, MODEL, WEIGHTS, Make
+from loopback import http
 
 FILES = {
     "config.json": b'{"model_type": "llama"}',
