@@ -116,7 +116,7 @@ def load(running: Deployment, prometheus: str, history: History) -> Load:
     thread = threading.Thread(target=collector.run, args=(stop,), daemon=True)
     thread.start()
     begin_s = time.time()
-    time.sleep(5)
+    time.sleep(12)
     answers: list[Answer] = []
     trips: list[float] = []
     left = iter(range(REQUESTS))
@@ -149,11 +149,12 @@ def load(running: Deployment, prometheus: str, history: History) -> Load:
         each.join()
     asked.set()
     pinging.join()
-    time.sleep(max(5.0, begin_s + WINDOW_S + 6 - time.time()))  # the window lies inside what both saw
+    end_s = max(time.time() + 3, begin_s + WINDOW_S + 4)  # the window lies inside what both saw, the load inside the window
+    time.sleep(end_s + 2 - time.time())
     stop.set()
     thread.join()
     collector.close()
-    return Load(answers=tuple(answers), end_s=time.time() - 2, round_trip_ms=sum(trips) / len(trips))
+    return Load(answers=tuple(answers), end_s=end_s, round_trip_ms=sum(trips) / len(trips))
 
 
 @pytest.fixture(scope="module")

@@ -206,8 +206,10 @@ def network() -> Iterator[tuple[str, ...]]:
     """A network that nothing outside reaches, as words before a command that is to run in it."""
     with subprocess.Popen(["unshare", "--net", "sleep", "3600"]) as holder:
         try:
+            theirs, outside = Path(f"/proc/{holder.pid}/ns/net"), Path("/proc/self/ns/net").readlink()
+            wait_until(lambda: theirs.readlink() != outside, lambda: "unshare made no network")
             inside = ("nsenter", "--net", f"--target={holder.pid}")
-            wait_until(lambda: not run(*inside, "ip", "link", "set", "lo", "up"), lambda: "")
+            run(*inside, "ip", "link", "set", "lo", "up")
             yield inside
         finally:
             holder.terminate()
