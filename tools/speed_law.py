@@ -8,8 +8,8 @@ hierarchy explains only what the levels above it leave.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 STEP_PRIOR = {
     "attention_weights": 1.6, "attention_flop": 2.0, "dense_weights": 1.6, "dense_flop": 2.0, "head_weights": 1.5,
     "head_flop": 2.0, "expert_weights": 1.4, "expert_flop": 2.5, "kv_read": 1.3, "kv_flop": 1.5, "full_context": 2e-9,
-    "latent_context": 0.3e-9, "state_read": 4.0, "indexer_read": 1.5, "mixed_attention_weights": 1.6,
+    "latent_context": 0.3e-9, "state_read": 4.0, "indexer_read": 1.5, "latent_rereads": 1.0, "mixed_attention_weights": 1.6,
     "mixed_attention_flop": 4.0, "mixed_dense_weights": 1.6, "mixed_dense_flop": 4.0, "mixed_expert_weights": 1.4,
     "mixed_expert_flop": 5.0, "prefill_attention_flop": 5.0, "prefill_sparse_flop": 6.0, "prefill_state_flop": 8.0,
     "prefill_layers": 20e-6, "prefill_activations": 5.0, "prefill_routed": 4.0, "prefill_allreduce": 1.5,
@@ -72,9 +72,11 @@ class Kind:
     pairs: tuple[tuple[int, int], ...]
     spread: float
     shifts: dict[str, float]
+    """Of all classes of an engine or a card; `wide` of one class of engines."""
     noise: float
     limit: float
     """Residuals beyond it weigh less."""
+    wide: Mapping[str, float] = field(default_factory=dict)
     wider: float = 1.0
     """Times the spread of all effects."""
     without: frozenset[str] = frozenset()
@@ -85,7 +87,7 @@ class Kind:
 
 STEP = Kind(
     names=tuple(NAMES), prior=STEP_PRIOR, classes=CLASSES, class_of=CLASS_OF, pairs=PAIRS, spread=0.15,
-    shifts={"engine": 0.2, "arch": 0.5}, noise=0.08, limit=0.15, without=frozenset({"profile", "profile of engine"}),
+    shifts={"engine": 0.2, "arch": 0.5}, wide={"latents": 1.5}, noise=0.08, limit=0.15, without=frozenset({"profile", "profile of engine"}),
 )  # fmt: skip
 FIRST = Kind(
     names=FIRST_TOKEN, prior=FIRST_PRIOR, classes=("all",), class_of=(0,) * len(FIRST_TOKEN), pairs=(), spread=0.25,
@@ -129,10 +131,7 @@ class Fit:
         for number, column, value in placed:
             self.effects[number, column] += value
         self.shift_columns = len(self.shift_keys) * len(kind.classes)
-        by_shift = [kind.shifts[key.split("=")[0]] for key in self.shift_keys]
-        self.spread = np.concatenate(
-            [np.full(len(kind.names), kind.spread), np.repeat(by_shift, len(kind.classes)), spread]
-        )
+        self.spread = np.concatenate([np.full(len(kind.names), kind.spread), self._shift_spread(), spread])
         sizes = Counter(row.family for row in rows)
         weight = np.array(
             [
@@ -143,6 +142,18 @@ class Fit:
             ]
         )
         self.weight = weight / weight.mean()
+
+    def _shift_spread(self) -> Array:
+        """Of each class of each shift."""
+        levels = [key.split("=")[0] for key in self.shift_keys]
+        wide = [self.kind.wide if level == "engine" else {} for level in levels]
+        return np.array(
+            [
+                own.get(name, self.kind.shifts[level])
+                for level, own in zip(levels, wide, strict=True)
+                for name in self.kind.classes
+            ]
+        )
 
     def run(self, iterations: int = 10, start: Law | None = None) -> Law:
         """The law, by at most so many steps of Gauss and Newton, which are fewer from the law of nearly the same rows."""

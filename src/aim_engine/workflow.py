@@ -190,14 +190,16 @@ def table_reader(
     from aim_engine import backend
     from aim_engine.hardware import catalog
     from aim_engine.model import library
+    from aim_engine.perf import situation
     from aim_engine.planner.table import Reader
 
     overlay = overlay_dir(settings)
     engine = backend.get("vllm", overlay)
-    newest = engine.versions()[0]
+    known = {_ordered(version): version for version in reversed(engine.versions())}
 
-    def defaults(gpu: Gpu) -> tuple[int, int, float]:
-        found = engine.defaults(newest, gpu)
+    def defaults(gpu: Gpu, version: str) -> tuple[int, int, float]:
+        stated = _ordered(situation.release(version)) or max(known)
+        found = engine.defaults(known[max((each for each in known if each <= stated), default=min(known))], gpu)
         return found.max_num_seqs, found.max_num_batched_tokens, found.gpu_memory_utilization
 
     arguments = _server_arguments(table.with_name(ARGUMENTS_FILE)) if table is not None and table.is_file() else {}
@@ -207,6 +209,11 @@ def table_reader(
         defaults,
         arguments,
     )
+
+
+def _ordered(version: str) -> tuple[int, ...]:
+    """Major and minor number, to compare; empty for none."""
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
 
 
 def _server_arguments(path: Path) -> dict[str, str]:

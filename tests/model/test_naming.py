@@ -41,12 +41,23 @@ def test_family_and_size_are_what_remains_of_a_name(name: str, words: str) -> No
         ("amd/Kimi-K2-Thinking-MXFP4", "moonshotai/Kimi-K2-Instruct", "mxfp4"),
         ("DeepSeek-R1-Distill-Qwen-14B-Q4_K_M (GGUF)", "Qwen/Qwen2.5-14B-Instruct", "gguf"),
         ("cpatonn/Qwen3-Coder-30B-A3B-Instruct-GPTQ-4bit", "Qwen/Qwen3-30B-A3B", "int4"),
+        ("deepseek-ai/DeepSeek-V3.2-Exp", "deepseek-ai/DeepSeek-V3.2", "fp8_block"),
     ],
 )
 def test_a_name_finds_its_model_in_its_format(name: str, model_id: str, form: str) -> None:
     found = LIBRARY.find(name)
     assert found is not None
     assert (found.spec.model_id, found.spec.format) == (model_id, form)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("Qwen/Qwen3.6-27B", "bf16"), ("Qwen/Qwen3.6-27B-FP8", "fp8"), ("x/Qwen3.6-27B-NVFP4", "nvfp4")]
+)
+def test_what_others_made_of_a_model_says_nothing_of_its_own_format(name: str, form: str) -> None:
+    found = LIBRARY.find(name)
+    assert found is not None
+    assert found.spec.model_id == "nvidia/Qwen3.6-27B-NVFP4", "the catalogue has the model itself now: take another"
+    assert found.spec.format == form
 
 
 def test_a_stated_precision_wins_over_the_name() -> None:

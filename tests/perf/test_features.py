@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import specs
+from aim_engine.model import catalog
 from aim_engine.perf import calibration
 from aim_engine.perf.features import INDEX, NAMES, OF_PROMPTS, Features, tokens_per_step
 from aim_engine.perf.roofline import combined
@@ -87,6 +88,15 @@ def test_experts_over_data_parallel_ranks_exchange_rows() -> None:
     sliced = features(parallelism=Parallelism(tp=4)).step(64)
     assert wide[INDEX["expert_exchange_bytes"]] > 0 == sliced[INDEX["expert_exchange_bytes"]]
     assert sliced[INDEX["allreduce_bytes"]] > 0 == wide[INDEX["allreduce_bytes"]]
+
+
+@pytest.mark.parametrize(("tp", "again"), [(1, 0), (2, 3), (4, 1), (8, 0), (16, 0)])
+def test_a_latent_is_read_again_for_heads_that_no_kernel_was_written_for(tp: int, again: float) -> None:
+    spec = catalog.load("deepseek-ai/DeepSeek-R1")
+    assert spec is not None
+    recipe = specs.recipe(spec, parallelism=Parallelism(tp=tp))
+    step = Features(spec, specs.card(), recipe, Workload()).step(64)
+    assert step[INDEX["latent_rereads"]] == pytest.approx(again * step[INDEX["kv_read"]])
 
 
 @given(times=st.lists(st.floats(0, 10), min_size=len(NAMES), max_size=len(NAMES)))

@@ -39,6 +39,22 @@ def test_lengths_drawn_from_a_range_count_with_their_mean() -> None:
     assert (got.workload.input_tokens, got.workload.output_tokens) == (900, 450)
 
 
+@pytest.mark.parametrize(
+    ("engine", "share"),
+    [
+        ("vLLM 0.6.6 ROCm 6.3.1", 0.9),
+        ("ATOM 1 docker rocm/atom-dev:vllm-v0.19.0-nightly", 0.9),
+        ("vllm-v0.25.1", 0.92),
+        ("", 0.92),
+        ("vllm 9.0", 0.92),
+    ],
+)
+def test_limits_a_row_does_not_state_are_those_of_its_release(engine: str, share: float) -> None:
+    (got,) = READER.read(table.parse(f"row_id,model,gpu,engine_version\na,Qwen/Qwen3-32B,MI300X,{engine}\n", "test"))
+    assert isinstance(got, Case), got
+    assert got.recipe.gpu_memory_utilization == share
+
+
 def test_attention_over_ranks_is_data_parallel_with_whole_experts() -> None:
     got = case("r1,deepseek-ai/DeepSeek-R1,MI355X,8,8,8,8,1,1000,1000,,256,fp8")
     split = got.recipe.parallelism

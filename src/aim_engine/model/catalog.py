@@ -77,6 +77,11 @@ def variants(model_id: str, overlay: Path | None = None) -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name.lower() != wanted))
 
 
+def copies(overlay: Path | None = None) -> frozenset[str]:
+    """Ids of bundled checkpoints that are another model in another precision."""
+    return frozenset(name for name, path in _paths(overlay).items() if _base_model(path) is not None)
+
+
 def _paths(overlay: Path | None) -> dict[str, Path]:
     """Files by model id; the overlay's win."""
     return {

@@ -30,7 +30,7 @@ def build(folder: Path | None = None, overlay: Path | None = None) -> Library:
         except AimError:
             return catalog.load(model_id, overlay)
 
-    return Library({*catalog.names(overlay), *files}, load, naming.aliases(overlay))
+    return Library({*catalog.names(overlay), *files}, load, naming.aliases(overlay), catalog.copies(overlay))
 
 
 def _configs(folder: Path) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -121,14 +121,20 @@ class Library:
     """Models by id, from the catalogue and from configs that a user adds; each is read once."""
 
     def __init__(
-        self, ids: Iterable[str], load: Callable[[str], ModelSpec | None], aliases: Iterable[Alias] = ()
+        self,
+        ids: Iterable[str],
+        load: Callable[[str], ModelSpec | None],
+        aliases: Iterable[Alias] = (),
+        copies: Container[str] = (),
     ) -> None:
+        """`copies` are ids of checkpoints that somebody made from another in a format of their own."""
         self._ids = {name.lower(): name for name in ids}
         self._load = functools.cache(load)
         self._cores: dict[tuple[str, ...], list[str]] = {}
         for name in sorted(self._ids.values()):
             self._cores.setdefault(core(name), []).append(name)
         self._aliases = {alias.name: alias.model_id for alias in aliases}
+        self._copies = copies
         self._found: dict[tuple[str, ...], Named | None] = {}
 
     def find(self, *names: str, stated_format: str = "") -> Named | None:
@@ -146,7 +152,9 @@ class Library:
                 return Named(spec=in_format(spec, form, name), how=exact)
             close = self._by_core(core(name), form)
             if close is not None:
-                return Named(spec=in_format(close, form, name), how=f"shapes of {close.model_id}")
+                # What others made of a model in fewer bits does not say that the model itself has so few.
+                stored = form or ("bf16" if close.model_id in self._copies else None)
+                return Named(spec=in_format(close, stored, name), how=f"shapes of {close.model_id}")
         return None
 
     def _by_core(self, wanted: tuple[str, ...], form: str | None) -> ModelSpec | None:

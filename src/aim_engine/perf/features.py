@@ -32,6 +32,7 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "latent_context": ("cache", "KV cache read"),
     "state_read": ("cache", "state read"),
     "indexer_read": ("cache", "KV cache read"),
+    "latent_rereads": ("latents", "KV cache read"),
     "mixed_attention_weights": ("memory", "prefill"),
     "mixed_attention_flop": ("prefill", "prefill"),
     "mixed_dense_weights": ("memory", "prefill"),
@@ -89,6 +90,9 @@ SPARSE_TOKENS = 2048
 """Tokens that a sparse indexer keeps for attention (index_topk of DeepSeek-V3.2 and GLM-5)."""
 INDEX_HEADS = 64
 """Heads of a sparse indexer (index_n_heads of DeepSeek-V3.2)."""
+_LATENT_HEADS = (16, 128)
+"""Heads of a device for which decode kernels over a latent were written (fewer are padded): with others the latent is read again for
+each 16, or slower kernels take over. Source: ROCm/aiter#548, vllm-project/vllm#18338."""
 _COMPUTE_FORMATS = {
     "bf16": "bf16",
     "fp16": "bf16",
@@ -118,6 +122,7 @@ class _Attended(NamedTuple):
     full_context: float
     latent_context: float
     index_s: float
+    rereads_s: float
 
 
 class _Prompted(NamedTuple):
@@ -228,11 +233,13 @@ class Features:
         """What a row of `context` tokens costs to decode over all layers."""
         found = self._contexts.get(context)
         if found is None:
-            read = index = flop = full = latent = 0.0
+            read = index = flop = full = latent = again = 0.0
             for group in self._groups:
                 held = _held(group, context)
                 if group.kind == "mla":
-                    read += group.count * held * group.latent_dim * self._value_bytes
+                    once = group.count * held * group.latent_dim * self._value_bytes
+                    read += once
+                    again += once * _rereads(group.heads / self._tp)
                     flop += 4.0 * group.count * group.heads / self._tp * group.latent_dim * held
                     latent += group.count * held
                     index += group.count * context * group.indexer_dim
@@ -242,7 +249,12 @@ class Features:
                     flop += 2.0 * group.count * group.heads / self._tp * width * held
                     full += group.count * held
             found = self._contexts[context] = _Attended(
-                read / self._bandwidth, flop / self._plain_peak, full, latent, index / self._bandwidth
+                read_s=read / self._bandwidth,
+                flop_s=flop / self._plain_peak,
+                full_context=full,
+                latent_context=latent,
+                index_s=index / self._bandwidth,
+                rereads_s=again / self._bandwidth,
             )
         return found
 
@@ -330,6 +342,7 @@ class Features:
             attended.latent_context,
             self.state_row_s * running,
             attended.index_s * running,
+            attended.rereads_s * running,
             mixed * self.attention_s,
             mixed * self.attention_row_s * (rows + chunk),
             mixed * self.dense_s,
@@ -364,6 +377,11 @@ class Features:
     def _touched(self, rows: float) -> float:
         """Share of the experts that some of `rows` tokens are routed to, evenly at random."""
         return 1 - (1 - self.active_experts / self.experts) ** rows if self.experts else 0.0
+
+
+def _rereads(heads: float) -> float:
+    """How often a latent is read besides once, for so many heads of a device."""
+    return 0.0 if heads in _LATENT_HEADS else max(0.0, heads / min(_LATENT_HEADS) - 1)
 
 
 def _held(group: LayerGroup, tokens: float) -> float:

@@ -163,10 +163,9 @@ def of(
     a benchmark sets the lengths.
     """
     name = engine or recipe.engine
-    found = _RELEASE.search(recipe.engine_version) or re.match(r"v?(\d+\.\d+)", recipe.engine_version)
     return Situation(
         engine=name,
-        release=found[1] if found else "",
+        release=release(recipe.engine_version),
         family=family(spec),
         checkpoint=(checkpoint or spec.model_id).split("/")[-1].lower(),
         attention=attention(spec),
@@ -180,6 +179,16 @@ def of(
         kind=kind,
         lengths=max(-1.5, min(1.5, math.log2(workload.input_tokens / workload.output_tokens) / 3)),
     )
+
+
+def release(version: str) -> str:
+    """The minor release, as `0.19`, that a text names: a version, an image, a build. Empty when none.
+
+    >>> release("docker rocm/atom-dev:vllm-v0.19.0-nightly")
+    '0.19'
+    """
+    found = _RELEASE.search(version) or re.match(r"v?(\d+\.\d+)", version)
+    return found[1] if found else ""
 
 
 def attention(spec: ModelSpec) -> str:

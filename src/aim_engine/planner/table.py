@@ -114,11 +114,11 @@ class Reader:
         self,
         library: Library,
         card: Callable[[str], Gpu],
-        defaults: Callable[[Gpu], tuple[int, int, float]],
+        defaults: Callable[[Gpu, str], tuple[int, int, float]],
         arguments: Mapping[str, str] | None = None,
     ):
-        """`card` finds a GPU by name and raises InvalidInput; `defaults` gives an engine's max_num_seqs,
-        max_num_batched_tokens and gpu_memory_utilization on it; `arguments` are command lines by `server_args_id`.
+        """`card` finds a GPU by name and raises InvalidInput; `defaults` gives max_num_seqs,
+        max_num_batched_tokens and gpu_memory_utilization on it of an engine's release, of the newest where its text names none; `arguments` are command lines by `server_args_id`.
         """
         self._arguments = arguments or {}
         self._library = library
@@ -145,7 +145,7 @@ class Reader:
         spec = named.spec
         parallelism, replicas = _parallelism(row, spec, gpu)
         stated_seqs = _whole(row, "max_num_seqs")
-        seqs, budget, utilisation = self._defaults(gpu)
+        seqs, budget, utilisation = self._defaults(gpu, row.get("engine_version", "") if "vllm" in _engine(row) else "")
         stated_budget = _whole(row, "max_num_batched_tokens")
         workload, concurrency = _workload(row)
         if stated_seqs is None and _drafts_on_sglang(row) and parallelism.dp == 1:
