@@ -46,6 +46,20 @@ def test_atom_is_measured_with_an_fp8_cache_unless_its_arguments_say_otherwise(e
     assert not arguments.filled(row | {"engine": "vllm"}, {}).get("kv_dtype")
 
 
+@pytest.mark.parametrize(
+    ("row", "ratio"),
+    [
+        ({"source": "ROCm/ATOM:benchmark-dashboard/data.js"}, "0.8"),
+        ({"source_family": "InferenceX fixtures"}, "0.8"),
+        ({"source": "ROCm/ATOM:benchmark-dashboard/data.js", "length_ratio_min": ""}, ""),
+        ({"source": "our own run"}, ""),
+        ({}, ""),
+    ],
+)
+def test_benchmarks_known_to_draw_lengths_do_where_a_table_has_no_such_column(row: dict[str, str], ratio: str) -> None:
+    assert arguments.filled(row, {}).get("length_ratio_min", "") == ratio
+
+
 def test_a_dashboards_name_tells_of_drafts() -> None:
     assert arguments.columns("", "dashboard name 'Qwen3-Next-80B-mtp-tp4'; args from x")["spec_decoding"] == "mtp"
     assert arguments.columns("", "dashboard name 'DeepSeek-R1-mtp3'; no entry")["spec_decoding"] == "mtp3"

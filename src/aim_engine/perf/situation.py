@@ -87,7 +87,8 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
         yield f"{engine}|form={self.form}", "engine and form"
         yield f"form={self.form}", "form"
         yield f"arch={self.arch}", "arch"
-        yield f"{engine}|release={self.release}", "release"
+        if self.release:
+            yield f"{engine}|release={self.release}", "release"
         if self.drafts:
             yield "drafts", "drafts"
             yield f"drafts|{engine}", "drafts of engine"

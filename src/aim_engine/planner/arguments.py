@@ -27,6 +27,10 @@ _ATOM_KV_DTYPE = "fp8"
 """KV cache that ATOM's benchmarks start every engine with unless its arguments say otherwise: ROCm/ATOM@ffdf3bb
 .github/benchmark/README.md (kv_cache_dtype), .github/scripts/atom_oot_test.sh and atom_sglang_test.sh (default arguments).
 """
+_DRAWN_FROM = "0.8"
+"""Share of the nominal length from which two public benchmarks draw lengths evenly: ROCm/ATOM@ffdf3bb .github/workflows/
+atom-vllm-benchmark.yaml and InferenceX (--random-range-ratio 0.8)."""
+_DRAWING = re.compile(r"\batom dashboard\b|^rocm/atom:|\binference(x|max)\b", re.IGNORECASE)
 _BENCH_NAME = re.compile(r"-mtp(\d*)(?:-tp\d+)?'", re.IGNORECASE)
 """A dashboard's name of a run that drafts: `...-mtp-tp4'`, `...-mtp3'`."""
 
@@ -57,6 +61,8 @@ def filled(row: Mapping[str, str], arguments: Mapping[str, str]) -> Mapping[str,
     said = columns(arguments.get(row.get("server_args_id", ""), ""), row.get("notes", ""))
     if "atom" in row.get("engine", "").lower():
         said.setdefault("kv_dtype", _ATOM_KV_DTYPE)
+    if "length_ratio_min" not in row and _DRAWING.search(row.get("source") or row.get("source_family") or ""):
+        said["length_ratio_min"] = _DRAWN_FROM
     return {**row, **{name: value for name, value in said.items() if not row.get(name)}} if said else row
 
 
