@@ -55,6 +55,14 @@ def test_limits_a_row_does_not_state_are_those_of_its_release(engine: str, share
     assert got.recipe.gpu_memory_utilization == share
 
 
+@pytest.mark.parametrize(("engine", "each"), [("sglang", 6), ("sglang+atom", 6), ("vllm", 24)])
+def test_sglang_counts_the_requests_of_all_ranks_and_vllm_those_of_each(engine: str, each: int) -> None:
+    head = "row_id,model,gpu,gpu_count,tp,dp_attention,engine,max_num_seqs,concurrency"
+    (got,) = READER.read(table.parse(f"{head}\na,deepseek-ai/DeepSeek-R1,MI355X,4,4,1,{engine},24,16\n", "test"))
+    assert isinstance(got, Case), got
+    assert (got.recipe.parallelism.dp, got.recipe.max_num_seqs) == (4, each)
+
+
 def test_attention_over_ranks_is_data_parallel_with_whole_experts() -> None:
     got = case("r1,deepseek-ai/DeepSeek-R1,MI355X,8,8,8,8,1,1000,1000,,256,fp8")
     split = got.recipe.parallelism
@@ -111,3 +119,11 @@ def test_rounds_of_a_closed_loop_follow_from_the_requests_sent() -> None:
     assert isinstance(found, Case)
     assert observed.loop(found).rounds == 3
     assert observed.loop(case("r,Qwen/Qwen3-32B,MI300X,1,1,,,,1024,1024,,8,")).rounds == 10
+
+
+@pytest.mark.parametrize(("mean", "kept"), [("180", 0.18), ("4152", None)])
+def test_a_mean_that_one_compiling_request_makes_says_nothing_of_the_others(mean: str, kept: float | None) -> None:
+    found = case("r,Qwen/Qwen3-32B,MI300X,1,1,,,,1000,1000,,1,")
+    seen = observed.observe(found, {"ttft_ms_mean": mean, "ttft_ms_median": "37"})
+    assert seen.first_token_s == (None if kept is None else pytest.approx(kept))
+    assert seen.first_token_median_s == pytest.approx(0.037)

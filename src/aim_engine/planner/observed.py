@@ -20,6 +20,8 @@ STATIC = ("offline_throughput", "latency")
 """Kinds in which nothing arrives while others run: prompts and answers share the time between them."""
 _MOST_ROUNDS = 50.0
 """Of a closed loop; more do not move its mean."""
+_COMPILED = 20.0
+"""Times its median: a mean beyond it is that of one request which waited for kernels to be compiled, and says nothing of the others."""
 _USUAL_DRAFTS = 3
 """Drafts of multi-token prediction where a table says only `mtp`: what the published recipes use."""
 
@@ -104,6 +106,8 @@ def observe(case: Case, row: Mapping[str, str]) -> Observation:
         return Observation(running=1.0, offered=1.0, token_s=1.0 / rate if rate else None)
     token_ms = _value(row, "tpot_ms_mean") or _value(row, "tpot_ms_median")
     first_ms, first_median_ms = _value(row, "ttft_ms_mean"), _value(row, "ttft_ms_median")
+    if first_ms and first_median_ms and first_ms > _COMPILED * first_median_ms:
+        first_ms = None
     whole_ms = _value(row, "e2e_ms_mean") or _value(row, "e2e_ms_median")
     decoding = None
     if case.kind == "serving" and rate and token_ms:

@@ -148,6 +148,8 @@ class Reader:
         seqs, budget, utilisation = self._defaults(gpu, row.get("engine_version", "") if "vllm" in _engine(row) else "")
         stated_budget = _whole(row, "max_num_batched_tokens")
         workload, concurrency = _workload(row)
+        if stated_seqs is not None and "sglang" in _engine(row):
+            stated_seqs = max(1, stated_seqs // parallelism.dp)  # SGLang counts those of all ranks together
         if stated_seqs is None and _drafts_on_sglang(row) and parallelism.dp == 1:
             stated_seqs = DRAFTING_SEQS
         precision = own_precision(spec)
