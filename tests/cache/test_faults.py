@@ -282,7 +282,7 @@ def test_the_internet_does_not_lead_into_a_private_network(target: str) -> None:
     client = Client()
     client._trusted_private["hub.example"] = False
     with pytest.raises(Unsafe, match="redirect"):
-        client._require_safe("http://hub.example/a", "http://hub.example/a", target)
+        client.require_safe("http://hub.example/a", "http://hub.example/a", target)
 
 
 @pytest.mark.parametrize("address", ["http://no-such-host.invalid", "http://127.0.0.1:9"])
