@@ -242,6 +242,7 @@ class Fetcher:
                 if taken is None:
                     return
                 job, flight = taken
+                job.ask_neighbours(self._client)
                 self._carry(job, flight)
                 if not self._stop.is_set():
                     job.follow()
@@ -285,7 +286,8 @@ class Fetcher:
             if flight.left_bytes == 0 or flight.piece in job.part.done:
                 job.landed(flight)
                 return
-            url = job.direct or job.remote.addresses[job.place]
+            near = None if job.whole or job.repaired else job.nearby.having(flight.offset, flight.end)
+            url = near or job.direct or job.remote.addresses[job.place]
             try:
                 if job.whole:
                     if flight.shared or len(job.flights) > 1:
@@ -296,7 +298,9 @@ class Fetcher:
                 elif not self._receive(job, flight, url):
                     break  # stopped, or the server sends files as a whole only
             except TryAgain as err:
-                if flight.left_bytes:  # else another worker took over what was left
+                if near is not None:
+                    job.nearby.drop(near)
+                elif flight.left_bytes:  # else another worker took over what was left
                     self._stumble(job, flight, url, err)
         job.put_back(flight)
 

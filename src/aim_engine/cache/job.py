@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from aim_engine.cache import pieces, xet
+from aim_engine.cache.nearby import Nearby
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-    from aim_engine.cache.transport import Answer
+    from aim_engine.cache.transport import Answer, Client
     from aim_engine.errors import AimError
 
 _HASH_BYTES = 1 << 20
@@ -148,6 +149,7 @@ class Job:
         """Why the last plain address did not give it."""
         self.in_xet = False
         """Its hub says that it keeps it in Xet storage."""
+        self.nearby = Nearby([each for each in remote.addresses if each.endswith(f"/content/{remote.sha256}")])
         self.stream: Answer | None = None
         """It comes in one go, from here."""
         self.etag: str | None = None
@@ -193,14 +195,28 @@ class Job:
     def take(self) -> Flight | None:
         """The next piece that waits; None when none does, or the server sends the file in one go and somebody takes it."""
         with self.guard:
-            while self.waiting and self.waiting[0] in self.part.done:  # it came with others, over one connection
-                self.waiting.popleft()
+            if self.waiting and self.waiting[0] in self.part.done:  # they came over one connection
+                self.waiting = deque(piece for piece in self.waiting if piece not in self.part.done)
             if not self.waiting or (self.whole and self.flights):
                 return None
-            piece = self.waiting.popleft()
+            piece = self._next_piece()
             flight = Flight(piece, *self.part.span(piece), self.proof.copy() if piece == self.front else None)
             self.flights.append(flight)
             return flight
+
+    def ask_neighbours(self, client: Client) -> None:
+        """Learn what neighbours have by now, once none is known to have it all."""
+        if not self.whole and self.remote.addresses[self.place] not in self.nearby.addresses:
+            self.nearby.refresh(client, time.monotonic())
+
+    def _next_piece(self) -> int:
+        """In order, so that the checksum follows; with neighbours that fetch it too, what they have, or what they may want."""
+        if not self.nearby or self.whole or self.repaired:
+            return self.waiting.popleft()
+        number = self.nearby.choose([self.part.span(piece) for piece in self.waiting])
+        piece = self.waiting[number]
+        del self.waiting[number]
+        return piece
 
     def slowest(self, now_s: float) -> tuple[float, Flight] | None:
         """The flight that will be done last, and in how many seconds; None when none is worth help."""
