@@ -109,6 +109,7 @@ class ModelCacheManager:
         if bandwidth_bytes_s is None and loaded.cache_bandwidth:
             self._bandwidth = parse_bytes(loaded.cache_bandwidth.removesuffix("/s"))
         self._xet_first = loaded.cache_xet if xet_first is None else xet_first
+        self._write_back = loaded.cache_write_back
         self._progress = progress
         self._transfer = transfer
         self._patience = patience
@@ -152,6 +153,10 @@ class ModelCacheManager:
             raise hub.offline_error(model_id)
         from aim_engine.cache import acquire
 
+        if self._write_back:
+            from aim_engine.cache import writeback
+
+            writeback.require_place(self._write_back)
         self.store.ensure()
         client = self.client()
         chosen = self._plan(client, model_id, revision, force=force, approved=approved)
@@ -170,6 +175,7 @@ class ModelCacheManager:
             limit_bytes=self.limit_bytes,
             pace=self.pace(),
         )
+        self.pass_on(chosen)
         given = [file for file in chosen.files if file.sha256 in approved and safety.runs_code(file.path)]
         if given:
             now_s = self.store.now_s()
@@ -178,6 +184,13 @@ class ModelCacheManager:
             )
         evict.empty_trash(self.store)
         return views.snapshot(self.store, model_id, chosen.commit)
+
+    def pass_on(self, fetched: acquire.Plan) -> None:
+        """Note what was fetched for the place that the setting `cache_write_back` names. Raises: InvalidInput, Unreachable."""
+        if self._write_back:
+            from aim_engine.cache import writeback
+
+            writeback.queue(self.store, fetched, self._write_back)
 
     def is_cached(self, model_id: str, revision: str = "main") -> bool:
         """Is everything that an engine loads of this model there?"""

@@ -105,7 +105,7 @@ def quota(pattern: str | None, size: str | None, drop: bool, as_json: bool) -> N
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def prefetch(dry_run: bool, budget: str | None, watch: bool, as_json: bool) -> None:
     """Fetch models that will probably be needed, behind everything that somebody waits for."""
-    from aim_engine.cache import ahead
+    from aim_engine.cache import ahead, writeback
 
     manager = _manager()
     stop = threading.Event()
@@ -125,6 +125,7 @@ def prefetch(dry_run: bool, budget: str | None, watch: bool, as_json: bool) -> N
                 output.note("no model has an appointment or was used before and is missing")
         if not dry_run:
             ahead.carry_out(manager, decisions, output.note)
+            writeback.drain(manager, output.note, stop=stop)
         if not watch or stop.wait(600):
             return
 
@@ -192,22 +193,40 @@ def serve(host: str, port: int, token_file: str | None, insecure_i_know: bool) -
 
 
 @click.command(epilog="Example: aim-engine cache sync Qwen/Qwen3-32B --to s3://models")
-@click.argument("models", nargs=-1, required=True)
-@click.option("--to", "target", required=True, metavar="PLACE", help="s3://BUCKET/PATH, gs://, az://, or a folder.")
+@click.argument("models", nargs=-1)
+@click.option("--to", "target", metavar="PLACE", help="s3://BUCKET/PATH, gs://, az://, or a folder.")
+@click.option(
+    "--pending", is_flag=True, help="What was fetched and waits for the place of the setting cache_write_back."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def sync(models: tuple[str, ...], target: str, as_json: bool) -> None:
-    """Write MODELS to where other caches fetch from, with a SHA256SUMS file that proves them; what is there already stays."""
-    from aim_engine.cache import sync as syncing
+def sync(models: tuple[str, ...], target: str | None, pending: bool, as_json: bool) -> int:
+    """Write MODELS to where other caches fetch from, with a SHA256SUMS file that proves them; what is there already stays.
 
-    done = [syncing.write(_manager(), model, target, output.note) for model in models]
+    With --pending, exits 1 when something still waits.
+    """
+    from aim_engine.cache import sync as syncing
+    from aim_engine.cache import writeback
+
+    if pending == bool(models) or pending == (target is not None):
+        raise click.UsageError("name models and --to PLACE, or give --pending alone")
+    manager = _manager()
+    if pending:
+        done = list(writeback.drain(manager, output.note))
+    else:
+        done = [syncing.write(manager, model, target or "", output.note) for model in models]
+    left = writeback.pending(manager.store) if pending and manager.store.exists else ()
     if as_json:
-        output.data({"schema": "aim-engine/cache-synced/v1", "models": done})
-        return
+        output.data({"schema": "aim-engine/cache-synced/v1", "models": done, "pending": left})
+        return 1 if left else 0
     for each in done:
         output.text(
             f"{each.place}: {format_bytes(each.written_bytes)} written, {format_bytes(each.present_bytes)} were there"
         )
-    output.next_step(f"elsewhere: aim-engine cache pull {models[0]} --from {target}")
+    for wish in left:
+        output.text(f"{wish.place}: {wish.model_id} waits{': ' + wish.problem if wish.problem else ''}")
+    if done:
+        output.next_step(f"elsewhere: aim-engine cache pull {done[0].model_id} --from {target or 'the same place'}")
+    return 1 if left else 0
 
 
 @click.command(epilog="Example: aim-engine cache metrics")
