@@ -37,6 +37,8 @@ _COUNTERS = {
     "evicted_revisions": "Revisions that were removed.",
     "evicted_bytes": "Bytes that were removed.",
     "prefetched_bytes": "Bytes fetched ahead of need.",
+    "scrubbed_bytes": "Bytes of stored files that were read against their checksums in the background.",
+    "damaged_files": "Files that were found damaged by that.",
     "written_back_bytes": "Bytes written to the place that other nodes fetch from.",
 }
 

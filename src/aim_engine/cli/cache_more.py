@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import signal
 import threading
 import time
@@ -128,6 +129,103 @@ def prefetch(dry_run: bool, budget: str | None, watch: bool, as_json: bool) -> N
             writeback.drain(manager, output.note, stop=stop)
         if not watch or stop.wait(600):
             return
+
+
+@click.command(epilog="Example: aim-engine cache scrub --mend")
+@click.option(
+    "--cycle",
+    "cycle_days",
+    type=click.FloatRange(min=0.001),
+    default=30.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Every file is read once in so long.",
+)
+@click.option(
+    "--for", "minutes", type=click.FloatRange(min=0), metavar="MINUTES", help="Read no longer; the next run goes on."
+)
+@click.option("--mend", is_flag=True, help="Fetch what is damaged again.")
+@click.option("--watch", is_flag=True, help="Go on until interrupted, a part every hour.")
+@click.option(
+    "--unit", type=click.Choice(["systemd", "kubernetes"]), help="Write what starts it every day, and read nothing."
+)
+@click.option("--claim", metavar="NAME", help="Kubernetes: the volume claim that a rendered Job filled.")
+@click.option("--image", metavar="IMAGE", help="Kubernetes: an image with aim-engine in it, by its digest.")
+@click.option("--namespace", default="default", show_default=True, help="Kubernetes: namespace of the claim.")
+@click.option(
+    "--user", type=click.IntRange(0), default=10001, show_default=True, help="Kubernetes: who filled the claim."
+)
+@click.option("-o", "--output", "place", metavar="FOLDER", help="Where --unit writes its files; default: to stdout.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def scrub(
+    cycle_days: float,
+    minutes: float | None,
+    mend: bool,
+    watch: bool,
+    unit: str | None,
+    claim: str | None,
+    image: str | None,
+    namespace: str,
+    user: int,
+    place: str | None,
+    as_json: bool,
+) -> int:
+    """Read a part of the store against its checksums, on from the last run. What is damaged is set aside and its deployments are named; exits 1 then."""
+    from aim_engine.cache import scrub as scrubbing
+    from aim_engine.cache import timers
+
+    if unit is not None:
+        options = ("--cycle", f"{cycle_days:g}", *(("--mend",) if mend else ()))
+        loaded = all_settings.load()
+        if unit == "systemd":
+            written = timers.systemd(str(_manager().cache_dir), str(Path(loaded.state_dir).expanduser()), options)
+            hint = (
+                "copy both to ~/.config/systemd/user, then: systemctl --user enable --now aim-engine-cache-scrub.timer"
+            )
+        elif claim is None or image is None:
+            raise click.UsageError("--unit kubernetes needs --claim and --image")
+        else:
+            written = timers.kubernetes(claim, image, options, namespace, user)
+            hint = f"kubectl apply -f {place or '.'}/{next(iter(written))}"
+        _write_units(written, place)
+        output.next_step(hint)
+        return 0
+    manager = _manager()
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    os.nice(19)
+    while True:
+        done = scrubbing.scrub(
+            manager,
+            cycle_days=cycle_days,
+            most_s=None if minutes is None else minutes * 60,
+            mend=mend,
+            stop=stop,
+            tell=output.note,
+        )
+        if as_json:
+            output.data(done)
+        else:
+            output.text(scrubbing.describe(done))
+            for each in done.damaged:
+                output.text(f"{each.model_id}@{each.commit[:12]} {each.path}: {'mended' if each.mended else 'damaged'}")
+        if not watch or stop.wait(3600):
+            break
+    if not done.fine:
+        output.note(f"fetch them again: aim-engine cache pull {done.damaged[0].model_id}, or scrub with --mend")
+    return 0 if done.fine else 1
+
+
+def _write_units(written: dict[str, str], place: str | None) -> None:
+    for name, content in written.items():
+        if place is None:
+            output.text(f"# {name}\n{content}")
+            continue
+        folder = Path(place).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+        output.text(str(folder / name))
 
 
 @click.command(epilog="Example: aim-engine cache compress --dry-run")
@@ -320,7 +418,7 @@ def approve(model: str, files: tuple[str, ...], revision: str, drop: bool, yes: 
         output.note(f"{model} has no programs that an engine would run")
 
 
-COMMANDS = (approve, outdated, schedule, quota, prefetch, compress, sync, serve, metrics, rebuild, unlock)
+COMMANDS = (approve, outdated, schedule, quota, prefetch, compress, scrub, sync, serve, metrics, rebuild, unlock)
 
 
 def _manager() -> managers.ModelCacheManager:
