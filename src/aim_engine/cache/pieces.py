@@ -236,6 +236,8 @@ def _read(path: Path) -> tuple[Header | None, dict[int, int]]:
         header = msgspec.json.decode(line, type=Header)
     except (OSError, msgspec.DecodeError):
         return None, {}
+    if header.size_bytes < 0 or header.piece_bytes <= 0:
+        return None, {}
     claims = {}
     for start in range(0, len(records) - _RECORD.size + 1, _RECORD.size):
         piece, crc, check = _RECORD.unpack_from(records, start)
