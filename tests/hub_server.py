@@ -54,6 +54,10 @@ class Hub:
         """Bytes added to the lengths that the content server states."""
         self.expired = False
         """Signed addresses are refused until the hub signs anew."""
+        self.plain_status: int | None = None
+        """Status that the content server gives for everything: the files lie in Xet storage only."""
+        self.xet: tuple[str, str] | None = None
+        """Address of the Xet storage, and the token that it takes; see `xet_server`."""
         self.redirect_to: str | None = None
         """Where large files lead instead of the content server."""
         self.delay_s = 0.0
@@ -139,6 +143,21 @@ def serving(hub: Hub, tls: ssl.SSLContext | None = None) -> Iterator[str]:
             revision = rest[1] if len(rest) > 1 else "main"
             if self._refused(model, revision):
                 return
+            if rest and rest[0] == "xet-read-token" and hub.xet is not None:
+                expiry = str(int(time.time()) + 900)
+                told = dict(
+                    zip(
+                        ("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration"),
+                        (*hub.xet, expiry),
+                        strict=True,
+                    )
+                )
+                self._send(
+                    200,
+                    json.dumps({"casUrl": hub.xet[0], "exp": int(expiry), "accessToken": hub.xet[1]}).encode(),
+                    told,
+                )
+                return
             files = hub.models[model]
             if rest and rest[0] == "tree":
                 document: object = [
@@ -191,7 +210,7 @@ def serving(hub: Hub, tls: ssl.SSLContext | None = None) -> Iterator[str]:
                 "X-Repo-Commit": hub.commit(model),
                 "X-Linked-Etag": f'"{digest}"',
                 "X-Linked-Size": str(len(content)),
-                "X-Xet-Hash": hashlib.blake2b(digest.encode(), digest_size=32).hexdigest(),
+                "X-Xet-Hash": xet_hash(content),
                 "Link": f'<{hub.address}/api/models/{model}/xet-read-token/{COMMIT}>; rel="xet-auth"',
                 "ETag": f'"{digest}"',
             }
@@ -199,6 +218,9 @@ def serving(hub: Hub, tls: ssl.SSLContext | None = None) -> Iterator[str]:
 
         def _content(self, digest: str, name: str, query: dict[str, list[str]], *, body: bool) -> None:
             if self._stumbles():
+                return
+            if hub.plain_status is not None:
+                self._send(hub.plain_status, b"<Error/>", {})
                 return
             if hub.expired:
                 self._send(403, b"<Error><Code>AccessDenied</Code></Error>", {})
@@ -316,6 +338,11 @@ class _Server(ThreadingHTTPServer):
 @functools.lru_cache(maxsize=64)  # a file in many pieces is asked for often
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def xet_hash(content: bytes) -> str:
+    """The name of a file in Xet storage. Of the right form only: the client takes it as it is told."""
+    return hashlib.blake2b(_sha256(content).encode(), digest_size=32).hexdigest()
 
 
 @functools.lru_cache(maxsize=64)

@@ -47,6 +47,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     proved as if it came from a stranger. Default: none."""
     cache_bandwidth: str = ""
     """Most that all downloads of this node together may take, such as 500MB/s. Default: no limit."""
+    cache_xet: bool = False
+    """Fetch all large files of a hub through its library for Xet storage (`aim-engine[xet]`). Default: only files over 50 GB, and those
+    that the hub does not give out otherwise, because the library takes more memory and proves nothing."""
+    cache_write_back: str = ""
+    """Where fetched models are written to as well, for other nodes: s3://BUCKET/PATH, gs://, az://, or a shared folder. Default: nowhere."""
     catalog_dir: str = ""
     """Folder laid out like the bundled `data/`, whose files win over the bundled ones. Default: none."""
     history_limit: str = "2GiB"

@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 import hub_server
-from aim_engine.cache import acquire, bundle, evict, holds, locks, names, pack, space, views
+from aim_engine.cache import acquire, bundle, evict, holds, locks, names, pack, scrub, space, views, writeback
 from aim_engine.cache.faults import (
     AccessRefused,
     Gated,
@@ -31,6 +31,7 @@ from aim_engine.cache.faults import (
     Unsafe,
 )
 from aim_engine.cache.manager import ModelCacheManager
+from aim_engine.cache.pace import UNPACED
 from aim_engine.cache.transport import Client
 from aim_engine.errors import AimError, Unreachable
 from caches import HASTY, MODEL, WEIGHTS, Make, checkpoint
@@ -67,6 +68,15 @@ def prepared(what: str, manager: ModelCacheManager, server: hub_server.Hub, tmp_
     if what == "unpack":
         freeze(manager)
         return lambda each: each.download_model(MODEL)
+    if what == "write back":
+        plan = manager.plan_download(MODEL)
+        writeback.queue(manager.store, plan, str(tmp_path / "shared"))
+        return lambda each: writeback.drain(each, pace=UNPACED)
+    if what == "scrub":
+        blob = manager.store.blob(hub_server._sha256(server.models[MODEL]["model.safetensors"]))
+        blob.unlink()
+        blob.write_bytes(b"rotten")
+        return lambda each: scrub.scrub(each, cycle_days=1, mend=True)
     if what == "export":
         return lambda each: bundle.write(each.store, each.index, [], tmp_path / "out.tar")
     bundle.write(manager.store, manager.index, [], tmp_path / "carried")
@@ -82,6 +92,8 @@ def prepared(what: str, manager: ModelCacheManager, server: hub_server.Hub, tmp_
         "compress",
         "unpack",
         "export",
+        "write back",
+        "scrub",
         *(
             pytest.param(each, marks=pytest.mark.kill)
             for each in ("download", "prune", "remove and come back", "import")
@@ -109,7 +121,7 @@ def test_dying_at_any_change_of_the_disk_breaks_nothing(
         fresh = ModelCacheManager(place / "cache", patience=HASTY, **options)
         if fresh.store.exists:
             for blob in fresh.store.path("blobs", "sha256").iterdir():
-                assert space.digest(blob) == blob.name
+                assert space.digest(blob) == blob.name or (what == "scrub" and blob.read_bytes() == b"rotten")
             fresh.index.refresh()
             before = set(fresh.index.blobs())
             fresh.index.rebuild()
@@ -117,9 +129,16 @@ def test_dying_at_any_change_of_the_disk_breaks_nothing(
             assert set(fresh.index.blobs()) == on_disk
             assert before - on_disk == set() or what != "download"
             assert all(pack.proves(fresh.store, sha256) for sha256 in pack.sizes(fresh.store))
+        if what == "scrub":
+            scrub.scrub(fresh, cycle_days=1, now_s=fresh.store.now_s() + 2 * 86_400, mend=True)
         path = fresh.download_model(MODEL)
         assert (path / "model.safetensors").read_bytes() == server.models[MODEL]["model.safetensors"]
         assert fresh.verify() == ()
+        if what == "write back":
+            writeback.drain(fresh, pace=UNPACED)
+            listed = (place / "shared" / MODEL / "SHA256SUMS").read_text()
+            assert all(space.digest(place / "shared" / MODEL / line[66:]) == line[:64] for line in listed.splitlines())
+            assert len(listed.splitlines()) == 3
         fresh.index.close()
         after += 1 if what != "download" else 2
     assert after > 2
@@ -282,7 +301,7 @@ def test_the_internet_does_not_lead_into_a_private_network(target: str) -> None:
     client = Client()
     client._trusted_private["hub.example"] = False
     with pytest.raises(Unsafe, match="redirect"):
-        client._require_safe("http://hub.example/a", "http://hub.example/a", target)
+        client.require_safe("http://hub.example/a", "http://hub.example/a", target)
 
 
 @pytest.mark.parametrize("address", ["http://no-such-host.invalid", "http://127.0.0.1:9"])

@@ -23,11 +23,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aim_engine.cache import acquire, evict, holds, pack, process, schedule, space
+from aim_engine.cache import acquire, evict, holds, pack, process, schedule, scrub, space
 from aim_engine.cache.evict import Candidate
 from aim_engine.cache.faults import NoSpace
 from aim_engine.cache.index import Index
 from aim_engine.cache.layout import Store
+from aim_engine.cache.manager import ModelCacheManager
 from aim_engine.cache.manifest import Revision, StoredFile
 from caches import checkpoint
 from crashes import Dying, Killed
@@ -221,8 +222,8 @@ class Caches(RuleBasedStateMachine):
     def empty_trash(self) -> None:
         evict.empty_trash(self.store, grace_s=0)
 
-    @rule(number=NUMBERS)
-    def rot(self, number: int) -> None:
+    @rule(number=NUMBERS, by_scrub=st.booleans())
+    def rot(self, number: int, by_scrub: bool) -> None:
         """A stored file changes; whoever looks sets it aside, and the model is fetched again."""
         revision = self.index.revision(self.model(number), f"{number:040x}")
         if revision is None or self.held():
@@ -231,7 +232,15 @@ class Caches(RuleBasedStateMachine):
         if blob.exists():
             blob.unlink()
             blob.write_bytes(b"rotten")
-            assert not space.verify(self.store, self.index, blob.name)
+            if by_scrub:
+                manager = ModelCacheManager(self.store.root, hub_cache="/nowhere", index_dir=self.root / "index")
+                self.store.path("scrub.json").unlink(missing_ok=True)
+                found = scrub.scrub(manager, cycle_days=1).damaged
+                manager.index.close()
+                assert (self.model(number), revision.files[0].path) in {(each.model_id, each.path) for each in found}
+            else:
+                assert not space.verify(self.store, self.index, blob.name)
+            assert not blob.exists()
             for path in self.store.path("quarantine").iterdir():
                 path.unlink()
             self.admit(number)

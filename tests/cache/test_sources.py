@@ -23,7 +23,7 @@ from aim_engine.cache import acquire, objects, serve, sources, sync, views
 from aim_engine.cache.faults import AccessRefused, NoSuchModel, NoSuchRevision, Unavailable, Unsafe
 from aim_engine.cache.manager import PEER_TOKEN, ModelCacheManager
 from aim_engine.errors import AimError, InvalidInput, MissingExtra
-from caches import HASTY, MODEL, WEIGHTS, Make
+from caches import HASTY, MODEL, WEIGHTS, Make, bucket
 from loopback import http
 
 FILES = {
@@ -96,29 +96,6 @@ def modelscope(files: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
-
-
-@contextmanager
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A bucket `models` on a real S3 server of our own; gives a client to fill it."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    address = f"http://127.0.0.1:{port}"
-    for name, value in {
-        "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "canary-secret",
-        "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    try:
-        client = boto3.client("s3", endpoint_url=address)
-        client.create_bucket(Bucket="models")
-        yield client
-    finally:
-        server.stop()
 
 
 @contextmanager
@@ -328,12 +305,15 @@ def test_a_cloud_signs_each_address_anew_and_its_secrets_stay_with_the_library(
 
 @pytest.mark.parametrize("kind", ["gs", "az"])
 def test_a_large_file_goes_to_a_cloud_in_parts(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = os.urandom(12 << 20)
+    content = os.urandom(20 << 20)
     (tmp_path / "large").write_bytes(content)
     with cloud(kind, monkeypatch, tmp_path) as (address, stored):
-        objects.put(f"{address}/a%20b/large", tmp_path / "large")
+        objects.put(f"{address}/a%20b/large", tmp_path / "large", size_bytes=len(content))
         assert stored.objects["models", "a b/large"] == content
         assert len([each for each in stored.requests if each.startswith("PUT")]) >= 3
+        pieces = (content[at : at + 1_000_000] for at in range(0, len(content), 1_000_000))
+        objects.put(f"{address}/slow", pieces, size_bytes=len(content))
+        assert stored.objects["models", "slow"] == content
         assert objects.size(f"{address}/a%20b/large") == len(content)
 
 

@@ -25,6 +25,7 @@ from aim_engine.cache import (
     sources,
     space,
     views,
+    xet,
 )
 from aim_engine.cache.faults import NoSpace, NoSuchModel, Unavailable, Unsafe
 from aim_engine.cache.index import Index
@@ -102,11 +103,12 @@ def plan(
     approved: Collection[str] = (),
     force: bool = False,
     peers: tuple[str, ...] = (),
+    xet_first: bool = False,
 ) -> Plan:
     """Ask the sources in turn what a revision is, until one knows it, and compare with the store.
 
     `approved` are checksums of programs that may be stored, beside those that were approved for good. `peers` are caches of other nodes, which are asked for content first and
-    need not be trusted. Raises: InvalidInput, Unreachable.
+    need not be trusted. With `xet_first` all large files of a hub come through its library for Xet storage, where that is installed. Raises: InvalidInput, Unreachable.
     """
     place, found = listing(client, places, model_id, revision)
     recorded = approval.of(store, model_id)
@@ -125,7 +127,7 @@ def plan(
             Remote(
                 path=file.path,
                 size_bytes=file.size_bytes,
-                addresses=(*near, *(each.address(found, file.path) for each in alike)),
+                addresses=(*near, *_addresses(alike, found, file, xet_first=xet_first)),
                 sha256=file.sha256,
                 git_oid=file.git_oid,
                 etag=file.etag,
@@ -300,6 +302,17 @@ def listing(
                 hint=err.hint,
             ) from err
     raise InvalidInput("no place is named that models come from", hint="unset AIM_ENGINE_CACHE_SOURCES")
+
+
+def _addresses(
+    alike: tuple[sources.Source, ...], found: hub.Listing, file: hub.File, *, xet_first: bool
+) -> tuple[str, ...]:
+    """Where a file may be had, in order of preference."""
+    plain = tuple(each.address(found, file.path) for each in alike)
+    if file.sha256 is None or not isinstance(alike[0], hub.Hub) or not xet.is_installed():
+        return plain
+    through = tuple(xet.address(each) for each in plain)
+    return (*through, *plain) if xet.goes_first(file.size_bytes or 0, wanted=xet_first) else (*plain, *through)
 
 
 def _loadable(listing: hub.Listing, approved: Collection[str], *, unnamed: bool = False) -> tuple[hub.File, ...]:

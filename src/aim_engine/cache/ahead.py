@@ -84,6 +84,7 @@ def carry_out(
                 pace=pace or background_pace(manager),
                 connections=4,
             )
+            manager.pass_on(plan)
         except AimError as err:
             tell(f"{decision.model_id}: {err}")
             continue

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aim_engine.cache import approval, evict, layout, locks, pack, pieces, space
+from aim_engine.cache import approval, evict, layout, locks, pack, pieces, space, writeback
 from aim_engine.errors import Unreachable
 from aim_engine.units import format_bytes
 
@@ -99,6 +99,15 @@ def examine(manager: ModelCacheManager) -> tuple[Finding, ...]:
     binned = sum(path.stat().st_size for path in evict.trash(store))
     if binned:
         found.append(Finding(what=f"{format_bytes(binned)} in the trash", remedy="aim-engine cache prune --trash"))
+    for wish in writeback.pending(store):
+        why = f": {wish.problem}" if wish.problem else ""
+        found.append(
+            Finding(
+                what=f"{wish.model_id} waits to be written to {wish.place}{why}",
+                fine=not wish.problem,
+                remedy="aim-engine cache sync --pending",
+            )
+        )
     aside = list(store.path("quarantine").iterdir())
     if aside:
         found.append(

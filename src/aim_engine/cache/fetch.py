@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aim_engine.cache import locks, pieces
+from aim_engine.cache import locks, pieces, xet
 from aim_engine.cache.faults import Damaged, Unavailable
 from aim_engine.cache.job import Flight, Job, Remote
 from aim_engine.cache.layout import Store, refused
@@ -126,6 +126,8 @@ class Fetcher:
             for job in self._jobs:
                 for flight in tuple(job.flights):
                     flight.cut()
+                if job.stream is not None:
+                    job.stream.shutdown()
             for worker in workers:
                 worker.join(_JOIN_S)
             for job in self._jobs:
@@ -240,6 +242,7 @@ class Fetcher:
                 if taken is None:
                     return
                 job, flight = taken
+                job.ask_neighbours(self._client)
                 self._carry(job, flight)
                 if not self._stop.is_set():
                     job.follow()
@@ -280,10 +283,11 @@ class Fetcher:
     def _carry(self, job: Job, flight: Flight) -> None:
         """Have one flight's bytes here, however often it takes. Raises: AimError, OSError."""
         while not self._stop.is_set():
-            if flight.left_bytes == 0:
+            if flight.left_bytes == 0 or flight.piece in job.part.done:
                 job.landed(flight)
                 return
-            url = job.direct or job.remote.addresses[job.place]
+            near = None if job.whole or job.repaired else job.nearby.having(flight.offset, flight.end)
+            url = near or job.direct or job.remote.addresses[job.place]
             try:
                 if job.whole:
                     if flight.shared or len(job.flights) > 1:
@@ -294,7 +298,9 @@ class Fetcher:
                 elif not self._receive(job, flight, url):
                     break  # stopped, or the server sends files as a whole only
             except TryAgain as err:
-                if flight.left_bytes:  # else another worker took over what was left
+                if near is not None:
+                    job.nearby.drop(near)
+                elif flight.left_bytes:  # else another worker took over what was left
                     self._stumble(job, flight, url, err)
         job.put_back(flight)
 
@@ -306,7 +312,7 @@ class Fetcher:
         with self._client.open(url, asked) as answer:
             self._require_usable(job, answer, url)
             if not entire and answer.status == 200:
-                job.whole = True
+                job.no_ranges = True
                 return False
             self._require_length(job, answer, begun if not entire else None)
             flight.answer = answer
@@ -334,11 +340,14 @@ class Fetcher:
             self.tally.received_bytes += received_bytes
 
     def _stream(self, job: Job, flight: Flight, url: str) -> None:
-        """Take a whole file in one go, keeping pieces that are here. Raises: TryAgain, AimError, OSError."""
-        with self._client.open(url) as answer:
+        """Take a file in one go, keeping pieces that are here. Raises: TryAgain, AimError, OSError."""
+        offset, crc = job.first_missing if xet.is_address(url) else 0, 0
+        with self._client.open(url, {"Range": f"bytes={offset}-"} if offset else None) as answer:
             self._require_usable(job, answer, url)
-            self._require_length(job, answer, None)
-            offset, crc = 0, 0
+            self._require_length(job, answer, offset or None)
+            job.stream = answer
+            if self._stop.is_set():
+                return
             for received in self._chunks(answer, job.part.size_bytes):
                 content = memoryview(received)
                 while content:
@@ -352,6 +361,7 @@ class Fetcher:
                     if offset == end:
                         if piece not in job.part.done:
                             job.part.claim(piece, crc)
+                        job.follow()
                         crc = 0
                 if self._stop.is_set():
                     return
@@ -396,14 +406,16 @@ class Fetcher:
                     )
                 job.etag = etag
             return
-        if answer.url not in job.remote.addresses or answer.status == 416:
-            raise TryAgain(f"status {answer.status}")  # a signed address expired
+        job.in_xet = job.in_xet or "x-xet-hash" in answer.first
+        headers = {key.lower(): value for key, value in answer.response.headers.items()}
         with job.guard:
-            job.lacking.add(answer.url)
+            if answer.status == 416 or not job.lacks(url, redirected=answer.url != url):
+                raise TryAgain(f"status {answer.status}")  # a signed address expired
+            if not xet.is_address(url):
+                job.refused = self._refusal(answer.status, headers, job.remote.path)
             if job.lacking < set(job.remote.addresses):
                 raise TryAgain(f"status {answer.status}", elsewhere=True)  # a mirror or peer lacks the file
-        headers = {key.lower(): value for key, value in answer.response.headers.items()}
-        raise self._refusal(answer.status, headers, job.remote.path)
+        raise job.refused or self._refusal(answer.status, headers, job.remote.path)
 
     @staticmethod
     def _require_length(job: Job, answer: Answer, offset: int | None) -> None:
@@ -428,8 +440,12 @@ class Fetcher:
             elif url == job.remote.addresses[job.place] and len(job.remote.addresses) > 1:
                 job.next_place()
                 self._tell(f"{job.remote.path}: {err.why}; trying {job.remote.addresses[job.place].split('/')[2]}")
-        if not err.elsewhere:
+        if err.elsewhere:
+            return
+        try:
             self._client.after_failure(url, err, failures, self._stop)
+        except Unavailable as gone:
+            raise xet.remedy(gone) if job.in_xet and err.why.startswith("status 4") else gone from gone.__cause__
 
     def _conclude(self, job: Job) -> None:
         """Prove a file of which all pieces are here, and publish it. Raises: Damaged, AimError."""

@@ -146,19 +146,27 @@ class Index:
         Raises: Unreachable, NoSpace.
         """
         content = manifest.encode(revision)
-        digest = hashlib.sha256(content).hexdigest()
         place = self._store.path("manifests", _folder(revision.model_id), f"{revision.commit}.json")
         with typed(place):
-            for data, sha256 in ((manifest.EMPTY, manifest.EMPTY_SHA256), (content, digest)):
-                if not self._store.blob(sha256).exists():
-                    partial = self._store.path("parts", f"{sha256}.{os.getpid()}.{threading.get_ident()}.small")
-                    layout.write(partial, data)
-                    self._store.publish(partial, sha256)
+            self.write_documents(revision)
             place.parent.mkdir(exist_ok=True)
             if not place.exists() or place.read_bytes() != content:
                 layout.write(place, content)
             self.touch(revision.model_id, revision.commit)
         self.write_list()
+
+    def write_documents(self, revision: Revision) -> None:
+        """Have what makes a revision an OCI image beside its files: manifest and configuration. Raises: Unreachable, NoSpace."""
+        content = manifest.encode(revision)
+        for data, sha256 in (
+            (manifest.EMPTY, manifest.EMPTY_SHA256),
+            (content, hashlib.sha256(content).hexdigest()),
+        ):
+            if not self._store.blob(sha256).exists():
+                partial = self._store.path("parts", f"{sha256}.{os.getpid()}.{threading.get_ident()}.small")
+                with typed(partial):
+                    layout.write(partial, data)
+                self._store.publish(partial, sha256)
 
     def withdraw(self, model_id: str, commit: str) -> None:
         """Make a revision unofficial; its content stays for the clean-up to judge. Raises: Unreachable."""

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aim_engine.cache import pieces
+from aim_engine.cache import pieces, xet
+from aim_engine.cache.nearby import Nearby
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-    from aim_engine.cache.transport import Answer
+    from aim_engine.cache.transport import Answer, Client
+    from aim_engine.errors import AimError
 
 _HASH_BYTES = 1 << 20
 _PROGRESS_BYTES = 1 << 20
@@ -141,8 +143,15 @@ class Job:
         """Addresses that do not have it."""
         self.direct: str | None = None
         """Where the first redirect led."""
-        self.whole = False
+        self.no_ranges = False
         """The server cannot send parts of it."""
+        self.refused: AimError | None = None
+        """Why the last plain address did not give it."""
+        self.in_xet = False
+        """Its hub says that it keeps it in Xet storage."""
+        self.nearby = Nearby([each for each in remote.addresses if each.endswith(f"/content/{remote.sha256}")])
+        self.stream: Answer | None = None
+        """It comes in one go, from here."""
         self.etag: str | None = None
         self.repaired = False
         self.finished = False
@@ -154,21 +163,60 @@ class Job:
         """All pieces before this one are in the proof."""
         self.hashing = threading.Lock()
 
+    @property
+    def whole(self) -> bool:
+        """Does it come in one go, over one connection?"""
+        return self.no_ranges or xet.is_address(self.remote.addresses[self.place])
+
+    @property
+    def first_missing(self) -> int:
+        """Where the first piece begins that is not here."""
+        piece = next((piece for piece in range(self.part.count) if piece not in self.part.done), self.part.count)
+        return piece * self.part.piece_bytes
+
+    def lacks(self, url: str, *, redirected: bool) -> bool:
+        """Note that an address does not give the file. Where it led to may be a signed address that expired; that says little,
+        unless it was signed just now and the file may be had from Xet storage.
+        """
+        if url not in self.remote.addresses:
+            return False
+        if redirected and not any(xet.is_address(each) for each in set(self.remote.addresses) - self.lacking):
+            return False
+        self.lacking.add(url)
+        return True
+
     def next_place(self) -> None:
-        """Try another address, one that is not known to lack the file if there is any."""
+        """Try another address, one that is not known to lack the file if there is any; Xet storage when the others lack it."""
         addresses = self.remote.addresses
         order = [(self.place + step) % len(addresses) for step in range(1, len(addresses) + 1)]
-        self.place = next((place for place in order if addresses[place] not in self.lacking), order[0])
+        order.sort(key=lambda place: (addresses[place] in self.lacking, xet.is_address(addresses[place])))
+        self.place, self.direct = order[0], None
 
     def take(self) -> Flight | None:
         """The next piece that waits; None when none does, or the server sends the file in one go and somebody takes it."""
         with self.guard:
+            if self.waiting and self.waiting[0] in self.part.done:  # they came over one connection
+                self.waiting = deque(piece for piece in self.waiting if piece not in self.part.done)
             if not self.waiting or (self.whole and self.flights):
                 return None
-            piece = self.waiting.popleft()
+            piece = self._next_piece()
             flight = Flight(piece, *self.part.span(piece), self.proof.copy() if piece == self.front else None)
             self.flights.append(flight)
             return flight
+
+    def ask_neighbours(self, client: Client) -> None:
+        """Learn what neighbours have by now, once none is known to have it all."""
+        if not self.whole and self.remote.addresses[self.place] not in self.nearby.addresses:
+            self.nearby.refresh(client, time.monotonic())
+
+    def _next_piece(self) -> int:
+        """In order, so that the checksum follows; with neighbours that fetch it too, what they have, or what they may want."""
+        if not self.nearby or self.whole or self.repaired:
+            return self.waiting.popleft()
+        number = self.nearby.choose([self.part.span(piece) for piece in self.waiting])
+        piece = self.waiting[number]
+        del self.waiting[number]
+        return piece
 
     def slowest(self, now_s: float) -> tuple[float, Flight] | None:
         """The flight that will be done last, and in how many seconds; None when none is worth help."""

@@ -85,6 +85,7 @@ class ModelCacheManager:
         limit_bytes: int | None = None,
         peers: Collection[str] | None = None,
         bandwidth_bytes_s: float | None = None,
+        xet_first: bool | None = None,
     ) -> None:
         """`cache_dir` is the store, made when something is fetched.
 
@@ -93,7 +94,8 @@ class ModelCacheManager:
         of this node together may fill the store; None means the settings `cache_peers` and `cache_bandwidth`. `hub_cache` is a
         folder of the hub's client to take models over from, by default its usual one, and the cache folder itself, which held
         that layout in earlier versions. `index_dir` is a folder on this node's own disk.
-        `limit_bytes` is the most that the store may take; None means the setting `cache_limit`.
+        `limit_bytes` is the most that the store may take; None means the setting `cache_limit`. `xet_first` has all large files of a
+        hub come through its library for Xet storage; None means the setting `cache_xet`.
         """
         loaded = _settings()
         self.cache_dir = Path(cache_dir if cache_dir is not None else loaded.cache_dir).expanduser().absolute()
@@ -106,6 +108,8 @@ class ModelCacheManager:
         self._bandwidth = bandwidth_bytes_s
         if bandwidth_bytes_s is None and loaded.cache_bandwidth:
             self._bandwidth = parse_bytes(loaded.cache_bandwidth.removesuffix("/s"))
+        self._xet_first = loaded.cache_xet if xet_first is None else xet_first
+        self._write_back = loaded.cache_write_back
         self._progress = progress
         self._transfer = transfer
         self._patience = patience
@@ -149,6 +153,10 @@ class ModelCacheManager:
             raise hub.offline_error(model_id)
         from aim_engine.cache import acquire
 
+        if self._write_back:
+            from aim_engine.cache import writeback
+
+            writeback.require_place(self._write_back)
         self.store.ensure()
         client = self.client()
         chosen = self._plan(client, model_id, revision, force=force, approved=approved)
@@ -167,6 +175,7 @@ class ModelCacheManager:
             limit_bytes=self.limit_bytes,
             pace=self.pace(),
         )
+        self.pass_on(chosen)
         given = [file for file in chosen.files if file.sha256 in approved and safety.runs_code(file.path)]
         if given:
             now_s = self.store.now_s()
@@ -175,6 +184,13 @@ class ModelCacheManager:
             )
         evict.empty_trash(self.store)
         return views.snapshot(self.store, model_id, chosen.commit)
+
+    def pass_on(self, fetched: acquire.Plan) -> None:
+        """Note what was fetched for the place that the setting `cache_write_back` names. Raises: InvalidInput, Unreachable."""
+        if self._write_back:
+            from aim_engine.cache import writeback
+
+            writeback.queue(self.store, fetched, self._write_back)
 
     def is_cached(self, model_id: str, revision: str = "main") -> bool:
         """Is everything that an engine loads of this model there?"""
@@ -401,6 +417,7 @@ class ModelCacheManager:
             approved=approved,
             force=force,
             peers=self._peers,
+            xet_first=self._xet_first,
         )
 
     def revisions(self) -> tuple[Known, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from aim_engine.cache import evict, layout, pack
+from aim_engine.cache import evict, layout, pack, writeback
 
 if TYPE_CHECKING:
     from aim_engine.cache.manager import ModelCacheManager
@@ -20,6 +20,7 @@ _GAUGES = {
     "free_bytes": "Bytes free on the store's disk.",
     "packed_bytes": "Bytes that packed content takes.",
     "held_revisions": "Revisions that are pinned, leased, scheduled or open.",
+    "write_back_pending": "Revisions that wait to be written to another place.",
     "oldest_proof_seconds": "Age of the oldest proof of any content; content that was not proved since the index was made is left out.",
 }
 _COUNTERS = {
@@ -36,6 +37,9 @@ _COUNTERS = {
     "evicted_revisions": "Revisions that were removed.",
     "evicted_bytes": "Bytes that were removed.",
     "prefetched_bytes": "Bytes fetched ahead of need.",
+    "scrubbed_bytes": "Bytes of stored files that were read against their checksums in the background.",
+    "damaged_files": "Files that were found damaged by that.",
+    "written_back_bytes": "Bytes written to the place that other nodes fetch from.",
 }
 
 
@@ -74,6 +78,7 @@ def gauges(manager: ModelCacheManager) -> dict[str, float]:
     found["used_bytes"] = float(evict.used_bytes(store))
     found["packed_bytes"] = float(sum(pack.sizes(store).values()))
     found["held_revisions"] = float(sum(bool(each.held) for each in manager.candidates()))
+    found["write_back_pending"] = float(len(writeback.pending(store)))
     proofs = [blob.verified_at for blob in index.blobs().values() if blob.verified_at is not None]
     if proofs:
         found["oldest_proof_seconds"] = max(0.0, store.now_s() - min(proofs))

@@ -10,7 +10,7 @@ import datetime as dt
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -31,6 +31,9 @@ _VARIABLES = ("AWS_", "GOOGLE_", "AZURE_")
 _MAX_SUMS_BYTES = 16 << 20
 _STATUS = re.compile(r"status code: (\d{3})")
 """What the library says of answers that it has no class for."""
+_PART_BYTES = 8 << 20
+_MOST_PARTS = 9_500
+_PARTS_AT_ONCE = 6
 _guard = threading.Lock()
 _stores: dict[tuple[object, ...], S3Store | GCSStore | AzureStore] = {}
 
@@ -116,11 +119,21 @@ def size(url: str) -> int | None:
         raise _typed(err, root, path) from err
 
 
-def put(url: str, content: Path | bytes) -> None:
+def part_bytes(size_bytes: int) -> int:
+    """How large the parts of an object are, so that there are not more than a store takes.
+
+    Source: Amazon S3 User Guide, "Amazon S3 multipart upload limits": 10,000 parts, 5 MiB to 5 GiB each.
+    """
+    return max(_PART_BYTES, -(-size_bytes // _MOST_PARTS))
+
+
+def put(url: str, content: Path | bytes | Iterator[bytes], *, size_bytes: int) -> None:
     """Write an object, in parts when it is large. Raises: Unavailable, AccessRefused."""
     root, path = _split(url)
     try:
-        _library().put(_store(root), unquote(path), content)
+        _library().put(
+            _store(root), unquote(path), content, chunk_size=part_bytes(size_bytes), max_concurrency=_PARTS_AT_ONCE
+        )
     except Exception as err:
         raise _typed(err, root, path) from err
 

@@ -163,6 +163,42 @@ def under_way(store: Store, key: str, size_bytes: int) -> int:
     return most
 
 
+def held(store: Store, key: str) -> tuple[tuple[int, int], ...] | None:
+    """The ranges of a content that attempts of any process on this store claim to have, in order; None without an attempt."""
+    attempts = _left(store, key)
+    if not attempts:
+        return None
+    found: list[tuple[int, int]] = []
+    claimed = {
+        (piece * header.piece_bytes, min((piece + 1) * header.piece_bytes, header.size_bytes))
+        for _, header, claims in attempts
+        for piece in claims
+    }
+    for start, end in sorted(claimed):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return tuple(found)
+
+
+def open_proven(store: Store, key: str, start: int, end: int) -> tuple[int, int] | None:
+    """A descriptor of an attempt whose pieces over a range prove right, and the size of the content; None when none has them.
+
+    Whoever asked closes it. What is read may change while it is sent, if its checksum turns out to be wrong.
+    """
+    for path, header, claims in _left(store, key):
+        if not 0 <= start < end <= header.size_bytes:
+            continue
+        over = range(start // header.piece_bytes, -(-end // header.piece_bytes))
+        if not all(piece in claims for piece in over):
+            continue
+        if len(_prove(path, header, {piece: claims[piece] for piece in over})) == len(over):
+            with contextlib.suppress(OSError):
+                return os.open(path, os.O_RDONLY | os.O_NOFOLLOW), header.size_bytes
+    return None
+
+
 def abandoned(store: Store) -> tuple[Path, ...]:
     """Part and claims files whose writer is known to be dead, and claims whose part is gone."""
     found = []
@@ -199,6 +235,8 @@ def _read(path: Path) -> tuple[Header | None, dict[int, int]]:
         line, _, records = path.read_bytes().partition(b"\n")
         header = msgspec.json.decode(line, type=Header)
     except (OSError, msgspec.DecodeError):
+        return None, {}
+    if header.size_bytes < 0 or header.piece_bytes <= 0:
         return None, {}
     claims = {}
     for start in range(0, len(records) - _RECORD.size + 1, _RECORD.size):

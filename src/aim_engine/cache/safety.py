@@ -80,11 +80,7 @@ def _header_fault(path: Path) -> str | None:
         text = handle.read(length)
     try:
         header = json.loads(text)
-        spans = sorted(
-            (int(entry["data_offsets"][0]), int(entry["data_offsets"][1]))
-            for name, entry in header.items()
-            if name != "__metadata__"
-        )
+        spans = sorted(_span(entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as err:
         return f"its header cannot be read ({type(err).__name__})"
     reached = 0
@@ -95,3 +91,10 @@ def _header_fault(path: Path) -> str | None:
     if reached != size - 8 - length:
         return f"its tensors take {reached:,} bytes of {size - 8 - length:,}"
     return None
+
+
+def _span(offsets: object) -> tuple[int, int]:
+    match offsets:
+        case [int(start), int(end)]:
+            return start, end
+    raise ValueError("offsets are two whole numbers")

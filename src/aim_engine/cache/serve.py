@@ -2,7 +2,8 @@
 
     GET /api/models/<model>/revision/<revision>   the files of a revision, each with its sha256; also /tree/<revision>
     GET /<model>/resolve/<revision>/<path>         a file, whole or a range of it
-    GET /content/<sha256>                          content by checksum: what other nodes' caches ask for
+    GET /content/<sha256>                          content by checksum: what other nodes' caches ask for, and pieces of what is being fetched
+    GET /content/<sha256>/pieces                   which ranges of it are here
     GET /metrics                                   aim_cache_* for Prometheus
 
 It reads and never writes; whoever fetches proves what arrives, so a node need not be trusted with more than not to answer.
@@ -22,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from aim_engine.cache import metrics, names
+from aim_engine.cache import metrics, names, pieces
 from aim_engine.errors import AimError, InvalidInput, Unreachable
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 PORT = 8471
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
-_CONTENT = re.compile(r"/content/([0-9a-f]{64})")
+_CONTENT = re.compile(r"/content/([0-9a-f]{64})(/pieces)?")
 _DESCRIBE = re.compile(r"/api/models/([^/]+(?:/[^/]+)?)(?:/(revision|tree)/(.+))?")
 _RESOLVE = re.compile(r"/([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)")
 _MOST_CONNECTIONS = 64
@@ -117,7 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
                 text = metrics.render(self.server.make())
                 self._send(200, text.encode(), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
             elif match := _CONTENT.fullmatch(path):
-                self._content(self.server.make(), match[1])
+                send = self._held if match[2] else self._content
+                send(self.server.make(), match[1])
             elif match := _DESCRIBE.fullmatch(path):
                 self._describe(match[1], match[3] or "main", as_tree=match[2] == "tree")
             elif match := _RESOLVE.fullmatch(path):
@@ -201,7 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             descriptor = os.open(manager.store.blob(sha256), os.O_RDONLY | os.O_NOFOLLOW)
         except OSError:
-            self._refuse(404, "EntryNotFound", "this content is not here")
+            if revision is not None or not self._piece(manager, sha256):
+                self._refuse(404, "EntryNotFound", "this content is not here")
             return
         try:
             size = os.fstat(descriptor).st_size
@@ -223,11 +226,47 @@ class _Handler(BaseHTTPRequestHandler):
                 status = 206
                 headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
             self._head(status, end - start, headers)
-            while self.command != "HEAD" and start < end:
-                self.wfile.flush()
-                start += os.sendfile(self.connection.fileno(), descriptor, start, end - start)
+            self._send_range(descriptor, start, end)
         finally:
             os.close(descriptor)
+
+    def _held(self, manager: ModelCacheManager, sha256: str) -> None:
+        held: tuple[tuple[int, int], ...] | None
+        try:
+            held = ((0, manager.store.blob(sha256).stat().st_size),)
+        except OSError:
+            held = pieces.held(manager.store, sha256)
+        if held is None:
+            self._refuse(404, "EntryNotFound", "this content is not here")
+            return
+        document = {"schema": "aim-engine/cache-pieces/v1", "held": held}
+        self._send(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
+
+    def _piece(self, manager: ModelCacheManager, sha256: str) -> bool:
+        """Send a range of content that is being fetched, if all of it is here and reads as it came."""
+        asked = _RANGE.fullmatch(self.headers.get("Range") or "")
+        if asked is None or not asked[2]:
+            return False
+        start, end = int(asked[1]), int(asked[2]) + 1
+        found = pieces.open_proven(manager.store, sha256, start, end)
+        if found is None:
+            return False
+        descriptor, size = found
+        try:
+            headers = {"ETag": f'"{sha256}"', "Content-Range": f"bytes {start}-{end - 1}/{size}"}
+            self._head(206, end - start, {**headers, "Content-Type": "application/octet-stream"})
+            self._send_range(descriptor, start, end)
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _send_range(self, descriptor: int, start: int, end: int) -> None:
+        while self.command != "HEAD" and start < end:
+            self.wfile.flush()
+            sent = os.sendfile(self.connection.fileno(), descriptor, start, end - start)
+            if sent == 0:  # somebody cut the file short
+                raise ConnectionResetError
+            start += sent
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         headers = {"X-Error-Message": message.encode("ascii", "replace").decode().replace("\n", " ")}

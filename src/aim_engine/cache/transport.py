@@ -95,6 +95,25 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
                 wake()
 
 
+class _Nothing:
+    """The answer of a place that does not have a file."""
+
+    status = 404
+    headers: Mapping[str, str] = {}
+
+    def read(self, amt: int) -> bytes:
+        """Nothing."""
+        return b""
+
+    read1 = read
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+NOTHING = _Nothing()
+
+
 class TryAgain(Exception):
     """A failure that may pass: what it was, and how long the server asked to wait."""
 
@@ -142,8 +161,12 @@ class Client:
     @contextmanager
     def open(self, url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Iterator[Answer]:
         """One request and its redirects. Raises: TryAgain for what may pass, Unsafe for a redirect that must not be followed."""
-        from aim_engine.cache import folder, objects
+        from aim_engine.cache import folder, objects, xet
 
+        if xet.is_address(url):
+            with xet.opened(self, url, (headers or {}).get("Range")) as stream:
+                yield Answer(response=stream or NOTHING, url=url, first={})
+            return
         if url.startswith("file:"):
             with folder.opened(url, (headers or {}).get("Range")) as body:
                 if body is None:
@@ -186,7 +209,7 @@ class Client:
                 response.drain_conn()
                 response.release_conn()
                 target = urljoin(url, location)
-                self._require_safe(origin, url, target)
+                self.require_safe(origin, url, target)
                 url = target
             else:
                 raise TryAgain(f"more than {_MAX_REDIRECTS} redirects")
@@ -286,7 +309,8 @@ class Client:
         while (remaining := self._paused.get(_host(url), 0.0) - time.monotonic()) > 0:
             time.sleep(min(remaining + random.uniform(0, 0.1), 1.0))  # noqa: S311 - no secret
 
-    def _require_safe(self, origin: str, before: str, after: str) -> None:
+    def require_safe(self, origin: str, before: str, after: str) -> None:
+        """May what `before` says lead to `after`, when it all began at `origin`? Raises: Unsafe."""
         if urlsplit(after).scheme not in ("http", "https"):
             raise Unsafe(f"a redirect of {_host(before)} is refused", why=f"it leads to {after[:60]}")
         if urlsplit(before).scheme == "https" and urlsplit(after).scheme != "https":

@@ -113,6 +113,10 @@ def pull(
     if as_json:
         many = {"schema": "aim-engine/cached-models/v1", "models": documents}
         output.data(documents[0] if len(documents) == 1 else many)
+    if settings.cache_write_back:
+        from aim_engine.cache import writeback
+
+        writeback.drain(_manager(settings), output.note)
     output.next_step(f"aim-engine up {wanted[0][0]}")
 
 

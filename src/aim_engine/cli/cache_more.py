@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import signal
 import threading
 import time
@@ -105,7 +106,7 @@ def quota(pattern: str | None, size: str | None, drop: bool, as_json: bool) -> N
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def prefetch(dry_run: bool, budget: str | None, watch: bool, as_json: bool) -> None:
     """Fetch models that will probably be needed, behind everything that somebody waits for."""
-    from aim_engine.cache import ahead
+    from aim_engine.cache import ahead, writeback
 
     manager = _manager()
     stop = threading.Event()
@@ -125,8 +126,106 @@ def prefetch(dry_run: bool, budget: str | None, watch: bool, as_json: bool) -> N
                 output.note("no model has an appointment or was used before and is missing")
         if not dry_run:
             ahead.carry_out(manager, decisions, output.note)
+            writeback.drain(manager, output.note, stop=stop)
         if not watch or stop.wait(600):
             return
+
+
+@click.command(epilog="Example: aim-engine cache scrub --mend")
+@click.option(
+    "--cycle",
+    "cycle_days",
+    type=click.FloatRange(min=0.001),
+    default=30.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Every file is read once in so long.",
+)
+@click.option(
+    "--for", "minutes", type=click.FloatRange(min=0), metavar="MINUTES", help="Read no longer; the next run goes on."
+)
+@click.option("--mend", is_flag=True, help="Fetch what is damaged again.")
+@click.option("--watch", is_flag=True, help="Go on until interrupted, a part every hour.")
+@click.option(
+    "--unit", type=click.Choice(["systemd", "kubernetes"]), help="Write what starts it every day, and read nothing."
+)
+@click.option("--claim", metavar="NAME", help="Kubernetes: the volume claim that a rendered Job filled.")
+@click.option("--image", metavar="IMAGE", help="Kubernetes: an image with aim-engine in it, by its digest.")
+@click.option("--namespace", default="default", show_default=True, help="Kubernetes: namespace of the claim.")
+@click.option(
+    "--user", type=click.IntRange(0), default=10001, show_default=True, help="Kubernetes: who filled the claim."
+)
+@click.option("-o", "--output", "place", metavar="FOLDER", help="Where --unit writes its files; default: to stdout.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def scrub(
+    cycle_days: float,
+    minutes: float | None,
+    mend: bool,
+    watch: bool,
+    unit: str | None,
+    claim: str | None,
+    image: str | None,
+    namespace: str,
+    user: int,
+    place: str | None,
+    as_json: bool,
+) -> int:
+    """Read a part of the store against its checksums, on from the last run. What is damaged is set aside and its deployments are named; exits 1 then."""
+    from aim_engine.cache import scrub as scrubbing
+    from aim_engine.cache import timers
+
+    if unit is not None:
+        options = ("--cycle", f"{cycle_days:g}", *(("--mend",) if mend else ()))
+        loaded = all_settings.load()
+        if unit == "systemd":
+            written = timers.systemd(str(_manager().cache_dir), str(Path(loaded.state_dir).expanduser()), options)
+            hint = (
+                "copy both to ~/.config/systemd/user, then: systemctl --user enable --now aim-engine-cache-scrub.timer"
+            )
+        elif claim is None or image is None:
+            raise click.UsageError("--unit kubernetes needs --claim and --image")
+        else:
+            written = timers.kubernetes(claim, image, options, namespace, user)
+            hint = f"kubectl apply -f {place or '.'}/{next(iter(written))}"
+        _write_units(written, place)
+        output.next_step(hint)
+        return 0
+    manager = _manager()
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    os.nice(19)
+    while True:
+        done = scrubbing.scrub(
+            manager,
+            cycle_days=cycle_days,
+            most_s=None if minutes is None else minutes * 60,
+            mend=mend,
+            stop=stop,
+            tell=output.note,
+        )
+        if as_json:
+            output.data(done)
+        else:
+            output.text(scrubbing.describe(done))
+            for each in done.damaged:
+                output.text(f"{each.model_id}@{each.commit[:12]} {each.path}: {'mended' if each.mended else 'damaged'}")
+        if not watch or stop.wait(3600):
+            break
+    if not done.fine:
+        output.note(f"fetch them again: aim-engine cache pull {done.damaged[0].model_id}, or scrub with --mend")
+    return 0 if done.fine else 1
+
+
+def _write_units(written: dict[str, str], place: str | None) -> None:
+    for name, content in written.items():
+        if place is None:
+            output.text(f"# {name}\n{content}")
+            continue
+        folder = Path(place).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+        output.text(str(folder / name))
 
 
 @click.command(epilog="Example: aim-engine cache compress --dry-run")
@@ -192,22 +291,40 @@ def serve(host: str, port: int, token_file: str | None, insecure_i_know: bool) -
 
 
 @click.command(epilog="Example: aim-engine cache sync Qwen/Qwen3-32B --to s3://models")
-@click.argument("models", nargs=-1, required=True)
-@click.option("--to", "target", required=True, metavar="PLACE", help="s3://BUCKET/PATH, gs://, az://, or a folder.")
+@click.argument("models", nargs=-1)
+@click.option("--to", "target", metavar="PLACE", help="s3://BUCKET/PATH, gs://, az://, or a folder.")
+@click.option(
+    "--pending", is_flag=True, help="What was fetched and waits for the place of the setting cache_write_back."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def sync(models: tuple[str, ...], target: str, as_json: bool) -> None:
-    """Write MODELS to where other caches fetch from, with a SHA256SUMS file that proves them; what is there already stays."""
-    from aim_engine.cache import sync as syncing
+def sync(models: tuple[str, ...], target: str | None, pending: bool, as_json: bool) -> int:
+    """Write MODELS to where other caches fetch from, with a SHA256SUMS file that proves them; what is there already stays.
 
-    done = [syncing.write(_manager(), model, target, output.note) for model in models]
+    With --pending, exits 1 when something still waits.
+    """
+    from aim_engine.cache import sync as syncing
+    from aim_engine.cache import writeback
+
+    if pending == bool(models) or pending == (target is not None):
+        raise click.UsageError("name models and --to PLACE, or give --pending alone")
+    manager = _manager()
+    if pending:
+        done = list(writeback.drain(manager, output.note))
+    else:
+        done = [syncing.write(manager, model, target or "", output.note) for model in models]
+    left = writeback.pending(manager.store) if pending and manager.store.exists else ()
     if as_json:
-        output.data({"schema": "aim-engine/cache-synced/v1", "models": done})
-        return
+        output.data({"schema": "aim-engine/cache-synced/v1", "models": done, "pending": left})
+        return 1 if left else 0
     for each in done:
         output.text(
             f"{each.place}: {format_bytes(each.written_bytes)} written, {format_bytes(each.present_bytes)} were there"
         )
-    output.next_step(f"elsewhere: aim-engine cache pull {models[0]} --from {target}")
+    for wish in left:
+        output.text(f"{wish.place}: {wish.model_id} waits{': ' + wish.problem if wish.problem else ''}")
+    if done:
+        output.next_step(f"elsewhere: aim-engine cache pull {done[0].model_id} --from {target or 'the same place'}")
+    return 1 if left else 0
 
 
 @click.command(epilog="Example: aim-engine cache metrics")
@@ -301,7 +418,7 @@ def approve(model: str, files: tuple[str, ...], revision: str, drop: bool, yes: 
         output.note(f"{model} has no programs that an engine would run")
 
 
-COMMANDS = (approve, outdated, schedule, quota, prefetch, compress, sync, serve, metrics, rebuild, unlock)
+COMMANDS = (approve, outdated, schedule, quota, prefetch, compress, scrub, sync, serve, metrics, rebuild, unlock)
 
 
 def _manager() -> managers.ModelCacheManager:
