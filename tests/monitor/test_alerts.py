@@ -12,6 +12,7 @@ import pytest
 from aim_engine.kpi import names
 from aim_engine.kpi.formula import measures_of
 from aim_engine.monitor import alerts, views
+from aim_engine.monitor import watch as watching
 from aim_engine.monitor.history import History, Look, Target
 from aim_engine.monitor.ledger import Alert, Ledger, Rating, Silence
 from aim_engine.monitor.span import Gauge, Histogram, Span
@@ -245,6 +246,79 @@ def test_an_alert_survives_a_restart_of_the_monitor_and_is_told_once(
         ("EngineDown", "firing"),
         ("EngineDown", "resolved"),
     ]
+
+
+HOOK = "http://127.0.0.1:9/hook"
+
+
+def down_since(history: History, ledger: Ledger, receivers: tuple[str, ...] = (HOOK,)) -> Watch:
+    """A monitor in whose eyes `demo` is down and that has told so, at NOW + 200."""
+    watch = Watch(history, ledger, RULES, {"demo": None}, receivers=receivers)
+    for n in range(20):
+        add(history, NOW + 10 * n, Span(0.0, failed=1))
+        watch.judge(NOW + 10 * n)
+    assert [(a.rule, a.state) for a in ledger.alerts() if a.state == "firing"] == [("EngineDown", "firing")]
+    return watch
+
+
+def test_the_alerts_of_a_deployment_that_is_taken_down_are_over_and_that_is_told_once(
+    files: tuple[History, Ledger],
+) -> None:
+    history, ledger = files
+    watch = down_since(history, ledger)
+    watch.follow({"other": None})
+    (ended,) = watch.judge(NOW + 210)
+    assert (ended.rule, ended.state) == ("EngineDown", "resolved")
+    assert ended.summary.startswith("the deployment was taken down; it was: no answer")
+    for n in range(22, 400):
+        watch.judge(NOW + 10 * n)
+    assert [(m.alert.rule, m.alert.state) for m in ledger.waiting()] == [
+        ("EngineDown", "firing"),
+        ("EngineDown", "resolved"),
+    ]
+    assert ledger.alerts() == (), "what was over for an hour is forgotten, and what only might have been at once"
+
+
+def test_the_end_of_alerts_is_told_by_the_next_monitor_where_none_runs(
+    files: tuple[History, Ledger], tmp_path: Path
+) -> None:
+    history, ledger = files
+    down_since(history, ledger)
+    (ended,) = watching.taken_down(ledger, ["demo"], (), NOW + 220)
+    assert (ended.state, ended.told) == ("resolved", ("firing",))
+    again = Ledger(tmp_path / "ledger.db")
+    watch = Watch(history, again, RULES, {}, receivers=(HOOK,))
+    watch.judge(NOW + 230)
+    watch.judge(NOW + 240)
+    assert [m.alert.state for m in again.waiting()] == ["firing", "resolved"]
+    again.close()
+
+
+def test_a_monitor_ends_no_alert_that_another_one_judges_and_ends_what_nobody_does(
+    files: tuple[History, Ledger],
+) -> None:
+    history, ledger = files
+    theirs = down_since(history, ledger)
+    ours = Watch(history, ledger, RULES, {"other": None}, receivers=(HOOK,))
+    for n in range(20, 60):
+        add(history, NOW + 10 * n, Span(0.0, failed=1))
+        theirs.judge(NOW + 10 * n)
+        assert ours.judge(NOW + 10 * n) == ()
+    last_s = NOW + 590
+    assert ours.judge(last_s + 3000) == ()
+    ended = {alert.rule: alert for alert in ours.judge(last_s + 3700)}
+    assert {name: alert.state for name, alert in ended.items()} == {"EngineDown": "resolved", "ReplicaDown": "resolved"}
+    assert ended["EngineDown"].summary.startswith("no monitor watches the deployment any more; it was: ")
+    assert [m.alert.state for m in ledger.waiting()] == ["firing", "resolved"]
+
+
+def test_an_alert_that_was_never_told_ends_without_a_message(files: tuple[History, Ledger]) -> None:
+    history, ledger = files
+    ledger.silence(Silence(until_s=NOW + 9000, why="test"))
+    watch = down_since(history, ledger)
+    watch.follow({})
+    assert [alert.state for alert in watch.judge(NOW + 210)] == ["resolved"]
+    assert ledger.waiting() == ()
 
 
 def test_a_quality_drop_is_an_alert(files: tuple[History, Ledger]) -> None:

@@ -149,7 +149,9 @@ def load(running: Deployment, prometheus: str, history: History) -> Load:
         each.join()
     asked.set()
     pinging.join()
-    end_s = max(time.time() + 3, begin_s + WINDOW_S + 4)  # the window lies inside what both saw, the load inside the window
+    end_s = max(
+        time.time() + 3, begin_s + WINDOW_S + 4
+    )  # the window lies inside what both saw, the load inside the window
     time.sleep(end_s + 2 - time.time())
     stop.set()
     thread.join()

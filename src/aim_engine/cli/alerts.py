@@ -16,6 +16,9 @@ from aim_engine.render import alert_rules, rulefile
 from aim_engine.render.text import yaml_document
 from aim_engine.workflow import overlay_dir
 
+_RECENT_S = 600.0
+"""A monitor that runs asks again long before."""
+
 
 @click.group(invoke_without_command=True, epilog="Example: aim-engine alerts export http://127.0.0.1:8000")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
@@ -209,6 +212,8 @@ def said(rule: alert_rules.Rule) -> str:
 
 def _row(alert: Alert) -> tuple[str, ...]:
     mute = "silenced" if alert.silenced else f"explained by {alert.inhibited_by}" if alert.inhibited_by else ""
+    if alert.state != "resolved" and alert.judged_s and time.time() - alert.judged_s > _RECENT_S:
+        mute = f"no monitor asked since {page.when(alert.judged_s)}"
     return alert.state, alert.severity, alert.deployment, alert.rule, page.when(alert.since_s), alert.summary, mute
 
 

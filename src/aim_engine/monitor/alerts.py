@@ -21,6 +21,9 @@ Windows = Callable[[float], tuple[Span, Span]]
 """Length -> the span of that length that ends now, and the one before it."""
 REPEAT_S = 4 * 3600.0
 """A firing alert is told again after this."""
+UNJUDGED_S = 3600.0
+"""A firing alert that no monitor asked about for so long is over: nobody watches its deployment any more."""
+DOWN = "the deployment was taken down"
 
 
 def value_of(condition: Condition, span: Span, parameters: Mapping[str, float]) -> float:
@@ -112,6 +115,21 @@ def step(
     if now_s - clear_since >= seconds(rule.keep_for):
         return msgspec.structs.replace(before, state="resolved", since_s=now_s, clear_since_s=clear_since)
     return msgspec.structs.replace(before, clear_since_s=clear_since)
+
+
+def over(alert: Alert, now_s: float, why: str) -> Alert | None:
+    """An alert whose deployment nobody watches any more; None when nobody needs to hear of it."""
+    if alert.state == "pending":
+        return None
+    if alert.state == "resolved":
+        return alert
+    said = f"{why}; it was: {alert.summary}"
+    return msgspec.structs.replace(alert, state="resolved", since_s=now_s, summary=said, inhibited_by="")
+
+
+def is_stale(alert: Alert, now_s: float) -> bool:
+    """Did no monitor ask about an alert for so long that its deployment must be held to be watched no more?"""
+    return now_s - max(alert.judged_s, alert.since_s) > UNJUDGED_S
 
 
 def muted(
