@@ -148,7 +148,7 @@ def test_alerts_are_listed_silenced_and_exported(served: Served, capsys: pytest.
     assert run(["alerts", "unsilence", "1"]) == 0
     assert run(["alerts", "unsilence", "1"]) == 2
     assert len(document(capsys, "alerts", "rules", "--json")["rules"]) >= 16
-    assert run(["alerts", "export", served.address, "--selector", 'job="x"', "--ttft", "500ms"]) == 0
+    assert run(["alerts", "export", served.address, "--selector", 'job="x"', "--ttft", "p99:500ms"]) == 0
     out = capsys.readouterr()
     rules = yaml.safe_load(out.out)["groups"][0]["rules"]
     assert any(rule["alert"] == "AimEngineTtftBudgetBurnFast" and "> 500" in rule["expr"] for rule in rules)

@@ -19,9 +19,11 @@ from aim_engine.monitor.span import Gauge, Histogram, Span
 from aim_engine.monitor.watch import Watch
 from aim_engine.render import alert_rules
 from aim_engine.render.alert_rules import Rule
+from aim_engine.workload import Slo
 
 RULES = alert_rules.load()
 NOW = 1_800_000_000.0
+LIMITS = Slo(ttft_ms=1, ttft_percentile=99, tpot_ms=1, tpot_percentile=99, e2e_ms=1, e2e_percentile=99)
 
 
 def case(values: Mapping[str, Any]) -> tuple[Span, Span, dict[str, float]]:
@@ -41,7 +43,7 @@ def case(values: Mapping[str, Any]) -> tuple[Span, Span, dict[str, float]]:
                 continue
             case "up_fraction":
                 scrapes, failed = (10, 0) if value else (0, 10)
-            case "ttft_ms" | "tpot_ms":
+            case "ttft_ms" | "tpot_ms" | "e2e_ms":
                 histograms[name.removesuffix("_ms")] = Histogram(
                     (value / 1000 * 0.999, value / 1000 * 1.001), (0.0, 100.0, 0.0), value / 10
                 )
@@ -105,9 +107,7 @@ def test_a_rule_judges_its_cases(rule: Rule, kind: str) -> None:
 @pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.facts], ids=lambda rule: rule.name)
 def test_a_rule_whose_figures_nobody_tells_is_not_judged(rule: Rule) -> None:
     empty = Span(60.0)
-    held, _ = alerts.judge(
-        rule, lambda _: (empty, empty), {"slo_ttft_ms": 1.0, "slo_tpot_ms": 1.0, "gpus": 8.0}, firing=False
-    )
+    held, _ = alerts.judge(rule, lambda _: (empty, empty), {**alert_rules.of_limits(LIMITS), "gpus": 8.0}, firing=False)
     assert held is (True if rule.name == "TelemetryBlind" else None)
 
 
@@ -116,6 +116,41 @@ def test_a_few_slow_requests_are_no_burnt_budget() -> None:
         if "BudgetBurn" in one.name:
             now, before, given = case({**one.fires, "requests_s": 0.0003})
             assert alerts.judge(one, lambda _, now=now, before=before: (now, before), given, firing=False)[0] is False  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("percentile", "share", "fires"),
+    [(99, 0.05, ""), (99, 0.07, "slow"), (99, 0.15, "fast"), (90, 0.55, ""), (90, 0.61, "slow"), (90, 0.91, "fast"),
+     (50, 0.74, ""), (50, 0.76, "slow"), (None, 0.28, ""), (None, 0.3, "mean")],
+)  # fmt: skip
+def test_a_limit_is_judged_on_the_level_that_it_was_asked_on(percentile: int | None, share: float, fires: str) -> None:
+    span = Span(
+        60.0,
+        {"requests": 1000.0},
+        histograms={
+            "ttft": Histogram((0.4, 0.5, 1.0), (1000 * (1 - share), 0.0, 1000 * share, 0.0), 300 + 700 * share)
+        },
+    )
+    given = alert_rules.of_limits(Slo(ttft_ms=500, ttft_percentile=percentile))
+    found = {
+        one.name: alerts.judge(one, lambda _: (span, span), given, firing=False)[0]
+        for one in RULES
+        if one.needs and "slo_ttft" in one.needs and alert_rules.applies(one, given)
+    }
+    if percentile is None:
+        assert found == {"TimeToFirstTokenMissed": fires == "mean"}
+    else:
+        assert found == {"TtftBudgetBurnFast": fires == "fast", "TtftBudgetBurnSlow": fires in ("fast", "slow")}
+
+
+def test_what_is_said_of_a_burnt_budget_names_the_level_and_the_share() -> None:
+    one = next(rule for rule in RULES if rule.name == "TtftBudgetBurnSlow")
+    given = alert_rules.of_limits(Slo(ttft_ms=500, ttft_percentile=90))
+    alert = alerts.step(one, True, 812.0, None, deployment="demo", now_s=NOW, parameters=given)
+    assert alert is not None
+    assert alert.summary == (
+        "more than 60.0% of the requests wait longer than 500 ms for their first token, a limit on p90 (812 ms at that share)"
+    )
 
 
 def test_the_rules_of_the_reference_are_there_and_name_what_exists() -> None:

@@ -159,7 +159,7 @@ def _row(document: Document, line: Line) -> list[str]:
         page.value(unit, line.measured) or "-",
         page.value(unit, line.p95),
         page.value(unit, page.promise(document, line)),
-        page.value(unit, line.limit),
+        page.limited(line),
     ]
     if document.before is not None:
         change = "" if line.change_fraction is None else f"{line.change_fraction:+.1%}"

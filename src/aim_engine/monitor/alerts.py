@@ -15,7 +15,7 @@ from aim_engine.kpi.figure import Kpi
 from aim_engine.kpi.formula import Unknown
 from aim_engine.monitor.ledger import Alert, Silence
 from aim_engine.monitor.span import Span, quantile
-from aim_engine.render.alert_rules import Condition, Rule, limit, seconds
+from aim_engine.render.alert_rules import Condition, Rule, limit, seconds, share_beyond
 
 Windows = Callable[[float], tuple[Span, Span]]
 """Length -> the span of that length that ends now, and the one before it."""
@@ -30,7 +30,10 @@ def value_of(condition: Condition, span: Span, parameters: Mapping[str, float]) 
     """The figure of a condition in a span. Raises: Unknown."""
     kpi = names.BY_NAME[condition.kpi]
     if condition.quantile is not None:
-        return _quantile(kpi, condition.quantile, span)
+        share = limit(condition.quantile, parameters)
+        if share is None:
+            raise Unknown(f"the plan does not say {condition.quantile}")
+        return _quantile(kpi, share, span)
     return _value(kpi, span, parameters)
 
 
@@ -189,6 +192,8 @@ def _summary(rule: Rule, value: float | None, parameters: Mapping[str, float]) -
     shown = {name: f"{number:g}" for name, number in parameters.items()}
     shown["value"] = "unknown" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     shown["percent"] = "unknown" if value is None else f"{value:.1%}"
+    share = share_beyond(rule, parameters)
+    shown["share"] = "?" if share is None else f"{share:.1%}"
     return rule.summary.format_map(_Shown(shown))
 
 

@@ -46,7 +46,7 @@ def export(
             left_out[rule.name] = "no series tells what doctor finds"
             continue
         if not alert_rules.applies(rule, parameters):
-            left_out[rule.name] = f"the plan does not say whether {rule.needs}"
+            left_out[rule.name] = f"of this plan it does not hold, or is not known, that {rule.needs}"
             continue
         told_apart = rule.scope == "card" and all(_counted(each) is not None for group in rule.groups for each in group)
         try:
@@ -130,9 +130,10 @@ def _figure(
             for metric in formula.prometheus_names(counted, engine)
         )
     elif condition.quantile is not None and kpi.measure is not None:
-        text = formula.quantile_promql(
-            kpi.measure, condition.quantile, selector=selector, window=condition.over, engine=engine
-        )
+        share = alert_rules.limit(condition.quantile, parameters)
+        if share is None:
+            raise Unknown(f"the plan does not say {condition.quantile}")
+        text = formula.quantile_promql(kpi.measure, share, selector=selector, window=condition.over, engine=engine)
     else:
         text = formula.promql(
             kpi.formula,
@@ -149,6 +150,9 @@ def _figure(
 def _summary(rule: Rule, parameters: Mapping[str, float]) -> str:
     shown = {name: f"{number:g}" for name, number in parameters.items()}
     shown |= {"value": "{{ $value | humanize }}", "percent": "{{ $value | humanizePercentage }}"}
+    share = alert_rules.share_beyond(rule, parameters)
+    if share is not None:
+        shown["share"] = f"{share:.1%}"
     text = rule.summary
     for name, value in shown.items():
         text = text.replace("{" + name + "}", value)
