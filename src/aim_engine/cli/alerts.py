@@ -84,6 +84,9 @@ def rules(as_json: bool) -> None:
 @click.option("--tpot", metavar="[pN:]TIME", help="Limit on the time per output token, where no plan has one.")
 @click.option("--e2e", metavar="[pN:]TIME", help="Limit on the time of a whole request, where no plan has one.")
 @click.option("--engine", type=click.Choice(["vllm", "sglang"]), default="vllm", show_default=True)
+@click.option(
+    "--prefill", default="", help="Label matcher of servers that only prefill, beside others that only decode."
+)
 def export(
     name: str | None,
     selector: str,
@@ -94,6 +97,7 @@ def export(
     tpot: str | None,
     e2e: str | None,
     engine: str,
+    prefill: str,
 ) -> None:
     """Write the rules for Prometheus, with the plan's limits in them."""
     settings = all_settings.load()
@@ -107,6 +111,7 @@ def export(
         devices=cards,
         parameters=given,
         engine=engine,
+        prefill=prefill,
     )
     if namespace is None:
         document: dict[str, object] = {"groups": exported.groups}

@@ -51,7 +51,8 @@ def key() -> str | None:
 
 
 def deployments(names: Sequence[str], settings: Settings) -> tuple[Observed, ...]:
-    """The deployments that were named, or all of them. An address such as http://127.0.0.1:8000 needs no record.
+    """The deployments that were named, or all of them. An address such as http://127.0.0.1:8000 needs no record; several with
+    commas between them are the replicas of one.
 
     Raises: InvalidInput.
     """
@@ -141,9 +142,18 @@ def _is_address(name: str) -> bool:
 
 
 def _by_address(text: str) -> Observed:
-    url = scrape.address(text)
-    name = url.removesuffix("/metrics").partition("://")[2]
-    return Observed(name=name, pages=(Watched(target=Target(deployment=name, name=name, endpoint=text), url=url),))
+    """One deployment by the addresses of its replicas, with commas between them."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    urls = [scrape.address(part) for part in parts]
+    each = [url.removesuffix("/metrics").partition("://")[2] for url in urls]
+    deployment = ",".join(each)
+    return Observed(
+        name=deployment,
+        pages=tuple(
+            Watched(target=Target(deployment=deployment, name=name, endpoint=part), url=url)
+            for part, url, name in zip(parts, urls, each, strict=True)
+        ),
+    )
 
 
 def group(store: Store, name: str) -> str:

@@ -14,8 +14,12 @@ import msgspec
 
 Kind = Literal["counter", "gauge", "histogram"]
 Across = Literal["sum", "max", "mean"]
+Side = Literal["both", "prefill", "decode", "first"]
 RANKS = frozenset({"tp_rank", "pp_rank", "moe_ep_rank", "pid"})
 """Labels of ranks that report the same work: take one of them, do not add them up."""
+SERVER_KIND = "engine_type"
+"""Label in which SGLang says whether a server only prefills or only decodes; on what the scheduler tells in 0.5.9, on all in 0.5.23.
+Source: its srt/observability/metrics_collector.py, srt/managers/scheduler_metrics_mixin.py."""
 ENGINE_PREFIXES = {"vllm:": "vllm", "sglang:": "sglang"}
 """How an engine's own metrics begin."""
 START_TIME = "process_start_time_seconds"
@@ -47,6 +51,54 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine must be told to export it."""
     ours: bool = False
     """Read from the driver's files by us; AMD's exporter has no such series."""
+
+    @property
+    def side(self) -> Side:
+        """Which of servers that only prefill and servers that only decode count for it, since each request passes through both.
+
+        `first` is the time to the first token. A prefill server of vLLM is asked for one token before the decode server is asked at all, so
+        its time is most of it, and the transfer and the first step of the other come on top. Both servers of SGLang are asked at once, and
+        the decode server's time is all of it. Source: vllm-project/vllm examples of a proxy and issue 29474; sgl-project/sglang
+        TokenizerManager.collect_metrics, of which a prefill server counts requests, prompts and one token, but no times per token.
+        """
+        return _SIDES.get(self.name, "both")
+
+
+_SIDES: dict[str, Side] = {
+    "ttft": "first",
+    **dict.fromkeys(
+        (
+            "tpot",
+            "itl",
+            "e2e",
+            "decode",
+            "inference",
+            "prompt_length",
+            "output_length",
+            "step_tokens",
+            "output_tokens",
+            "requests",
+            "finished_stop",
+            "finished_length",
+            "finished_repetition",
+        ),
+        "decode",
+    ),
+    **dict.fromkeys(
+        (
+            "queue",
+            "prefill",
+            "input_tokens",
+            "prefix_queries",
+            "prefix_hits",
+            "prefix_hit_gauge",
+            "mm_queries",
+            "mm_hits",
+        ),
+        "prefill",
+    ),
+}
+"""Errors, aborts and what requests wait for count wherever they are."""
 
 
 def _counter(
@@ -130,6 +182,9 @@ ENGINE: tuple[Measure, ...] = (
     _counter("output_tokens", "tokens", "vllm:generation_tokens", "sglang:generation_tokens"),
     _counter("input_tokens", "tokens", "vllm:prompt_tokens", "sglang:prompt_tokens"),
     _counter("computed_tokens", "tokens", "vllm:prompt_tokens_by_source", where=(("source", "local_compute"),)),
+    _counter(
+        "transferred_tokens", "tokens", "vllm:prompt_tokens_by_source", where=(("source", "external_kv_transfer"),)
+    ),
     _counter("requests", "requests", "vllm:request_success", "sglang:num_requests"),
     *(_finished(reason) for reason in FINISH_REASONS),
     _counter("aborted", "requests", "sglang:num_aborted_requests"),

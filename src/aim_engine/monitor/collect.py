@@ -90,6 +90,7 @@ class _Page:
         tracker = self.tracker(target)
         since_s = tracker.cursor.time_s if tracker.cursor is not None else None
         span, events = tracker.seen(found, tick_s=tick_s)
+        span = msgspec.structs.replace(span, side=found.side) if found.side else span
         if page is not None:
             if any(event.kind == "restart" for event in events):
                 self._odd.pop(target, None)  # SGLang tells some figures only after the first request

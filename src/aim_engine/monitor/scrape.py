@@ -76,9 +76,9 @@ def fetch(endpoint: str, *, timeout_s: float = 5.0, wanted: frozenset[str] | Non
 
 
 def address(endpoint: str) -> str:
-    """The address of the metrics page of an engine. Raises: InvalidInput."""
+    """The address of the metrics page of an engine, or of all engines behind a router of SGLang. Raises: InvalidInput."""
     url = http.normalise(endpoint)
-    return url if url.endswith("/metrics") else url + "/metrics"
+    return url if url.endswith(("/metrics", "/engine_metrics")) else url + "/metrics"
 
 
 def read(page: str, url: str, time_s: float, wanted: frozenset[str] | None = None) -> Snapshot:

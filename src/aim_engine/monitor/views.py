@@ -200,6 +200,7 @@ def joined(engines: Sequence[Span], cards: Sequence[Span]) -> Span:
         engine.scrapes,
         engine.failed,
         engine.restarts,
+        engine.side,
     )
 
 
@@ -242,6 +243,7 @@ def of_history(
     notes = []
     if begins and min(begins) > begin_s + 60:
         notes.append(f"the history begins {(min(begins) - begin_s) / 60:.0f} minutes after the window")
+    notes += now.notes
     if not kept:
         notes.append("nothing of this deployment was kept yet")
     return Document(

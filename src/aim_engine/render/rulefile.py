@@ -38,8 +38,9 @@ def export(
     devices: str,
     parameters: Mapping[str, float],
     engine: str = "vllm",
+    prefill: str = "",
 ) -> Exported:
-    """The rules of one deployment. `selector` picks its engines' series, `devices` those of its cards."""
+    """The rules of one deployment. `selector` picks its engines' series, `devices` those of its cards, `prefill` servers that only prefill."""
     found, left_out = [], {}
     for rule in rules:
         if rule.facts:
@@ -51,7 +52,7 @@ def export(
         told_apart = rule.scope == "card" and all(_counted(each) is not None for group in rule.groups for each in group)
         try:
             groups = [
-                " and ".join(_condition(each, selector, devices, parameters, engine) for each in group)
+                " and ".join(_condition(each, selector, devices, parameters, engine, prefill) for each in group)
                 for group in rule.groups
             ]
         except Unknown as err:
@@ -91,8 +92,13 @@ def _counted(condition: Condition) -> Measure | None:
     return measure if measure.device else None
 
 
-def _condition(condition: Condition, selector: str, devices: str, parameters: Mapping[str, float], engine: str) -> str:
-    figure = _figure(condition, selector, devices, parameters, engine)
+def _condition(
+    condition: Condition, selector: str, devices: str, parameters: Mapping[str, float], engine: str, prefill: str
+) -> str:
+    def made(one: Condition, offset: str = "") -> str:
+        return _figure(one, selector, devices, parameters, engine, prefill, offset)
+
+    figure = made(condition)
     parts = []
     if condition.missing:
         return f"(absent({figure}) or {figure} == 0)"
@@ -104,9 +110,9 @@ def _condition(condition: Condition, selector: str, devices: str, parameters: Ma
             parts.append(f"{figure} {operator} {number:.12g}")
     if condition.beyond is not None:
         other = msgspec.structs.replace(condition, kpi=condition.beyond, quantile=None)
-        parts.append(f"{figure} > {_figure(other, selector, devices, parameters, engine)}")
+        parts.append(f"{figure} > {made(other)}")
     if condition.rising:
-        parts.append(f"{figure} > {_figure(condition, selector, devices, parameters, engine, offset=condition.over)}")
+        parts.append(f"{figure} > {made(condition, condition.over)}")
     return " and ".join(f"({part})" for part in parts) if len(parts) > 1 else parts[0]
 
 
@@ -116,7 +122,8 @@ def _figure(
     devices: str,
     parameters: Mapping[str, float],
     engine: str,
-    offset: str = "",
+    prefill: str,
+    offset: str,
 ) -> str:
     kpi = names.BY_NAME[condition.kpi]
     if kpi.formula is None:
@@ -133,7 +140,9 @@ def _figure(
         share = alert_rules.limit(condition.quantile, parameters)
         if share is None:
             raise Unknown(f"the plan does not say {condition.quantile}")
-        text = formula.quantile_promql(kpi.measure, share, selector=selector, window=condition.over, engine=engine)
+        text = formula.quantile_promql(
+            kpi.measure, share, selector=selector, window=condition.over, engine=engine, prefill=prefill
+        )
     else:
         text = formula.promql(
             kpi.formula,
@@ -143,6 +152,7 @@ def _figure(
             engine=engine,
             parameters=parameters,
             offset=offset,
+            prefill=prefill,
         )
     return text if kpi.scale == 1.0 else f"({text} * {kpi.scale:.12g})"
 
