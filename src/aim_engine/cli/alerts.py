@@ -83,7 +83,7 @@ def rules(as_json: bool) -> None:
 @click.option("--ttft", metavar="[pN:]TIME", help="Limit on the time to first token, where no plan has one.")
 @click.option("--tpot", metavar="[pN:]TIME", help="Limit on the time per output token, where no plan has one.")
 @click.option("--e2e", metavar="[pN:]TIME", help="Limit on the time of a whole request, where no plan has one.")
-@click.option("--engine", type=click.Choice(["vllm", "sglang"]), default="vllm", show_default=True)
+@click.option("--engine", type=click.Choice(["vllm", "sglang", "atom"]), default="vllm", show_default=True)
 @click.option(
     "--prefill", default="", help="Label matcher of servers that only prefill, beside others that only decode."
 )

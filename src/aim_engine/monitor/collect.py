@@ -21,7 +21,7 @@ import msgspec
 from aim_engine.deploy.pods import Pods
 from aim_engine.errors import AimError, MissingExtra, Unreachable
 from aim_engine.kpi import measures
-from aim_engine.monitor import scrape, totals
+from aim_engine.monitor import exporters, scrape, totals
 from aim_engine.monitor.fetch import Fetcher
 from aim_engine.monitor.history import About, History, Look, Target
 from aim_engine.monitor.oddities import Oddities
@@ -30,6 +30,7 @@ from aim_engine.monitor.track import Tracker
 
 logger = logging.getLogger(__name__)
 WANTED = measures.wanted()
+_OF_CARDS = WANTED | exporters.NAMES
 _LONGEST_WAIT_S = 60.0
 """Between two looks at an endpoint that stays away."""
 _PATIENCE = 3
@@ -149,7 +150,7 @@ class _Page:
         now = time.time()
         if self.watched.exporter:
             page = scrape.unprefixed(page)
-        snapshot = scrape.read(page, self.watched.url, now, WANTED)
+        snapshot = scrape.read(page, self.watched.url, now, _OF_CARDS if self.watched.exporter else WANTED)
         target = self.watched.target
         damage = self.tracker(target).damaged(snapshot.ended, time_s=now)
         if damage is not None:
@@ -167,6 +168,7 @@ class _Page:
         tick_s = time.monotonic()
         if not self.watched.exporter:
             return [self.seen(target, totals.read(snapshot), tick_s, page)]
+        snapshot = exporters.usual(snapshot)
         cards = totals.by_card(snapshot, self.watched.pods)
         if not cards:
             why = (

@@ -22,7 +22,7 @@ Labels = tuple[tuple[str, str], ...]
 
 _LABEL = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^\s=,{}"]+)\s*(?:=\s*"((?:[^"\\]|\\.)*)")?\s*(,|$)')
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:.\-]*")
-_OTHER_NAMES = ("amd_", "ray_", "vllm_", "sglang_", "GPU_", "PCIE_")
+_OTHER_NAMES = ("amd_", "ray_", "vllm_", "sglang_", "atom_", "GPU_", "PCIE_")
 """How names begin that others write in another way."""
 _KNOWN = measures.wanted()
 _PREFIXED = re.compile(
@@ -155,7 +155,7 @@ def _usual(name: str) -> str:
     for other in (
         name.removeprefix("amd_"),
         name.lower(),
-        re.sub(r"^(?:ray_)?(vllm|sglang)_", r"\1:", name),
+        re.sub(r"^(?:ray_)?(vllm|sglang|atom)_", r"\1:", name),
     ):
         if other != name and other in _KNOWN:
             return other
