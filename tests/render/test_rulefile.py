@@ -128,7 +128,7 @@ def series(rule: Rule, kind: str) -> list[dict[str, str]]:
 def test_promtool_reads_the_rules_of_both_engines(tmp_path: Path) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed: apt-get install prometheus")
-    for engine in ("vllm", "sglang"):
+    for engine in ("vllm", "sglang", "atom"):
         path = tmp_path / f"{engine}.yaml"
         path.write_text(yaml_document({"groups": exported(engine=engine).groups}))
         done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True, check=False)

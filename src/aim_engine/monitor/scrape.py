@@ -103,15 +103,16 @@ def parse(page: str, *, time_s: float | None = None, wanted: frozenset[str] | No
             continue
         front, _, number = line.rpartition(" ")
         series = _seen.get(front)
+        sample: Sample | None = None
         if series is not None:
             try:
-                last = Sample(series[0], series[1], float(number), series[2])
+                sample = Sample(series[0], series[1], float(number), series[2])
             except ValueError:
-                skipped += 1
+                sample = None  # the last space was another one than that before the number
+        if sample is None:
+            named = _NAME.match(line) if wanted is not None else None
+            if wanted is not None and named is not None and _usually(named[0]) not in wanted:
                 continue
-        elif wanted is not None and _NAME.match(line) and _name_of(line) not in wanted:
-            continue
-        else:
             line = line.strip()
             if not line or line.startswith("#"):
                 continue
@@ -119,7 +120,7 @@ def parse(page: str, *, time_s: float | None = None, wanted: frozenset[str] | No
             if sample is None:
                 skipped += 1
                 continue
-            last = sample
+        last = sample
         samples.setdefault(last.name, []).append(last)
     return Snapshot(
         samples={name: tuple(group) for name, group in samples.items()},
@@ -143,8 +144,7 @@ def unprefixed(page: str) -> str:
     return re.sub(rf"^{re.escape(found[1])}", "", page, flags=re.MULTILINE)
 
 
-def _name_of(line: str) -> str:
-    name = line.partition("{")[0].partition(" ")[0]
+def _usually(name: str) -> str:
     return _usual(name) if name.startswith(_OTHER_NAMES) else name
 
 
@@ -189,8 +189,7 @@ def _sample(line: str, front: str) -> Sample | None:
         number = float(fields[0])
     except ValueError:
         return None
-    if name.startswith(_OTHER_NAMES):
-        name = _usual(name)
+    name = _usually(name)
     known = tuple(sorted(labels))
     group = name + repr([pair for pair in known if pair[0] not in RANKS])
     if line == f"{front} {fields[0]}":
