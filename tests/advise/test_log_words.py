@@ -49,6 +49,8 @@ def test_builds_that_only_began_are_none() -> None:
         "[aiter] [fused_moe] using 1stage default for (304, 16, 4096, 1536, 256, 6)",
         "[aiter] [fused_moe] no tuned FlyDSL config for (256, 16384, 3072, 3072, 32, 4), using heuristic FlyDSL fallback",
         # vllm-project/vllm model_executor/layers/quantization/utils/fp8_utils.py get_w8a8_block_fp8_configs
+        "Using default W8A8 Block INT8 kernel config. Performance might be sub-optimal! Config file not found at /x.json",
+        "Using default Mamba SSU config. Performance might be sub-optimal! Config file not found at /x.json",
         "WARNING [fp8_utils.py:954] Using default W8A8 Block FP8 kernel config. Performance might be sub-optimal! Config file not found at /x.json",
     ],
 )
@@ -82,7 +84,22 @@ def test_tuned_kernels_are_no_reason() -> None:
         ("A4", "Using default MoE config. Performance might be sub-optimal! Config file not found at /x.json", True),
         ("A4", "Using default MoE kernel config. Performance might be sub-optimal! Config file not found at /x", True),
         ("A4", "Using default FlyDSL MoE config. Performance might be sub-optimal! ", True),
+        (
+            "A4",
+            "Using MoE kernel config with down_moe=False. Performance might be sub-optimal! Config file not found",
+            True,
+        ),
+        (
+            "A4",
+            "Config file not found at /x. Fallback to triton version 3.4.0 and use MoE kernel config from /y. Performance might be sub-optimal!",
+            True,
+        ),
         ("A4", "Using configuration from /x.json for MoE layer.", False),
+        (
+            "A4",
+            "Using default W8A8 Block FP8 kernel config. Performance might be sub-optimal! Config file not found",
+            False,
+        ),
         # vllm custom_all_reduce.py
         (
             "C2",

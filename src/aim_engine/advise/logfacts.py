@@ -18,7 +18,7 @@ _UNTUNED = re.compile(
     r"(shape[^\n]*?not found tuned config"
     r"|\[fused_moe\] using [12]stage default for[^\n]*"
     r"|no tuned FlyDSL config for[^\n]*?(?=, using|$)"
-    r"|Using default W8A8 Block FP8 kernel config[^\n]*)",
+    r"|Using default (?:W8A8 Block (?:FP8|INT8) kernel|Mamba SSU) config[^\n]*)",
     re.IGNORECASE | re.MULTILINE,
 )
 _SECONDS = {
