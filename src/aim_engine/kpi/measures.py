@@ -4,7 +4,7 @@ A measure is one counter, gauge or histogram as it is scraped and kept; figures 
 family of a measure that a page exports is read, so that a renamed metric keeps its history.
 Sources: vllm-project/vllm vllm/v1/metrics/loggers.py (0.32, 0.33) and the deprecations of 0.6 to 0.12; sgl-project/sglang metrics
 collector (0.5); ROCm/ATOM docs/metrics_guide.md and entrypoints/openai/request_metrics.py; ROCm/device-metrics-exporter
-docs/configuration/metricslist.md (1.4) and its older names; ROCm/omnistat docs/metrics.md; amd/amd_smi_exporter.
+docs/configuration/metricslist.md (1.4) and docs/releasenotes.md for its older names; ROCm/omnistat docs/metrics.md; amd/amd_smi_exporter.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ ENGINE: tuple[Measure, ...] = (
 """Told by an engine's metrics page."""
 
 DEVICE: tuple[Measure, ...] = (
-    _card("gpu_busy", "%", "gpu_gfx_activity", "gpu_usage", across="mean"),
+    _card("gpu_busy", "%", "gpu_gfx_activity", "gpu_usage", "gpu_gfx_busy_instantaneous", across="mean"),
     _card("gpu_memory_busy", "%", "gpu_umc_activity", across="mean"),
     _card("gpu_memory_used", "MiB", "gpu_used_vram", across="sum"),
     _card("gpu_memory_total", "MiB", "gpu_total_vram", across="sum", zero=True),
@@ -308,6 +308,7 @@ DEVICE: tuple[Measure, ...] = (
         "throttle_socket",
         "samples",
         "gpu_violation_socket_thermal_residency_accumulated",
+        "gpu_violation_soc_thermal_residency_accumulated",
         kind="counter",
         across="sum",
     ),
@@ -318,11 +319,19 @@ DEVICE: tuple[Measure, ...] = (
         kind="counter",
         across="sum",
     ),
-    _card("throttle_vr", "samples", "gpu_violation_vr_thermal_residency_accumulated", kind="counter", across="sum"),
+    _card(
+        "throttle_vr",
+        "samples",
+        "gpu_violation_vr_thermal_residency_accumulated",
+        "gpu_violation_vr_thermal_tracking_accumulated",
+        kind="counter",
+        across="sum",
+    ),
     _card(
         "throttle_prochot",
         "samples",
         "gpu_violation_processor_hot_residency_accumulated",
+        "gpu_violation_proc_hot_residency_accumulated",
         kind="counter",
         across="sum",
     ),
