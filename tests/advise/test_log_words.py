@@ -139,7 +139,13 @@ def test_tuned_kernels_are_no_reason() -> None:
     ],
 )
 def test_each_line_is_taken_as_what_it_means(rule: str, line: str, fires: bool) -> None:
-    names: dict[str, Any] = {"envs": {"VLLM_ROCM_USE_AITER": "1"}, "head_dim": 128, "batch": 0, "output_tok_s": 0}
+    names: dict[str, Any] = {
+        "envs": {"VLLM_ROCM_USE_AITER": "1"},
+        "head_dim": 128,
+        "batch": 0,
+        "output_tok_s": 0,
+        "flow_tok_s": 0,
+    }
     assert diagnose.holds(RULES[rule], {**names, "world": 8, **logfacts.read(line)}) is fires
 
 

@@ -283,6 +283,15 @@ def test_an_alert_survives_a_restart_of_the_monitor_and_is_told_once(
     ]
 
 
+def test_one_long_answer_of_an_engine_that_counts_it_at_its_end_is_not_stuck() -> None:
+    """sglang TokenizerManager.collect_metrics and ROCm/ATOM metrics_guide: tokens count when a request is finished, gaps as they come."""
+    stuck = next(rule for rule in RULES if rule.name == "GpuStuck")
+    running = {"running": Gauge(1.0, 1.0, 1.0, 1.0, 1)}
+    for gaps, held in ((3000.0, False), (0.0, True)):
+        span = Span(180.0, {"output_tokens": 0.0}, running, {"itl": Histogram((0.1,), (gaps, 0.0), gaps * 0.06)}, 1)
+        assert alerts.judge(stuck, lambda _, span=span: (span, span), {}, firing=False)[0] is held  # type: ignore[misc]
+
+
 HOOK = "http://127.0.0.1:9/hook"
 
 
