@@ -313,7 +313,7 @@ def test_the_alerts_of_a_deployment_that_is_taken_down_are_over_and_that_is_told
     watch.follow({"other": None})
     (ended,) = watch.judge(NOW + 210)
     assert (ended.rule, ended.state) == ("EngineDown", "resolved")
-    assert ended.summary.startswith("the deployment was taken down; it was: no answer")
+    assert ended.summary.startswith("the deployment was taken down or is being started anew; it was: no answer")
     for n in range(22, 400):
         watch.judge(NOW + 10 * n)
     assert [(m.alert.rule, m.alert.state) for m in ledger.waiting()] == [

@@ -24,6 +24,7 @@ REPEAT_S = 4 * 3600.0
 UNJUDGED_S = 3600.0
 """A firing alert that no monitor asked about for so long is over: nobody watches its deployment any more."""
 DOWN = "the deployment was taken down"
+GONE = "the deployment was taken down or is being started anew"
 
 
 def value_of(condition: Condition, span: Span, parameters: Mapping[str, float]) -> float:

@@ -77,7 +77,7 @@ class Watch:
         found = []
         for alert in known:
             if self._is_left(alert, now_s):
-                why = alerts.DOWN if alert.deployment in self._dropped else "no monitor watches the deployment any more"
+                why = alerts.GONE if alert.deployment in self._dropped else "no monitor watches the deployment any more"
                 ended = alerts.over(alert, now_s, why)
                 if ended is not None and (ended is not alert or not _over(alert, now_s)):
                     found.append(ended)
