@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +22,7 @@ from aim_engine import improve
 from aim_engine import settings as all_settings
 from aim_engine.advise.diagnose import Change
 from aim_engine.cli.main import run
-from aim_engine.deploy import kubernetes
+from aim_engine.deploy import chat, kubernetes, reach
 from aim_engine.deploy.kubernetes import KubernetesRunner
 from aim_engine.deploy.pods import Pods
 from aim_engine.deploy.records import Store
@@ -150,7 +156,9 @@ def test_the_page_of_each_replica_is_had_through_the_api_server(place: Place) ->
     assert sorted(counted) == [0.0, 7.0], "a Service may lead to one replica; the sum is told all the same"
 
 
-def test_the_command_says_how_a_load_gets_into_the_cluster(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_brings_a_load_into_the_cluster(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From looking to the change: history, advice, rollout, and the answer as one document."""
     fewer(place, 1)
     assert run(["monitor", NAME, "--once", "--no-cards"]) == 0
@@ -178,9 +186,56 @@ def test_the_command_says_how_a_load_gets_into_the_cluster(place: Place, capsys:
         "12",
         "--yes",
     ]
-    assert run(words) == 2
-    assert "kubectl proxy" in capsys.readouterr().err
-    assert run([*words, "--endpoint", place.service, "--json"]) == 0
+    with monkeypatch.context() as bare:
+        bare.setenv("PATH", "")
+        assert run(words) == 3
+        assert "kubectl is not installed" in capsys.readouterr().err
+    assert place.slots() == "1"
+    if shutil.which("kubectl") is None:
+        words += ["--endpoint", place.service]
+    assert run([*words, "--json"]) == 0
     outcome = json.loads(capsys.readouterr().out)
     assert outcome["kept"] is True
+    assert outcome["after"]["requests"] == 48
     assert place.slots() == "2"
+
+
+HOLDS = """
+import sys, time
+from aim_engine.deploy import reach
+with reach.service("default", sys.argv[1]) as address:
+    print(address, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_way_into_the_cluster_leads_to_the_service_alone_and_is_gone_after_an_interruption(
+    place: Place, number: signal.Signals
+) -> None:
+    kube_engines.wait_ready(place.kubelet, NAME, 1)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, NAME], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        address = holder.stdout.readline().strip()
+        try:
+            assert chat.models(address) == ("serve",)
+            base = address.partition("/api/")[0]
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(f"{base}/api/v1/namespaces/default/pods", timeout=5)
+        finally:
+            holder.send_signal(number)
+        assert holder.wait(20) != 0
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        urllib.request.urlopen(address, timeout=5)
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_a_kubectl_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kubeconfig").write_text("no: [kubeconfig")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    with pytest.raises(Unreachable) as caught, reach.service("default", NAME):
+        pass
+    assert "kubectl proxy: " in str(caught.value.why)

@@ -48,11 +48,9 @@ class PerformanceMonitor:
         if targets is not None:
             self.targets = {name: target(name, limit) for name, limit in targets.items()}
         elif plan is not None:
-            limits = views.parameters(plan)
             self.targets = {
-                name.removeprefix("slo_"): Target(high=limit, source="the plan")
-                for name, limit in limits.items()
-                if name.startswith("slo_")
+                f"{limit.name}_ms": Target(high=limit.ms, percentile=limit.percentile, source="the plan")
+                for limit in plan.inputs.slo.limits
             }
         else:
             self.targets = {kpi.name: kpi.target for kpi in names.ALL if kpi.target is not None}
@@ -83,7 +81,8 @@ class PerformanceMonitor:
         """The figures of `report` that lie outside their targets; unknown figures raise no alert."""
         found = []
         for kpi in names.ALL:
-            value, wanted = report.value(kpi.name), self.targets.get(kpi.name)
+            wanted = self.targets.get(kpi.name)
+            value = None if wanted is None else views.at_level(report, kpi.name, wanted.percentile)
             if value is None or wanted is None:
                 continue
             if wanted.high is not None and value > wanted.high:
@@ -115,11 +114,12 @@ def target(name: str, limit: Target | float) -> Target:
 
 def _missed(name: str, value: float, wanted: Target, side: Literal["above", "below"], limit: float) -> Missed:
     kpi = names.BY_NAME[name]
+    level = "" if wanted.percentile is None else f"p{wanted.percentile} of "
     return Missed(
         kpi=name,
         value=value,
         unit=kpi.unit,
         target=wanted,
         side=side,
-        message=f"{kpi.label} is {value:.4g} {kpi.unit}, {side} its target of {limit:g} {kpi.unit}",
+        message=f"{level}{kpi.label} is {value:.4g} {kpi.unit}, {side} its target of {limit:g} {kpi.unit}",
     )

@@ -228,3 +228,19 @@ def test_seconds_of_the_start_are_those_of_the_total() -> None:
 def test_a_document_of_diagnoses_survives_json() -> None:
     found = diagnose.diagnose(subject.of(None, log="ValueError: No available memory for the cache blocks."))
     assert msgspec.json.decode(msgspec.json.encode(found), type=diagnose.Diagnosed) == found
+
+
+@pytest.mark.parametrize(
+    ("names", "fires"),
+    [
+        # AMD's exporter tells how often the limit held the clock down, and no cap
+        ({"power_throttled_fraction": 0.4, "clock_fraction": 0.6}, True),
+        # a guest of a real MI300X: 749 of 750 W, 1259 of 2100 MHz, and no counter of why
+        ({"power_of_cap_fraction": 749 / 750, "clock_fraction": 1259 / 2100}, True),
+        ({"power_of_cap_fraction": 749 / 750, "clock_fraction": 0.98, "power_cap_fraction": 1.0}, None),
+        ({"power_throttled_fraction": 0.1, "power_of_cap_fraction": 0.6, "clock_fraction": 0.6}, None),
+    ],
+)
+def test_a_power_limit_is_seen_by_whatever_tells_of_it(names: dict[str, float], fires: bool | None) -> None:
+    rule = next(each for each in knowledge.load() if each.id == "G1")
+    assert (diagnose.holds(rule, names) or None) is fires

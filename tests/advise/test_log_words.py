@@ -49,6 +49,8 @@ def test_builds_that_only_began_are_none() -> None:
         "[aiter] [fused_moe] using 1stage default for (304, 16, 4096, 1536, 256, 6)",
         "[aiter] [fused_moe] no tuned FlyDSL config for (256, 16384, 3072, 3072, 32, 4), using heuristic FlyDSL fallback",
         # vllm-project/vllm model_executor/layers/quantization/utils/fp8_utils.py get_w8a8_block_fp8_configs
+        "Using default W8A8 Block INT8 kernel config. Performance might be sub-optimal! Config file not found at /x.json",
+        "Using default Mamba SSU config. Performance might be sub-optimal! Config file not found at /x.json",
         "WARNING [fp8_utils.py:954] Using default W8A8 Block FP8 kernel config. Performance might be sub-optimal! Config file not found at /x.json",
     ],
 )
@@ -82,7 +84,22 @@ def test_tuned_kernels_are_no_reason() -> None:
         ("A4", "Using default MoE config. Performance might be sub-optimal! Config file not found at /x.json", True),
         ("A4", "Using default MoE kernel config. Performance might be sub-optimal! Config file not found at /x", True),
         ("A4", "Using default FlyDSL MoE config. Performance might be sub-optimal! ", True),
+        (
+            "A4",
+            "Using MoE kernel config with down_moe=False. Performance might be sub-optimal! Config file not found",
+            True,
+        ),
+        (
+            "A4",
+            "Config file not found at /x. Fallback to triton version 3.4.0 and use MoE kernel config from /y. Performance might be sub-optimal!",
+            True,
+        ),
         ("A4", "Using configuration from /x.json for MoE layer.", False),
+        (
+            "A4",
+            "Using default W8A8 Block FP8 kernel config. Performance might be sub-optimal! Config file not found",
+            False,
+        ),
         # vllm custom_all_reduce.py
         (
             "C2",
@@ -101,6 +118,19 @@ def test_tuned_kernels_are_no_reason() -> None:
             "No available shared memory broadcast block found in 120 seconds. This typically happens when some processes",
             True,
         ),
+        ("C1", "WARNING 08-22 06:24:42 shm_broadcast.py:386] No available block found in 60 second. ", True),
+        # vllm v1/core/kv_cache_utils.py of 0.8 to 0.11, and with its grammar mended; vllm/worker/worker.py of V0
+        ("K5", "ValueError: To serve at least one request with the models's max seq len (262144), (11.75 GiB KV", True),
+        ("K5", "ValueError: To serve at least one request with the model's max seq len (917504), 23.38 GiB KV", True),
+        (
+            "K5",
+            "The model's max seq len (131072) is larger than the maximum number of tokens that can be stored in KV cache (9216).",
+            True,
+        ),
+        # sglang model_executor/model_runner.py; managers/scheduler.py
+        ("U1", "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.", True),
+        ("U1", "Hint: (2) increase --mem-fraction-static, or", False),
+        ("S4", "The request queue is full.", True),
         (
             "U8",
             "TimeoutError: Timed out waiting for engine core processes to start. Waited 600s (configured by X).",
@@ -109,8 +139,78 @@ def test_tuned_kernels_are_no_reason() -> None:
     ],
 )
 def test_each_line_is_taken_as_what_it_means(rule: str, line: str, fires: bool) -> None:
-    names: dict[str, Any] = {"envs": {"VLLM_ROCM_USE_AITER": "1"}, "head_dim": 128, "batch": 0, "output_tok_s": 0}
+    names: dict[str, Any] = {
+        "envs": {"VLLM_ROCM_USE_AITER": "1"},
+        "head_dim": 128,
+        "batch": 0,
+        "output_tok_s": 0,
+        "flow_tok_s": 0,
+    }
     assert diagnose.holds(RULES[rule], {**names, "world": 8, **logfacts.read(line)}) is fires
+
+
+V0 = (
+    "INFO 07-22 03:06:58 llm_engine.py:234] Initializing an LLM engine (v0.6.6.post1) with config: model='m', speculative_config=None, "
+    "dtype=torch.bfloat16, max_seq_len=8192, tensor_parallel_size=4, pipeline_parallel_size=1, disable_custom_all_reduce=False, "
+    "quantization=None, enforce_eager=True, kv_cache_dtype=auto, device_config=cuda, seed=0, enable_prefix_caching=False"
+)
+V1 = (
+    "vllm  | (APIServer pid=1) INFO 03-25 23:03:16 [utils.py:233] non-default args: {'model_tag': 'm', 'max_model_len': 262144, "
+    "'gpu_memory_utilization': 0.98, 'max_num_seqs': 64, 'tensor_parallel_size': 2}\n"
+    "(APIServer pid=1) INFO [scheduler.py:231] Chunked prefill is enabled with max_num_batched_tokens=8192.\n"
+    "(EngineCore_DP0 pid=246) INFO 03-01 11:11:18 [core.py:101] Initializing a V1 LLM engine (v0.16.1rc1.dev111+gafd089f23) with config: "
+    "model='/models', max_seq_len=131072, tensor_parallel_size=2, pipeline_parallel_size=1, data_parallel_size=4, enforce_eager=False, "
+    "device_config=cuda"
+)
+SGLANG = (
+    "[2026-05-01 10:00:00] server_args=ServerArgs(model_path='m', context_length=None, device='cuda', tp_size=8, pp_size=1, dp_size=1, "
+    "mem_fraction_static=0.88, max_running_requests=48, disable_cuda_graph=True)"
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "names"),
+    [
+        (V0, {"tp": 4, "pp": 1, "world": 4, "max_model_len": 8192, "eager": True, "kind": "gpu"}),
+        (
+            V1,
+            {
+                "tp": 2,
+                "pp": 1,
+                "dp": 4,
+                "world": 2,
+                "max_model_len": 131072,
+                "max_num_seqs": 64,
+                "max_num_batched_tokens": 8192,
+                "gpu_memory_utilization": 0.98,
+                "eager": False,
+                "kind": "gpu",
+            },
+        ),
+        (SGLANG, {"tp": 8, "pp": 1, "dp": 1, "world": 8, "max_num_seqs": 48, "eager": True, "kind": "gpu"}),
+    ],
+)
+def test_how_an_engine_was_started_is_read_from_its_own_log(log: str, names: dict[str, Any]) -> None:
+    found = logfacts.read(log)
+    asked = (
+        "tp",
+        "pp",
+        "dp",
+        "world",
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "gpu_memory_utilization",
+    )
+    assert {name: found[name] for name in (*asked, "eager", "kind") if name in found} == names
+    assert diagnose.holds(RULES["D4"], found) is bool(names["eager"])
+
+
+def test_a_log_alone_tells_of_memory_that_ran_out_at_the_capture_of_graphs() -> None:
+    trace = '  File "gpu_model_runner.py", line 1, in capture_model\n    x\ntorch.OutOfMemoryError: HIP out of memory. Tried'
+    assert diagnose.holds(RULES["U4"], logfacts.read(f"{V1}\n{trace}")) is True
+    assert diagnose.holds(RULES["U4"], logfacts.read(f"{V1}\n".replace("0.98", "0.85") + trace)) is False
+    assert diagnose.holds(RULES["U4"], logfacts.read(trace)) is None
 
 
 def test_the_utilisation_to_set_is_the_one_that_the_log_says_to_set() -> None:

@@ -6,13 +6,17 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
+import metric_pages
 import plans
 from aim_engine.cli import main
 from aim_engine.deploy import chat, local, process
@@ -179,3 +183,74 @@ def test_what_cannot_be_done_is_wrong_input(store: Store, capsys: Output, argv: 
     shown = capsys.readouterr()
     assert words in shown.err
     assert shown.out == ""
+
+
+OVERLAY = """
+- {name: Answers, severity: info, summary: it answers, basis: test, all_of: [{kpi: up_fraction, over: 1m, above: 0.5}]}
+"""
+
+
+def test_what_fires_when_a_deployment_is_taken_down_is_over_whether_a_monitor_runs_or_not(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    (tmp_path / "data" / "alerts").mkdir(parents=True)
+    (tmp_path / "data" / "alerts" / "own.yaml").write_text(OVERLAY)
+    monkeypatch.setenv("AIM_ENGINE_CATALOG_DIR", str(tmp_path / "data"))
+    pages: dict[str, metric_pages.Reply] = {}
+    told: list[tuple[str, str, str]] = []
+
+    def hook(handler: BaseHTTPRequestHandler) -> None:
+        said = json.loads(handler.body)  # type: ignore[attr-defined]
+        told.append((said["deployment"], said["alert"], said["status"]))
+        metric_pages.text("")(handler)
+
+    pages["/hook"] = hook
+    receivers = tmp_path / "receivers"
+    start(store, "one")
+    with metric_pages.serving(pages) as address, running_monitor(f"{address}/hook", receivers) as watched:
+        watched.until(lambda: ("one", "Answers", "firing") in told, "it is watched")
+        start(store, "two")
+        assert main.run(["down", "one"]) == 0
+        watched.until(lambda: ("one", "Answers", "resolved") in told, "its end is told by the monitor that runs")
+        watched.until(lambda: ("two", "Answers", "firing") in told, "a deployment that came later is watched, too")
+        watched.stop()
+        monkeypatch.setenv("AIM_ENGINE_NOTIFY_FILE", str(receivers))
+        assert main.run(["down", "two"]) == 0
+    assert "two: Answers is over" in capsys.readouterr().err
+    assert main.run(["alerts", "--json"]) == 0, "no alert fires"
+    left = json.loads(capsys.readouterr().out)["alerts"]
+    assert {(alert["deployment"], alert["state"]) for alert in left} == {("one", "resolved"), ("two", "resolved")}
+    for name in ("one", "two"):
+        assert [each[1:] for each in told if each[0] == name] == [("Answers", "firing"), ("Answers", "resolved")]
+
+
+class Monitored:
+    """A monitor that runs."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def until(self, claim: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + 40
+        while not claim():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < deadline, what
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(timeout=20) == 0, self.process.communicate()[1]
+
+
+@contextmanager
+def running_monitor(hook: str, receivers: Path) -> Iterator[Monitored]:
+    """A monitor of all that is deployed, which tells `hook`."""
+    receivers.write_text(f"{hook}\n")
+    receivers.chmod(0o600)
+    command = [sys.executable, "-m", "aim_engine", "monitor", "--interval", "500ms", "--no-cards"]
+    with subprocess.Popen([*command, "--receivers", str(receivers)], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield Monitored(process)
+        finally:
+            if process.poll() is None:
+                process.kill()

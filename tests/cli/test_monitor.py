@@ -86,6 +86,20 @@ def test_an_endpoint_that_is_down_is_said_so_and_no_error_of_ours(
     }
 
 
+def test_addresses_with_commas_between_them_are_replicas_of_one_deployment(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = f"{served.address},{served.address}/other"
+    served.pages["/other/metrics"] = served.pages["/metrics"]
+    assert document(capsys, "monitor", both, "--once", "--json", "--no-cards")["deployments"][0]["error"] is None
+    served.work(10)
+    served.pages["/other/metrics"] = served.pages["/metrics"]
+    document(capsys, "monitor", both, "--once", "--json", "--no-cards")
+    found = document(capsys, "report", both, "--since", "5m", "--json")
+    assert found["figures"]["readings"]["requests_s"]["count"] == 20
+    assert found["deployment"] == both.replace("http://", "")
+
+
 def test_reports_in_every_form(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = served.address.partition("://")[2]
     run(["monitor", served.address, "--once"])
@@ -148,7 +162,7 @@ def test_alerts_are_listed_silenced_and_exported(served: Served, capsys: pytest.
     assert run(["alerts", "unsilence", "1"]) == 0
     assert run(["alerts", "unsilence", "1"]) == 2
     assert len(document(capsys, "alerts", "rules", "--json")["rules"]) >= 16
-    assert run(["alerts", "export", served.address, "--selector", 'job="x"', "--ttft", "500ms"]) == 0
+    assert run(["alerts", "export", served.address, "--selector", 'job="x"', "--ttft", "p99:500ms"]) == 0
     out = capsys.readouterr()
     rules = yaml.safe_load(out.out)["groups"][0]["rules"]
     assert any(rule["alert"] == "AimEngineTtftBudgetBurnFast" and "> 500" in rule["expr"] for rule in rules)

@@ -12,15 +12,18 @@ import pytest
 from aim_engine.kpi import names
 from aim_engine.kpi.formula import measures_of
 from aim_engine.monitor import alerts, views
+from aim_engine.monitor import watch as watching
 from aim_engine.monitor.history import History, Look, Target
 from aim_engine.monitor.ledger import Alert, Ledger, Rating, Silence
 from aim_engine.monitor.span import Gauge, Histogram, Span
 from aim_engine.monitor.watch import Watch
 from aim_engine.render import alert_rules
 from aim_engine.render.alert_rules import Rule
+from aim_engine.workload import Slo
 
 RULES = alert_rules.load()
 NOW = 1_800_000_000.0
+LIMITS = Slo(ttft_ms=1, ttft_percentile=99, tpot_ms=1, tpot_percentile=99, e2e_ms=1, e2e_percentile=99)
 
 
 def case(values: Mapping[str, Any]) -> tuple[Span, Span, dict[str, float]]:
@@ -40,7 +43,7 @@ def case(values: Mapping[str, Any]) -> tuple[Span, Span, dict[str, float]]:
                 continue
             case "up_fraction":
                 scrapes, failed = (10, 0) if value else (0, 10)
-            case "ttft_ms" | "tpot_ms":
+            case "ttft_ms" | "tpot_ms" | "e2e_ms":
                 histograms[name.removesuffix("_ms")] = Histogram(
                     (value / 1000 * 0.999, value / 1000 * 1.001), (0.0, 100.0, 0.0), value / 10
                 )
@@ -104,9 +107,7 @@ def test_a_rule_judges_its_cases(rule: Rule, kind: str) -> None:
 @pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.facts], ids=lambda rule: rule.name)
 def test_a_rule_whose_figures_nobody_tells_is_not_judged(rule: Rule) -> None:
     empty = Span(60.0)
-    held, _ = alerts.judge(
-        rule, lambda _: (empty, empty), {"slo_ttft_ms": 1.0, "slo_tpot_ms": 1.0, "gpus": 8.0}, firing=False
-    )
+    held, _ = alerts.judge(rule, lambda _: (empty, empty), {**alert_rules.of_limits(LIMITS), "gpus": 8.0}, firing=False)
     assert held is (True if rule.name == "TelemetryBlind" else None)
 
 
@@ -115,6 +116,41 @@ def test_a_few_slow_requests_are_no_burnt_budget() -> None:
         if "BudgetBurn" in one.name:
             now, before, given = case({**one.fires, "requests_s": 0.0003})
             assert alerts.judge(one, lambda _, now=now, before=before: (now, before), given, firing=False)[0] is False  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("percentile", "share", "fires"),
+    [(99, 0.05, ""), (99, 0.07, "slow"), (99, 0.15, "fast"), (90, 0.55, ""), (90, 0.61, "slow"), (90, 0.91, "fast"),
+     (50, 0.74, ""), (50, 0.76, "slow"), (None, 0.28, ""), (None, 0.3, "mean")],
+)  # fmt: skip
+def test_a_limit_is_judged_on_the_level_that_it_was_asked_on(percentile: int | None, share: float, fires: str) -> None:
+    span = Span(
+        60.0,
+        {"requests": 1000.0},
+        histograms={
+            "ttft": Histogram((0.4, 0.5, 1.0), (1000 * (1 - share), 0.0, 1000 * share, 0.0), 300 + 700 * share)
+        },
+    )
+    given = alert_rules.of_limits(Slo(ttft_ms=500, ttft_percentile=percentile))
+    found = {
+        one.name: alerts.judge(one, lambda _: (span, span), given, firing=False)[0]
+        for one in RULES
+        if one.needs and "slo_ttft" in one.needs and alert_rules.applies(one, given)
+    }
+    if percentile is None:
+        assert found == {"TimeToFirstTokenMissed": fires == "mean"}
+    else:
+        assert found == {"TtftBudgetBurnFast": fires == "fast", "TtftBudgetBurnSlow": fires in ("fast", "slow")}
+
+
+def test_what_is_said_of_a_burnt_budget_names_the_level_and_the_share() -> None:
+    one = next(rule for rule in RULES if rule.name == "TtftBudgetBurnSlow")
+    given = alert_rules.of_limits(Slo(ttft_ms=500, ttft_percentile=90))
+    alert = alerts.step(one, True, 812.0, None, deployment="demo", now_s=NOW, parameters=given)
+    assert alert is not None
+    assert alert.summary == (
+        "more than 60.0% of the requests wait longer than 500 ms for their first token, a limit on p90 (812 ms at that share)"
+    )
 
 
 def test_the_rules_of_the_reference_are_there_and_name_what_exists() -> None:
@@ -245,6 +281,88 @@ def test_an_alert_survives_a_restart_of_the_monitor_and_is_told_once(
         ("EngineDown", "firing"),
         ("EngineDown", "resolved"),
     ]
+
+
+def test_one_long_answer_of_an_engine_that_counts_it_at_its_end_is_not_stuck() -> None:
+    """sglang TokenizerManager.collect_metrics and ROCm/ATOM metrics_guide: tokens count when a request is finished, gaps as they come."""
+    stuck = next(rule for rule in RULES if rule.name == "GpuStuck")
+    running = {"running": Gauge(1.0, 1.0, 1.0, 1.0, 1)}
+    for gaps, held in ((3000.0, False), (0.0, True)):
+        span = Span(180.0, {"output_tokens": 0.0}, running, {"itl": Histogram((0.1,), (gaps, 0.0), gaps * 0.06)}, 1)
+        assert alerts.judge(stuck, lambda _, span=span: (span, span), {}, firing=False)[0] is held  # type: ignore[misc]
+
+
+HOOK = "http://127.0.0.1:9/hook"
+
+
+def down_since(history: History, ledger: Ledger, receivers: tuple[str, ...] = (HOOK,)) -> Watch:
+    """A monitor in whose eyes `demo` is down and that has told so, at NOW + 200."""
+    watch = Watch(history, ledger, RULES, {"demo": None}, receivers=receivers)
+    for n in range(20):
+        add(history, NOW + 10 * n, Span(0.0, failed=1))
+        watch.judge(NOW + 10 * n)
+    assert [(a.rule, a.state) for a in ledger.alerts() if a.state == "firing"] == [("EngineDown", "firing")]
+    return watch
+
+
+def test_the_alerts_of_a_deployment_that_is_taken_down_are_over_and_that_is_told_once(
+    files: tuple[History, Ledger],
+) -> None:
+    history, ledger = files
+    watch = down_since(history, ledger)
+    watch.follow({"other": None})
+    (ended,) = watch.judge(NOW + 210)
+    assert (ended.rule, ended.state) == ("EngineDown", "resolved")
+    assert ended.summary.startswith("the deployment was taken down or is being started anew; it was: no answer")
+    for n in range(22, 400):
+        watch.judge(NOW + 10 * n)
+    assert [(m.alert.rule, m.alert.state) for m in ledger.waiting()] == [
+        ("EngineDown", "firing"),
+        ("EngineDown", "resolved"),
+    ]
+    assert ledger.alerts() == (), "what was over for an hour is forgotten, and what only might have been at once"
+
+
+def test_the_end_of_alerts_is_told_by_the_next_monitor_where_none_runs(
+    files: tuple[History, Ledger], tmp_path: Path
+) -> None:
+    history, ledger = files
+    down_since(history, ledger)
+    (ended,) = watching.taken_down(ledger, ["demo"], (), NOW + 220)
+    assert (ended.state, ended.told) == ("resolved", ("firing",))
+    again = Ledger(tmp_path / "ledger.db")
+    watch = Watch(history, again, RULES, {}, receivers=(HOOK,))
+    watch.judge(NOW + 230)
+    watch.judge(NOW + 240)
+    assert [m.alert.state for m in again.waiting()] == ["firing", "resolved"]
+    again.close()
+
+
+def test_a_monitor_ends_no_alert_that_another_one_judges_and_ends_what_nobody_does(
+    files: tuple[History, Ledger],
+) -> None:
+    history, ledger = files
+    theirs = down_since(history, ledger)
+    ours = Watch(history, ledger, RULES, {"other": None}, receivers=(HOOK,))
+    for n in range(20, 60):
+        add(history, NOW + 10 * n, Span(0.0, failed=1))
+        theirs.judge(NOW + 10 * n)
+        assert ours.judge(NOW + 10 * n) == ()
+    last_s = NOW + 590
+    assert ours.judge(last_s + 3000) == ()
+    ended = {alert.rule: alert for alert in ours.judge(last_s + 3700)}
+    assert {name: alert.state for name, alert in ended.items()} == {"EngineDown": "resolved", "ReplicaDown": "resolved"}
+    assert ended["EngineDown"].summary.startswith("no monitor watches the deployment any more; it was: ")
+    assert [m.alert.state for m in ledger.waiting()] == ["firing", "resolved"]
+
+
+def test_an_alert_that_was_never_told_ends_without_a_message(files: tuple[History, Ledger]) -> None:
+    history, ledger = files
+    ledger.silence(Silence(until_s=NOW + 9000, why="test"))
+    watch = down_since(history, ledger)
+    watch.follow({})
+    assert [alert.state for alert in watch.judge(NOW + 210)] == ["resolved"]
+    assert ledger.waiting() == ()
 
 
 def test_a_quality_drop_is_an_alert(files: tuple[History, Ledger]) -> None:

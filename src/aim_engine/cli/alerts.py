@@ -9,12 +9,16 @@ import click
 
 from aim_engine import settings as all_settings
 from aim_engine.cli import observed, output
+from aim_engine.cli.options import limits
 from aim_engine.errors import AimError, InvalidInput
 from aim_engine.monitor import notify, page, views
 from aim_engine.monitor.ledger import Alert, Silence
 from aim_engine.render import alert_rules, rulefile
 from aim_engine.render.text import yaml_document
 from aim_engine.workflow import overlay_dir
+
+_RECENT_S = 600.0
+"""A monitor that runs asks again long before."""
 
 
 @click.group(invoke_without_command=True, epilog="Example: aim-engine alerts export http://127.0.0.1:8000")
@@ -76,9 +80,13 @@ def rules(as_json: bool) -> None:
     "--kubernetes", "namespace", metavar="NAMESPACE", help="A PrometheusRule for this namespace instead of a rule file."
 )
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label of the PrometheusRule.")
-@click.option("--ttft", metavar="TIME", help="Limit on the time to first token, where no plan has one.")
-@click.option("--tpot", metavar="TIME", help="Limit on the time per output token, where no plan has one.")
-@click.option("--engine", type=click.Choice(["vllm", "sglang"]), default="vllm", show_default=True)
+@click.option("--ttft", metavar="[pN:]TIME", help="Limit on the time to first token, where no plan has one.")
+@click.option("--tpot", metavar="[pN:]TIME", help="Limit on the time per output token, where no plan has one.")
+@click.option("--e2e", metavar="[pN:]TIME", help="Limit on the time of a whole request, where no plan has one.")
+@click.option("--engine", type=click.Choice(["vllm", "sglang", "atom"]), default="vllm", show_default=True)
+@click.option(
+    "--prefill", default="", help="Label matcher of servers that only prefill, beside others that only decode."
+)
 def export(
     name: str | None,
     selector: str,
@@ -87,15 +95,15 @@ def export(
     labels: tuple[str, ...],
     ttft: str | None,
     tpot: str | None,
+    e2e: str | None,
     engine: str,
+    prefill: str,
 ) -> None:
     """Write the rules for Prometheus, with the plan's limits in them."""
     settings = all_settings.load()
     found = observed.one(name, settings)
-    given = views.parameters(found.plan)
-    for limit, text in (("slo_ttft_ms", ttft), ("slo_tpot_ms", tpot)):
-        if text:
-            given[limit] = observed.seconds(text) * 1000
+    asked = limits({"ttft": ttft, "tpot": tpot, "e2e": e2e})
+    given = {**views.parameters(found.plan), **alert_rules.of_limits(asked)}
     exported = rulefile.export(
         alert_rules.load(overlay_dir(settings)),
         deployment=found.name,
@@ -103,6 +111,7 @@ def export(
         devices=cards,
         parameters=given,
         engine=engine,
+        prefill=prefill,
     )
     if namespace is None:
         document: dict[str, object] = {"groups": exported.groups}
@@ -195,7 +204,11 @@ def said(rule: alert_rules.Rule) -> str:
     for group in rule.groups:
         parts = []
         for each in group:
-            figure = each.kpi if each.quantile is None else f"{each.kpi} p{each.quantile * 100:g}"
+            figure = each.kpi
+            if isinstance(each.quantile, str):
+                figure = f"quantile {each.quantile} of {each.kpi}"
+            elif each.quantile is not None:
+                figure = f"{each.kpi} p{each.quantile * 100:g}"
             bounds = [
                 f"{sign} {bound}"
                 for sign, bound in ((">", each.above), ("<", each.below), ("=", each.equals), (">", each.beyond))
@@ -209,6 +222,8 @@ def said(rule: alert_rules.Rule) -> str:
 
 def _row(alert: Alert) -> tuple[str, ...]:
     mute = "silenced" if alert.silenced else f"explained by {alert.inhibited_by}" if alert.inhibited_by else ""
+    if alert.state != "resolved" and alert.judged_s and time.time() - alert.judged_s > _RECENT_S:
+        mute = f"no monitor asked since {page.when(alert.judged_s)}"
     return alert.state, alert.severity, alert.deployment, alert.rule, page.when(alert.since_s), alert.summary, mute
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -87,18 +89,20 @@ def down(name: str | None, everything: bool, yes: bool, as_json: bool) -> int:
     if everything and targets and not yes:
         output.note(f"this stops {', '.join(targets)}")
         click.confirm("Go on?", abort=True, err=True)
-    stopped, failed = [], []
+    stopped, failed, gone = [], [], set()
     for each in targets:
         try:
             deployment = store.load(each)
             runner(deployment, store, settings).stop(deployment, output.note)
             store.remove(each)
             stopped.append(each)
+            gone.add(deployment.group or each)
         except AimError as err:
             if not everything:
                 raise
             output.error(err)
             failed.append(each)
+    _end_alerts(gone, store, settings)
     if as_json:
         output.data({"schema": "aim-engine/down/v1", "stopped": stopped, "failed": failed})
     else:
@@ -107,6 +111,29 @@ def down(name: str | None, everything: bool, yes: bool, as_json: bool) -> int:
         if not targets:
             output.text("nothing is deployed")
     return 3 if failed else 0
+
+
+def _end_alerts(gone: set[str], store: Store, settings: Settings) -> None:
+    """No alert of what is gone may fire on; those who were told of it are told of its end."""
+    if not gone or not (Path(settings.state_dir).expanduser() / "ledger.db").exists():
+        return
+    from aim_engine.cli import observed
+    from aim_engine.monitor import notify, watch
+
+    now_s = time.time()
+    deployments = gone - {observed.group(store, each) for each in store.names()}
+    try:
+        ledger = observed.ledger(settings)
+        try:
+            told = notify.receivers(settings.notify_file) if settings.notify_file else ()
+            for alert in watch.taken_down(ledger, deployments, told, now_s):
+                output.note(f"{alert.deployment}: {alert.rule} is over")
+            for why in notify.deliver(ledger, now_s)[1] if told else ():
+                output.note(f"note: not delivered, the next monitor tries again: {why}")
+        finally:
+            ledger.close()
+    except AimError as err:
+        output.note(f"note: its alerts could not be ended: {err}")
 
 
 def runner(deployment: Deployment, store: Store, settings: Settings) -> Runner:

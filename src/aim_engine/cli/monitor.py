@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from aim_engine.cli.observed import Observed
 from aim_engine.errors import AimError, InvalidInput
 from aim_engine.monitor import figures, notify, report, smi, views
 from aim_engine.monitor import watch as watching
-from aim_engine.monitor.collect import Collector
+from aim_engine.monitor.collect import Collector, Watched
 from aim_engine.monitor.history import History, Look
 from aim_engine.monitor.ledger import Ledger
 from aim_engine.monitor.watch import Watch
@@ -63,12 +63,13 @@ def monitor(
 ) -> int:
     """Look at running engines and their cards, keep what they do, and tell when something is wrong.
 
-    Without a name it looks at everything that is deployed here. Exit code 1 when --once found an alert that fires, 3 when one did not answer.
+    Without a name it looks at everything that is deployed here, now and later. Exit code 1 when --once found an alert that fires, 3 when one did not answer.
     """
     if as_json and not once:
         raise InvalidInput("--json needs --once", hint="aim-engine report --json gives what was kept")
     settings = all_settings.load()
-    found = observed.deployments(names, settings)
+    followed = observed.Followed(names, settings)
+    found = followed.now
     if not found:
         raise InvalidInput(
             "nothing is deployed",
@@ -76,9 +77,7 @@ def monitor(
         )
     if exporter and len(found) != 1:
         raise InvalidInput("an exporter's cards must belong to one deployment", hint="name the deployment")
-    pages = [page for each in found for page in each.pages] + [
-        observed.exporter(url, found[0].name, pods) for url in exporter
-    ]
+    exporters = [observed.exporter(url, found[0].name, pods) for url in exporter]
     path = receivers or (Path(settings.notify_file) if settings.notify_file else None)
     told = notify.receivers(path) if path is not None else ()
     history, ledger = observed.history(settings), observed.ledger(settings)
@@ -86,6 +85,7 @@ def monitor(
     cards = None if no_cards or exporter else smi.Cards(root)
     if once and cards is not None:
         cards.wait()
+    pages = _pages(found, exporters)
     collector = Collector(
         pages,
         history,
@@ -106,8 +106,8 @@ def monitor(
     try:
         if once:
             return _once(found, collector, watch, history, as_json)
-        hourly = (lambda now_s: _learn(found, history, ledger, settings, now_s)) if learn else None
-        _run(found, collector, watch, settings, duration, listen, hourly)
+        hourly = (lambda now_s: _learn(followed.now, history, ledger, settings, now_s)) if learn else None
+        _run(followed, exporters, collector, watch, settings, duration, listen, hourly)
     finally:
         collector.close()
         if cards is not None:
@@ -117,8 +117,15 @@ def monitor(
     return 0
 
 
+def _pages(found: tuple[Observed, ...], exporters: Sequence[Watched]) -> list[Watched]:
+    """All pages of these deployments, and of the exporters whose cards are theirs."""
+    own = [page for each in found for page in each.pages]
+    return own + [page for page in exporters if any(page.target.deployment == each.name for each in found)]
+
+
 def _run(
-    found: tuple[Observed, ...],
+    followed: observed.Followed,
+    exporters: Sequence[Watched],
     collector: Collector,
     watch: Watch,
     settings: Settings,
@@ -127,6 +134,7 @@ def _run(
     hourly: Callable[[float], None] | None,
 ) -> None:
     stop = threading.Event()
+    plans = {each.name: each.plan for each in followed.now}
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     timer = None
@@ -138,11 +146,24 @@ def _run(
     if listen:
         from aim_engine.monitor.listen import Listener
 
-        server = Listener(listen, Path(settings.state_dir).expanduser(), {each.name: each.plan for each in found})
+        server = Listener(listen, Path(settings.state_dir).expanduser(), plans)
         output.note(f"ratings and figures at {server.address}")
-    output.note(f"watching {', '.join(each.name for each in found)}; figures: aim-engine report, aim-engine top")
+    output.note(f"watching {', '.join(plans)}; figures: aim-engine report, aim-engine top")
+
+    def renew() -> None:
+        if not followed.changed():
+            return
+        before = set(plans)
+        now = {each.name: each.plan for each in followed.now}
+        plans.clear()
+        plans.update(now)
+        collector.follow(_pages(followed.now, exporters))
+        watch.follow(now)
+        if before != set(now):
+            output.note(f"watching {', '.join(now) or 'nothing until something is deployed'}")
+
     try:
-        watching.run(collector, watch, stop, hourly=hourly or (lambda _: None))
+        watching.run(collector, watch, stop, renew=renew, hourly=hourly or (lambda _: None))
     finally:
         if timer is not None:
             timer.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -19,6 +20,8 @@ from aim_engine.monitor.history import History, Target
 from aim_engine.monitor.ledger import Ledger
 from aim_engine.planner.plan import Plan
 from aim_engine.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,15 +51,44 @@ def key() -> str | None:
 
 
 def deployments(names: Sequence[str], settings: Settings) -> tuple[Observed, ...]:
-    """The deployments that were named, or all of them. An address such as http://127.0.0.1:8000 needs no record.
+    """The deployments that were named, or all of them. An address such as http://127.0.0.1:8000 needs no record; several with
+    commas between them are the replicas of one.
 
     Raises: InvalidInput.
     """
     store = Store(settings.state_dir)
     if not names:
-        groups = dict.fromkeys(_group(store, name) for name in store.names())
+        groups = dict.fromkeys(group(store, name) for name in store.names())
         return tuple(_recorded(store, name) for name in groups)
     return tuple(_by_address(name) if _is_address(name) else _recorded(store, name) for name in names)
+
+
+class Followed:
+    """The deployments that a monitor looks at, while others come and some of them go."""
+
+    def __init__(self, names: Sequence[str], settings: Settings) -> None:
+        """Without `names` all that are deployed. Raises: InvalidInput."""
+        self._names, self._settings = tuple(names), settings
+        self._written = Store(settings.state_dir).written()
+        self.now = deployments(names, settings)
+
+    def changed(self) -> bool:
+        """Look again; were records written or taken away? Raises: Unreachable."""
+        store = Store(self._settings.state_dir)
+        written = store.written()
+        if written == self._written:
+            return False
+        found = []
+        for name in self._names or dict.fromkeys(group(store, name) for name in store.names()):
+            if _is_address(name):
+                found.append(_by_address(name))
+                continue
+            try:
+                found.append(_recorded(store, name, settled=True))
+            except (InvalidInput, Corrupt) as err:
+                logger.info("%s is not watched: %s", name, err)
+        self._written, self.now = written, tuple(each for each in found if each.pages)
+        return True
 
 
 def one(name: str | None, settings: Settings) -> Observed:
@@ -110,24 +142,37 @@ def _is_address(name: str) -> bool:
 
 
 def _by_address(text: str) -> Observed:
-    url = scrape.address(text)
-    name = url.removesuffix("/metrics").partition("://")[2]
-    return Observed(name=name, pages=(Watched(target=Target(deployment=name, name=name, endpoint=text), url=url),))
+    """One deployment by the addresses of its replicas, with commas between them."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    urls = [scrape.address(part) for part in parts]
+    each = [url.removesuffix("/metrics").partition("://")[2] for url in urls]
+    deployment = ",".join(each)
+    return Observed(
+        name=deployment,
+        pages=tuple(
+            Watched(target=Target(deployment=deployment, name=name, endpoint=part), url=url)
+            for part, url, name in zip(parts, urls, each, strict=True)
+        ),
+    )
 
 
-def _group(store: Store, name: str) -> str:
+def group(store: Store, name: str) -> str:
+    """What the deployment of a record is called: that of its replicas together, else its own."""
     try:
         return store.load(name).group or name
     except Corrupt:
         return name
 
 
-def _recorded(store: Store, name: str) -> Observed:
+def _recorded(store: Store, name: str, *, settled: bool = False) -> Observed:
+    """A deployment by its records; of those that are being started or stopped no page where it must be `settled`."""
     members = store.members(name)
     plan = None
     pages = []
     for member in members:
         record = store.load(member)
+        if settled and record.state in ("starting", "stopped"):
+            continue
         try:
             plan = plan or store.plan(member)
         except AimError:
@@ -135,7 +180,7 @@ def _recorded(store: Store, name: str) -> Observed:
         target = Target(deployment=record.group or record.name, name=record.name, endpoint=record.endpoint)
         namespace = (record.namespace or "default") if record.target == "kubernetes" else ""
         pages.append(Watched(target=target, url=scrape.address(record.endpoint), namespace=namespace))
-    return Observed(name=pages[0].target.deployment, pages=tuple(pages), plan=plan, members=members)
+    return Observed(name=pages[0].target.deployment if pages else name, pages=tuple(pages), plan=plan, members=members)
 
 
 def served_as(found: Observed, settings: Settings) -> str:

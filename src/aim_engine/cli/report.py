@@ -39,6 +39,9 @@ _EARLIER = {"previous": None, "day": 86400.0, "week": 7 * 86400.0}
 @click.option("--prometheus", metavar="URL", help="Ask a Prometheus-compatible server instead of our own history.")
 @click.option("--selector", default="", help="Label matchers of the engine's series there, such as 'pod=~\"qwen-.*\"'.")
 @click.option("--cards", "cards", metavar="SELECTOR", help="Label matchers of the cards' series there.")
+@click.option(
+    "--prefill", default="", help="Label matcher there of servers that only prefill, beside others that only decode."
+)
 @click.option("--learn", is_flag=True, help="Correct the next predictions by this window.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document; the same as --format json.")
 def report(
@@ -51,6 +54,7 @@ def report(
     prometheus: str | None,
     selector: str,
     cards: str | None,
+    prefill: str,
     learn: bool,
     as_json: bool,
 ) -> int:
@@ -69,7 +73,7 @@ def report(
 
     if prometheus:
         document = views.of_prometheus(
-            Prometheus(prometheus, selector=selector, devices=cards),
+            Prometheus(prometheus, selector=selector, devices=cards, prefill=prefill),
             found.name,
             begin_s,
             end_s,
@@ -159,7 +163,7 @@ def _row(document: Document, line: Line) -> list[str]:
         page.value(unit, line.measured) or "-",
         page.value(unit, line.p95),
         page.value(unit, page.promise(document, line)),
-        page.value(unit, line.limit),
+        page.limited(line),
     ]
     if document.before is not None:
         change = "" if line.change_fraction is None else f"{line.change_fraction:+.1%}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ from aim_engine.cli.deployments import runner
 from aim_engine.cli.observed import Observed
 from aim_engine.deploy import endpoint as http
 from aim_engine.deploy.records import Store
-from aim_engine.deploy.runner import Runner
+from aim_engine.deploy.runner import Deployment, Runner
 from aim_engine.errors import InvalidInput
 from aim_engine.settings import Settings
 
@@ -128,29 +129,24 @@ def _apply(
         )
     store = Store(settings.state_dir)
     deployment = store.load(found.members[0])
-    if load and endpoint is None and deployment.target == "kubernetes" and not http.answers(deployment.endpoint):
-        service = f"namespaces/{deployment.namespace}/services/{deployment.name}:http/proxy"
-        raise InvalidInput(
-            f"{deployment.endpoint} is not reached from here, so no load can be put on it",
-            why="it is an address inside the cluster; its figures are read through the API server",
-            hint=f"kubectl proxy &  then --endpoint http://127.0.0.1:8001/api/v1/{service}; or without --load, its own traffic is measured",
-        )
     if not as_json:
         advice.show(chosen)
     if not yes:
         how = "rolls the pods of" if deployment.target == "kubernetes" else "restarts"
         output.note(f"this {how} {deployment.name}, and again when the change does not help")
         click.confirm("Go on?", abort=True, err=True)
-    put = improve.drive(load, concurrency, endpoint=endpoint) if load else improve.wait(observed.seconds(measure))
-    outcome = improve.apply(
-        chosen,
-        deployment,
-        found.plan,
-        settings,
-        _starting(deployment.target, store, settings, found),
-        load=put,
-        tell=output.note,
-    )
+    with _reached(deployment, endpoint) if load else contextlib.nullcontext() as address:
+        outcome = improve.apply(
+            chosen,
+            deployment,
+            found.plan,
+            settings,
+            _starting(deployment.target, store, settings, found),
+            load=improve.drive(load, concurrency, endpoint=address)
+            if load
+            else improve.wait(observed.seconds(measure)),
+            tell=output.note,
+        )
     if as_json:
         output.data(outcome)
     else:
@@ -158,6 +154,15 @@ def _apply(
     if outcome.kept:
         output.next_step(f"aim-engine monitor {deployment.name}; aim-engine report {deployment.name} --learn")
     return 0 if outcome.kept else 1
+
+
+def _reached(deployment: Deployment, endpoint: str | None) -> contextlib.AbstractContextManager[str | None]:
+    """Where a load reaches a deployment, while inside: in a cluster through its API server, unless the address itself answers."""
+    if endpoint is not None or deployment.target != "kubernetes" or http.answers(deployment.endpoint):
+        return contextlib.nullcontext(endpoint)
+    from aim_engine.deploy import reach
+
+    return reach.service(deployment.namespace or "default", deployment.name)
 
 
 def _starting(target: str, store: Store, settings: Settings, found: Observed) -> Runner:

@@ -174,13 +174,15 @@ def _panel(screen: Screen, alerts: Sequence[Alert]) -> RenderableType:
         trail = screen.trail(name)
         if reading.value is None and all(value is None for value in trail):
             continue
-        planned, limit = views.planned_for(plan, name)
+        planned, limit = views.planned_for(plan, name), views.limit_on(plan, name)
         if predicted is not None:  # for the load that is there
             planned = views.ranges(predicted).get(name)
-        target = f"< {page.value(kpi.unit, limit)}" if limit is not None else ""
+        level = "" if limit is None or limit.percentile is None else f"p{limit.percentile} "
+        target = f"{level}< {page.value(kpi.unit, limit.ms)}" if limit is not None else ""
         if not target and planned is not None:
             target = f"~ {page.value(kpi.unit, planned.value)}"
-        missed = limit is not None and reading.value is not None and reading.value > limit
+        reached = None if limit is None else views.at_level(report, name, limit.percentile)
+        missed = limit is not None and reached is not None and reached > limit.ms
         now = Text(page.value(kpi.unit, reading.value) or "-", style="bold red" if missed else "bold")
         if missed:
             now.append(" !")

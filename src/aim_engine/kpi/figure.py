@@ -18,6 +18,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     low: float | None = None
     high: float | None = None
+    percentile: int | None = None
+    """What of a latency should lie there: 50, 90, 95 or 99; None: its mean."""
     source: str = ""
 
 

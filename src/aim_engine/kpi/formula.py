@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
 
+from aim_engine.errors import InvalidInput
 from aim_engine.kpi import measures
 from aim_engine.kpi.measures import Measure
 
@@ -213,8 +215,11 @@ def promql(
     devices: str | None = None,
     edges: Mapping[str, tuple[str, ...]] | None = None,
     offset: str = "",
+    prefill: str = "",
 ) -> str:
     """PromQL for the same number over `window`, for series that `selector` picks (`devices` for those of cards).
+
+    `prefill` is a matcher of the servers that only prefill, where there are such; see `chosen`.
 
     Names of all releases of `engine` are joined by `or`, newest first. `edges` are the `le` labels of histograms by measure, needed
     where a share below a limit is asked; `offset` asks for an earlier window. Raises: Unknown when a parameter or an edge is not known.
@@ -230,8 +235,9 @@ def promql(
                 if not below:
                     raise Unknown(f"no bucket edge of {histogram} at or below its limit is known")
                 le = max(below, key=float)
+                picked = chosen(measures.BY_NAME[histogram], engine, selector, prefill)
                 met = [
-                    f'sum(rate({name}_bucket{{{selector}{"," * bool(selector)}le="{le}"}}[{window}]))'
+                    f'sum(rate({name}_bucket{{{picked}{"," * bool(picked)}le="{le}"}}[{window}]))'
                     for name in prometheus_names(measures.BY_NAME[histogram], engine, "")
                 ]
                 all_of = series(histogram, "sum", "rate", "_count")
@@ -275,10 +281,10 @@ def promql(
 
     def series(name: str, across: str, function: str, suffix: str | None = None) -> str:
         measure = measures.BY_NAME[name]
-        chosen = selector if not measure.device or devices is None else devices
+        picked = devices if measure.device and devices is not None else chosen(measure, engine, selector, prefill)
         found = []
         for metric in prometheus_names(measure, engine, suffix):
-            labels = ",".join((*((chosen,) if chosen else ()), *(f'{key}="{value}"' for key, value in measure.where)))
+            labels = ",".join((*((picked,) if picked else ()), *(f'{key}="{value}"' for key, value in measure.where)))
             inner = f"{metric}{{{labels}}}" if labels else metric
             if function == "mean":
                 found.append(mean_level(across, inner, window, "15s", back))
@@ -305,13 +311,47 @@ def mean_level(across: str, series: str, window: str, step: str, offset: str = "
     return f"{across}(avg_over_time({held}[{window}:{step}]{offset}))"
 
 
-def quantile_promql(measure: str, share: float, *, selector: str, window: str, engine: str = "vllm") -> str:
+def quantile_promql(
+    measure: str, share: float, *, selector: str, window: str, engine: str = "vllm", prefill: str = ""
+) -> str:
     """PromQL of a quantile of a histogram."""
+    picked = chosen(measures.BY_NAME[measure], engine, selector, prefill)
     found = [
-        f"histogram_quantile({share:g}, sum by (le) (rate({metric}{{{selector}}}[{window}])))"
+        f"histogram_quantile({share:g}, sum by (le) (rate({metric}{{{picked}}}[{window}])))"
         for metric in prometheus_names(measures.BY_NAME[measure], engine, "_bucket")
     ]
     return found[0] if len(found) == 1 else "(" + " or ".join(found) + ")"
+
+
+def chosen(measure: Measure, engine: str | None, selector: str, prefill: str = "") -> str:
+    """Label matchers of the series of a measure, so that each request is counted once where some servers only prefill.
+
+    Those of SGLang say it in a label. Those of vLLM do not: there `prefill` is the matcher that picks them, such as pod=~"demo-prefill-.*".
+    Raises: InvalidInput when that is not one matcher.
+    """
+    if measure.device or measure.side == "both":
+        return selector
+    if engine == "sglang" and not prefill:
+        own = f'{measures.SERVER_KIND}!="{"decode" if measure.side == "prefill" else "prefill"}"'
+    elif prefill:
+        own = (
+            prefill if measure.side == "prefill" or (measure.side == "first" and engine != "sglang") else _not(prefill)
+        )
+    else:
+        return selector
+    return f"{selector},{own}" if selector else own
+
+
+_MATCHER = re.compile(r'\s*([A-Za-z_]\w*)\s*(=~|!~|!=|=)\s*("(?:[^"\\]|\\.)*")\s*')
+_OPPOSITE = {"=": "!=", "!=": "=", "=~": "!~", "!~": "=~"}
+
+
+def _not(matcher: str) -> str:
+    """The matcher of all other series. Raises: InvalidInput."""
+    found = _MATCHER.fullmatch(matcher)
+    if found is None:
+        raise InvalidInput(f"'{matcher}' is not one label matcher", hint="for example 'pod=~\"demo-prefill-.*\"'")
+    return f"{found[1]}{_OPPOSITE[found[2]]}{found[3]}"
 
 
 def prometheus_names(measure: Measure, engine: str | None = None, suffix: str | None = None) -> tuple[str, ...]:

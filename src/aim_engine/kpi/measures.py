@@ -3,7 +3,8 @@
 A measure is one counter, gauge or histogram as it is scraped and kept; figures (`names`) are arithmetic over measures. The first
 family of a measure that a page exports is read, so that a renamed metric keeps its history.
 Sources: vllm-project/vllm vllm/v1/metrics/loggers.py (0.32, 0.33) and the deprecations of 0.6 to 0.12; sgl-project/sglang metrics
-collector (0.5); ROCm/device-metrics-exporter docs/configuration/metricslist.md (1.4) and its older names.
+collector (0.5); ROCm/ATOM docs/metrics_guide.md and entrypoints/openai/request_metrics.py; ROCm/device-metrics-exporter
+docs/configuration/metricslist.md (1.4) and docs/releasenotes.md for its older names; ROCm/omnistat docs/metrics.md; amd/amd_smi_exporter.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import msgspec
 
 Kind = Literal["counter", "gauge", "histogram"]
 Across = Literal["sum", "max", "mean"]
+Side = Literal["both", "prefill", "decode", "first"]
 RANKS = frozenset({"tp_rank", "pp_rank", "moe_ep_rank", "pid"})
 """Labels of ranks that report the same work: take one of them, do not add them up."""
-ENGINE_PREFIXES = {"vllm:": "vllm", "sglang:": "sglang"}
+SERVER_KIND = "engine_type"
+"""Label in which SGLang says whether a server only prefills or only decodes; on what the scheduler tells in 0.5.9, on all in 0.5.23.
+Source: its srt/observability/metrics_collector.py, srt/managers/scheduler_metrics_mixin.py."""
+ENGINE_PREFIXES = {"vllm:": "vllm", "sglang:": "sglang", "atom:": "atom"}
 """How an engine's own metrics begin."""
 START_TIME = "process_start_time_seconds"
 """When the engine's process started, seconds since 1970; gauge."""
@@ -47,6 +52,54 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine must be told to export it."""
     ours: bool = False
     """Read from the driver's files by us; AMD's exporter has no such series."""
+
+    @property
+    def side(self) -> Side:
+        """Which of servers that only prefill and servers that only decode count for it, since each request passes through both.
+
+        `first` is the time to the first token. A prefill server of vLLM is asked for one token before the decode server is asked at all, so
+        its time is most of it, and the transfer and the first step of the other come on top. Both servers of SGLang are asked at once, and
+        the decode server's time is all of it. Source: vllm-project/vllm examples of a proxy and issue 29474; sgl-project/sglang
+        TokenizerManager.collect_metrics, of which a prefill server counts requests, prompts and one token, but no times per token.
+        """
+        return _SIDES.get(self.name, "both")
+
+
+_SIDES: dict[str, Side] = {
+    "ttft": "first",
+    **dict.fromkeys(
+        (
+            "tpot",
+            "itl",
+            "e2e",
+            "decode",
+            "inference",
+            "prompt_length",
+            "output_length",
+            "step_tokens",
+            "output_tokens",
+            "requests",
+            "finished_stop",
+            "finished_length",
+            "finished_repetition",
+        ),
+        "decode",
+    ),
+    **dict.fromkeys(
+        (
+            "queue",
+            "prefill",
+            "input_tokens",
+            "prefix_queries",
+            "prefix_hits",
+            "prefix_hit_gauge",
+            "mm_queries",
+            "mm_hits",
+        ),
+        "prefill",
+    ),
+}
+"""Errors, aborts and what requests wait for count wherever they are."""
 
 
 def _counter(
@@ -99,14 +152,23 @@ def _finished(reason: str) -> Measure:
 FINISH_REASONS = ("abort", "error", "length", "repetition", "stop")
 
 ENGINE: tuple[Measure, ...] = (
-    _histogram("ttft", "s", "vllm:time_to_first_token_seconds", "sglang:time_to_first_token_seconds"),
+    _histogram(
+        "ttft",
+        "s",
+        "vllm:time_to_first_token_seconds",
+        "sglang:time_to_first_token_seconds",
+        "atom:time_to_first_token_seconds",
+        "atom:ttft_seconds",
+    ),
     _histogram(
         "tpot",
         "s",
         "vllm:request_time_per_output_token_seconds",
         "sglang:request_time_per_output_token_seconds",
+        "atom:tpot_seconds",
         "vllm:inter_token_latency_seconds",
         "sglang:inter_token_latency_seconds",
+        "atom:inter_token_latency_seconds",
         "vllm:time_per_output_token_seconds",
         "sglang:time_per_output_token_seconds",
     ),
@@ -115,52 +177,106 @@ ENGINE: tuple[Measure, ...] = (
         "s",
         "vllm:inter_token_latency_seconds",
         "sglang:inter_token_latency_seconds",
+        "atom:inter_token_latency_seconds",
         "vllm:time_per_output_token_seconds",
         "sglang:time_per_output_token_seconds",
     ),
-    _histogram("e2e", "s", "vllm:e2e_request_latency_seconds", "sglang:e2e_request_latency_seconds"),
-    _histogram("queue", "s", "vllm:request_queue_time_seconds", "sglang:queue_time_seconds"),
+    _histogram(
+        "e2e", "s", "vllm:e2e_request_latency_seconds", "sglang:e2e_request_latency_seconds", "atom:e2e_latency_seconds"
+    ),
+    _histogram(
+        "queue", "s", "vllm:request_queue_time_seconds", "sglang:queue_time_seconds", "atom:request_queue_time_seconds"
+    ),
     _histogram("prefill", "s", "vllm:request_prefill_time_seconds"),
     _histogram("decode", "s", "vllm:request_decode_time_seconds"),
     _histogram("inference", "s", "vllm:request_inference_time_seconds"),
-    _histogram("prompt_length", "tokens", "vllm:request_prompt_tokens"),
-    _histogram("output_length", "tokens", "vllm:request_generation_tokens"),
+    _histogram("prompt_length", "tokens", "vllm:request_prompt_tokens", "sglang:prompt_tokens_histogram"),
+    _histogram("output_length", "tokens", "vllm:request_generation_tokens", "sglang:generation_tokens_histogram"),
     _histogram("step_tokens", "tokens", "vllm:iteration_tokens_total"),
     _histogram("request_preemptions", "times", "vllm:request_num_preemptions"),
-    _counter("output_tokens", "tokens", "vllm:generation_tokens", "sglang:generation_tokens"),
-    _counter("input_tokens", "tokens", "vllm:prompt_tokens", "sglang:prompt_tokens"),
+    _counter("output_tokens", "tokens", "vllm:generation_tokens", "sglang:generation_tokens", "atom:generation_tokens"),
+    _counter("input_tokens", "tokens", "vllm:prompt_tokens", "sglang:prompt_tokens", "atom:prompt_tokens"),
     _counter("computed_tokens", "tokens", "vllm:prompt_tokens_by_source", where=(("source", "local_compute"),)),
-    _counter("requests", "requests", "vllm:request_success", "sglang:num_requests"),
+    _counter(
+        "transferred_tokens", "tokens", "vllm:prompt_tokens_by_source", where=(("source", "external_kv_transfer"),)
+    ),
+    _counter("requests", "requests", "vllm:request_success", "sglang:num_requests", "atom:requests_finished"),
     *(_finished(reason) for reason in FINISH_REASONS),
     _counter("aborted", "requests", "sglang:num_aborted_requests"),
-    _counter("preemptions", "requests", "vllm:num_preemptions", "sglang:num_retracted_requests"),
+    _counter("preemptions", "requests", "vllm:num_preemptions", "sglang:num_retracted_requests", "atom:preemptions"),
     _counter("rejections", "requests", "vllm:admission_rejections"),
     _counter("corrupted", "requests", "vllm:corrupted_requests", only_with="VLLM_COMPUTE_NANS_IN_LOGITS=1"),
-    _counter("prefix_queries", "tokens", "vllm:prefix_cache_queries", "vllm:gpu_prefix_cache_queries"),
-    _counter("prefix_hits", "tokens", "vllm:prefix_cache_hits", "vllm:gpu_prefix_cache_hits", "sglang:cached_tokens"),
+    _counter(
+        "prefix_queries",
+        "tokens",
+        "vllm:prefix_cache_queries",
+        "vllm:gpu_prefix_cache_queries",
+        "atom:prefix_cache_full_tokens",
+    ),
+    _counter(
+        "prefix_hits",
+        "tokens",
+        "vllm:prefix_cache_hits",
+        "vllm:gpu_prefix_cache_hits",
+        "sglang:cached_tokens",
+        "atom:prefix_cache_cached_tokens",
+    ),
     _counter("mm_queries", "items", "vllm:mm_cache_queries"),
     _counter("mm_hits", "items", "vllm:mm_cache_hits"),
-    _counter("draft_tokens", "tokens", "vllm:spec_decode_num_draft_tokens", only_with="speculative decoding"),
-    _counter("accepted_tokens", "tokens", "vllm:spec_decode_num_accepted_tokens", only_with="speculative decoding"),
+    _counter(
+        "draft_tokens",
+        "tokens",
+        "vllm:spec_decode_num_draft_tokens",
+        "atom:mtp_draft_tokens",
+        only_with="speculative decoding",
+    ),
+    _counter(
+        "accepted_tokens",
+        "tokens",
+        "vllm:spec_decode_num_accepted_tokens",
+        "atom:mtp_accepted_tokens",
+        only_with="speculative decoding",
+    ),
     _counter("flops", "FLOP", "vllm:estimated_flops_per_gpu", "sglang:estimated_flops_per_gpu"),
     _counter("read_bytes", "bytes", "vllm:estimated_read_bytes_per_gpu", "sglang:estimated_read_bytes_per_gpu"),
     _counter("offload_bytes", "bytes", "vllm:kv_offload_total_bytes", "vllm:kv_offload_bytes"),
     _counter("cpu_s", "s", "process_cpu_seconds"),
-    _gauge("running", "requests", "vllm:num_requests_running", "sglang:num_running_reqs"),
-    _gauge("waiting", "requests", "vllm:num_requests_waiting", "sglang:num_queue_reqs"),
+    _gauge("running", "requests", "vllm:num_requests_running", "sglang:num_running_reqs", "atom:requests_running"),
+    _gauge("waiting", "requests", "vllm:num_requests_waiting", "sglang:num_queue_reqs", "atom:requests_waiting"),
     _gauge("waiting_capacity", "requests", "vllm:num_requests_waiting_by_reason", where=(("reason", "capacity"),)),
     _gauge("waiting_deferred", "requests", "vllm:num_requests_waiting_by_reason", where=(("reason", "deferred"),)),
     _gauge("waiting_allocation", "requests", "sglang:num_decode_prealloc_queue_reqs"),
-    _gauge("waiting_transfer", "requests", "sglang:num_decode_transfer_queue_reqs"),
-    _fullest("running_fullest", "requests", "vllm:num_requests_running", "sglang:num_running_reqs"),
-    _fullest("kv_usage", "fraction", "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage"),
-    _fullest("acceptance_gauge", "fraction", "sglang:spec_accept_rate", "vllm:spec_decode_draft_acceptance_rate"),
-    _fullest("prefix_hit_gauge", "fraction", "sglang:cache_hit_rate", "vllm:gpu_prefix_cache_hit_rate"),
+    _gauge("waiting_transfer", "requests", "sglang:num_decode_transfer_queue_reqs", "atom:requests_parked_kv_load"),
+    _fullest(
+        "running_fullest", "requests", "vllm:num_requests_running", "sglang:num_running_reqs", "atom:requests_running"
+    ),
+    _fullest(
+        "kv_usage",
+        "fraction",
+        "vllm:kv_cache_usage_perc",
+        "vllm:gpu_cache_usage_perc",
+        "sglang:token_usage",
+        "atom:kv_cache_usage_ratio",
+    ),
+    _fullest(
+        "acceptance_gauge",
+        "fraction",
+        "sglang:spec_accept_rate",
+        "vllm:spec_decode_draft_acceptance_rate",
+        "atom:mtp_acceptance_rate",
+    ),
+    _fullest(
+        "prefix_hit_gauge",
+        "fraction",
+        "sglang:cache_hit_rate",
+        "vllm:gpu_prefix_cache_hit_rate",
+        "atom:prefix_cache_hit_ratio",
+    ),
 )
 """Told by an engine's metrics page."""
 
 DEVICE: tuple[Measure, ...] = (
-    _card("gpu_busy", "%", "gpu_gfx_activity", "gpu_usage", across="mean"),
+    _card("gpu_busy", "%", "gpu_gfx_activity", "gpu_usage", "gpu_gfx_busy_instantaneous", across="mean"),
     _card("gpu_memory_busy", "%", "gpu_umc_activity", across="mean"),
     _card("gpu_memory_used", "MiB", "gpu_used_vram", across="sum"),
     _card("gpu_memory_total", "MiB", "gpu_total_vram", across="sum", zero=True),
@@ -192,6 +308,7 @@ DEVICE: tuple[Measure, ...] = (
         "throttle_socket",
         "samples",
         "gpu_violation_socket_thermal_residency_accumulated",
+        "gpu_violation_soc_thermal_residency_accumulated",
         kind="counter",
         across="sum",
     ),
@@ -202,11 +319,19 @@ DEVICE: tuple[Measure, ...] = (
         kind="counter",
         across="sum",
     ),
-    _card("throttle_vr", "samples", "gpu_violation_vr_thermal_residency_accumulated", kind="counter", across="sum"),
+    _card(
+        "throttle_vr",
+        "samples",
+        "gpu_violation_vr_thermal_residency_accumulated",
+        "gpu_violation_vr_thermal_tracking_accumulated",
+        kind="counter",
+        across="sum",
+    ),
     _card(
         "throttle_prochot",
         "samples",
         "gpu_violation_processor_hot_residency_accumulated",
+        "gpu_violation_proc_hot_residency_accumulated",
         kind="counter",
         across="sum",
     ),

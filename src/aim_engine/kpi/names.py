@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from aim_engine.kpi.cards import DEVICES
 from aim_engine.kpi.figure import Kpi, Target
-from aim_engine.kpi.formula import Constant, First, Goodput, Increase, Level, Mean, Over, Parameter, Rate, Sum, Up
+from aim_engine.kpi.formula import (
+    Constant,
+    Count,
+    First,
+    Goodput,
+    Increase,
+    Level,
+    Mean,
+    Over,
+    Parameter,
+    Rate,
+    Sum,
+    Up,
+)
 
 _MS = 1000.0
 
@@ -194,6 +207,15 @@ DERIVED: tuple[Kpi, ...] = (
         better="higher",
         kind="derived",
         formula=Over(Constant(1.0), Mean("itl")),
+    ),
+    Kpi(
+        name="flow_tok_s",
+        label="gaps between tokens per second",
+        unit="tok/s",
+        meaning="moves while answers are on their way; SGLang and ATOM count the tokens of an answer only once it is finished",
+        better="higher",
+        kind="derived",
+        formula=First((Count("itl"), Rate("output_tokens"))),
     ),
     Kpi(
         name="prefix_hit_fraction",

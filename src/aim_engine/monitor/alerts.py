@@ -15,19 +15,26 @@ from aim_engine.kpi.figure import Kpi
 from aim_engine.kpi.formula import Unknown
 from aim_engine.monitor.ledger import Alert, Silence
 from aim_engine.monitor.span import Span, quantile
-from aim_engine.render.alert_rules import Condition, Rule, limit, seconds
+from aim_engine.render.alert_rules import Condition, Rule, limit, seconds, share_beyond
 
 Windows = Callable[[float], tuple[Span, Span]]
 """Length -> the span of that length that ends now, and the one before it."""
 REPEAT_S = 4 * 3600.0
 """A firing alert is told again after this."""
+UNJUDGED_S = 3600.0
+"""A firing alert that no monitor asked about for so long is over: nobody watches its deployment any more."""
+DOWN = "the deployment was taken down"
+GONE = "the deployment was taken down or is being started anew"
 
 
 def value_of(condition: Condition, span: Span, parameters: Mapping[str, float]) -> float:
     """The figure of a condition in a span. Raises: Unknown."""
     kpi = names.BY_NAME[condition.kpi]
     if condition.quantile is not None:
-        return _quantile(kpi, condition.quantile, span)
+        share = limit(condition.quantile, parameters)
+        if share is None:
+            raise Unknown(f"the plan does not say {condition.quantile}")
+        return _quantile(kpi, share, span)
     return _value(kpi, span, parameters)
 
 
@@ -114,6 +121,21 @@ def step(
     return msgspec.structs.replace(before, clear_since_s=clear_since)
 
 
+def over(alert: Alert, now_s: float, why: str) -> Alert | None:
+    """An alert whose deployment nobody watches any more; None when nobody needs to hear of it."""
+    if alert.state == "pending":
+        return None
+    if alert.state == "resolved":
+        return alert
+    said = f"{why}; it was: {alert.summary}"
+    return msgspec.structs.replace(alert, state="resolved", since_s=now_s, summary=said, inhibited_by="")
+
+
+def is_stale(alert: Alert, now_s: float) -> bool:
+    """Did no monitor ask about an alert for so long that its deployment must be held to be watched no more?"""
+    return now_s - max(alert.judged_s, alert.since_s) > UNJUDGED_S
+
+
 def muted(
     alerts: Sequence[Alert], rules: Iterable[Rule], silences: Sequence[Silence], now_s: float
 ) -> tuple[Alert, ...]:
@@ -171,6 +193,8 @@ def _summary(rule: Rule, value: float | None, parameters: Mapping[str, float]) -
     shown = {name: f"{number:g}" for name, number in parameters.items()}
     shown["value"] = "unknown" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     shown["percent"] = "unknown" if value is None else f"{value:.1%}"
+    share = share_beyond(rule, parameters)
+    shown["share"] = "?" if share is None else f"{share:.1%}"
     return rule.summary.format_map(_Shown(shown))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import logging
 import queue
 import threading
@@ -20,7 +21,7 @@ import msgspec
 from aim_engine.deploy.pods import Pods
 from aim_engine.errors import AimError, MissingExtra, Unreachable
 from aim_engine.kpi import measures
-from aim_engine.monitor import scrape, totals
+from aim_engine.monitor import exporters, scrape, totals
 from aim_engine.monitor.fetch import Fetcher
 from aim_engine.monitor.history import About, History, Look, Target
 from aim_engine.monitor.oddities import Oddities
@@ -29,6 +30,7 @@ from aim_engine.monitor.track import Tracker
 
 logger = logging.getLogger(__name__)
 WANTED = measures.wanted()
+_OF_CARDS = WANTED | exporters.NAMES
 _LONGEST_WAIT_S = 60.0
 """Between two looks at an endpoint that stays away."""
 _PATIENCE = 3
@@ -63,6 +65,10 @@ class _Page:
         self._odd: dict[Target, Oddities] = {}
         self._cluster: Pods | None = None
         self.misses = 0
+        self.busy = False
+        """Is somebody looking at it just now?"""
+        self.dropped = False
+        """Is it no longer to be looked at?"""
 
     def tracker(self, target: Target) -> Tracker:
         if target not in self._trackers:
@@ -85,6 +91,7 @@ class _Page:
         tracker = self.tracker(target)
         since_s = tracker.cursor.time_s if tracker.cursor is not None else None
         span, events = tracker.seen(found, tick_s=tick_s)
+        span = msgspec.structs.replace(span, side=found.side) if found.side else span
         if page is not None:
             if any(event.kind == "restart" for event in events):
                 self._odd.pop(target, None)  # SGLang tells some figures only after the first request
@@ -143,7 +150,7 @@ class _Page:
         now = time.time()
         if self.watched.exporter:
             page = scrape.unprefixed(page)
-        snapshot = scrape.read(page, self.watched.url, now, WANTED)
+        snapshot = scrape.read(page, self.watched.url, now, _OF_CARDS if self.watched.exporter else WANTED)
         target = self.watched.target
         damage = self.tracker(target).damaged(snapshot.ended, time_s=now)
         if damage is not None:
@@ -161,6 +168,7 @@ class _Page:
         tick_s = time.monotonic()
         if not self.watched.exporter:
             return [self.seen(target, totals.read(snapshot), tick_s, page)]
+        snapshot = exporters.usual(snapshot)
         cards = totals.by_card(snapshot, self.watched.pods)
         if not cards:
             why = (
@@ -175,6 +183,11 @@ class _Page:
             )
             for card, part in cards.items()
         ]
+
+
+def _place(url: str) -> float:
+    """Where in the interval the looks at a page lie, from 0 to 1: the same in each run, and spread over all pages."""
+    return int.from_bytes(hashlib.blake2b(url.encode(), digest_size=4).digest()) / 2**32
 
 
 def _said(err: AimError) -> str:
@@ -209,11 +222,31 @@ class Collector:
         self._workers = workers
         self._fetcher = Fetcher(hosts=len(watched) + 4, key=key)
         self._cards = cards
-        self._cards_page = _Page(Watched(target=Target(deployment=deployment, kind="card", name=""), url=""), history)
+        self._cards_page = _Page(self._of_cards(deployment), history)
+        self._arrived: list[_Page] = []
         self._looks: queue.SimpleQueue[Look] = queue.SimpleQueue()
         self._unwritten: list[Look] = []
         self._cleaned = 0.0
         self._told_of_others = False
+
+    def follow(self, watched: Sequence[Watched]) -> None:
+        """Look at these pages from now on: new ones are added, those that are not among them are let go.
+
+        This machine's cards stay with their deployment; when that is gone, they go to the first that is there.
+        """
+        known = {page.watched: page for page in self._pages}
+        for each, page in known.items():
+            page.dropped = each not in watched
+        added = [_Page(each, self._history) for each in watched if each not in known]
+        self._arrived += added
+        self._pages = [page for page in self._pages if not page.dropped] + added
+        deployments = [page.watched.target.deployment for page in self._pages]
+        if deployments and self._cards_page.watched.target.deployment not in deployments:
+            self._cards_page = _Page(self._of_cards(deployments[0]), self._history)
+
+    @staticmethod
+    def _of_cards(deployment: str) -> Watched:
+        return Watched(target=Target(deployment=deployment, kind="card", name=""), url="")
 
     def close(self) -> None:
         """Close all connections."""
@@ -231,22 +264,19 @@ class Collector:
 
     def run(self, stop: threading.Event, seen: Callable[[list[Look]], None] = lambda _: None) -> None:
         """Look until `stop`; `seen` gets each batch after it was kept, about once a second."""
-        due: list[tuple[float, int]] = []
+        due: list[tuple[float, int, _Page]] = []
+        order = itertools.count()
         begin = time.monotonic()
-        for number, page in enumerate(self._pages):
-            digest = hashlib.blake2b(page.watched.url.encode(), digest_size=4).digest()
-            heapq.heappush(due, (begin + int.from_bytes(digest) / 2**32 * self._interval_s, number))
-        busy: set[int] = set()
-        lock = threading.Lock()
+        self._arrived = list(self._pages)
         next_write, next_cards = begin + _WRITE_S, begin
 
-        def work(number: int) -> None:
+        def work(page: _Page) -> None:
             try:
-                for look in self._look(self._pages[number]):
-                    self._looks.put(look)
+                for look in self._look(page):
+                    if not page.dropped:
+                        self._looks.put(look)
             finally:
-                with lock:
-                    busy.discard(number)
+                page.busy = False
 
         with (
             ThreadPoolExecutor(max_workers=self._workers) as pool,
@@ -254,15 +284,18 @@ class Collector:
         ):
             while not stop.is_set():
                 now = time.monotonic()
+                for page in self._arrived:
+                    heapq.heappush(due, (now + _place(page.watched.url) * self._interval_s, next(order), page))
+                self._arrived = []
                 while due and due[0][0] <= now:
-                    at, number = heapq.heappop(due)
-                    page = self._pages[number]
-                    heapq.heappush(due, (max(at + page.wait_s(self._interval_s), now), number))
-                    with lock:
-                        if number in busy:
-                            continue
-                        busy.add(number)
-                    (slow_lane if page.misses else pool).submit(work, number)
+                    at, _, page = heapq.heappop(due)
+                    if page.dropped and not page.busy:
+                        page.close()
+                        continue
+                    heapq.heappush(due, (max(at + page.wait_s(self._interval_s), now), next(order), page))
+                    if not page.busy:
+                        page.busy = True
+                        (slow_lane if page.misses else pool).submit(work, page)
                 if self._cards is not None and now >= next_cards:
                     next_cards = now + self._interval_s
                     for look in self._own_cards():
@@ -284,7 +317,7 @@ class Collector:
             return page.missed(_said(err), self._interval_s)
 
     def _own_cards(self) -> list[Look]:
-        if self._cards is None:
+        if self._cards is None or not self._pages:
             return []
         deployment, tick_s = self._cards_page.watched.target.deployment, time.monotonic()
         return [

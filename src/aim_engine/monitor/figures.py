@@ -16,6 +16,11 @@ from aim_engine.kpi.formula import Formula, Increase, Mean, Over, Rate, Unknown
 from aim_engine.monitor.span import Quantile, Span, quantile
 from aim_engine.workload import Workload
 
+SPLIT = (
+    "some servers only prefill and others only decode: requests, answers and times per token are counted at those that decode, prompts and "
+    "waits at those that prefill; of vLLM the time to the first token is that of the prefill, and the transfer and the first step after it "
+    "come on top, as the prefill comes on top of the time of a request"
+)
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 
 
@@ -98,7 +103,7 @@ def of(
         scrapes=span.scrapes,
         failed_scrapes=span.failed,
         restarts=span.restarts,
-        notes=notes,
+        notes=notes + ((SPLIT,) if span.side == "both" else ()),
     )
 
 

@@ -88,6 +88,7 @@ class _Packed(msgspec.Struct, array_like=True, frozen=True):
     scrapes: int
     failed: int
     restarts: int
+    side: str = ""
 
 
 class History:
@@ -244,7 +245,7 @@ class History:
         ).fetchone()
         span, ours = look.span, True
         if look.cursor is not None and None not in (counted_to, look.since_s) and counted_to != look.since_s:
-            span, ours = Span(0.0, {}, span.gauges, {}, span.scrapes, span.failed), False
+            span, ours = msgspec.structs.replace(span, seconds=0.0, counters={}, histograms={}, restarts=0), False
         while (
             newest is not None
             and time <= newest
@@ -360,6 +361,7 @@ class History:
                 span.scrapes,
                 span.failed,
                 span.restarts,
+                span.side,
             )
         )
 
@@ -376,7 +378,8 @@ class History:
         if packed.seconds and any(not gauge.seconds for gauge in gauges.values()):
             # Rows of releases that did not count for how long a level stood.
             gauges = {name: gauge if gauge.seconds else gauge.over(packed.seconds) for name, gauge in gauges.items()}
-        return Span(packed.seconds, packed.counters, gauges, histograms, packed.scrapes, packed.failed, packed.restarts)
+        looks = (packed.scrapes, packed.failed, packed.restarts, packed.side)
+        return Span(packed.seconds, packed.counters, gauges, histograms, *looks)
 
     def _edge_id(self, edges: tuple[float, ...]) -> int:
         known = self._edges.get(edges)

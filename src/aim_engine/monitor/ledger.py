@@ -44,6 +44,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     told: tuple[str, ...] = ()
     """States that were handed to the receivers."""
     told_s: float = 0.0
+    judged_s: float = 0.0
+    """When a monitor last asked whether it is so."""
 
 
 class Silence(msgspec.Struct, frozen=True, kw_only=True):

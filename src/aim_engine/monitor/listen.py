@@ -43,7 +43,7 @@ class Listener:
     """The server, in a thread of its own."""
 
     def __init__(self, where: str, state_dir: Path, plans: Mapping[str, Plan | None]) -> None:
-        """`where` is HOST:PORT; port 0 takes a free one. Raises: InvalidInput, Unreachable."""
+        """`where` is HOST:PORT; port 0 takes a free one. `plans` may change while it listens. Raises: InvalidInput, Unreachable."""
         host, _, port = where.rpartition(":")
         if not port.isdecimal() or not host:
             raise InvalidInput(f"'{where}' is not an address to listen on", hint="for example 127.0.0.1:9470")
@@ -53,7 +53,7 @@ class Listener:
                 why="whoever reaches the address could rate answers",
                 hint=f"127.0.0.1:{port}, with a proxy before it that asks for a key",
             )
-        handler = type("Handler", (_Handler,), {"state_dir": state_dir, "plans": dict(plans)})
+        handler = type("Handler", (_Handler,), {"state_dir": state_dir, "plans": plans})
         try:
             self._server = ThreadingHTTPServer((host, int(port)), handler)
         except (OSError, OverflowError) as err:
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             return [
                 (name, views.of_history(history, name, now_s - _WINDOW_S, now_s, plan=plan, ledger=ledger, points=0))
-                for name, plan in self.plans.items()
+                for name, plan in dict(self.plans).items()
             ]
         finally:
             history.close()

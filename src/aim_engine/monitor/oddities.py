@@ -40,7 +40,7 @@ def no_engine(page: str) -> str:
     names = list(dict.fromkeys(name for name in _NAME.findall(page)))[:_SHOWN]
     other = f", only such as {', '.join(names)}" if names else ""
     return (
-        f"the page has no metric of vLLM or SGLang{other}: it is another program's, or the engine does not tell its statistics "
+        f"the page has no metric of vLLM, SGLang or ATOM{other}: it is another program's, or the engine does not tell its statistics "
         "(vLLM: without --disable-log-stats; SGLang: with --enable-metrics)"
     )
 

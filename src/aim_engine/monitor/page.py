@@ -186,6 +186,13 @@ def value(unit: str, number: float | None) -> str:
     return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
 
 
+def limited(line: Line) -> str:
+    """A limit, and where it is on a percentile that and what was measured of it."""
+    if line.limit is None or line.limit_percentile is None:
+        return value(line.unit, line.limit)
+    return f"p{line.limit_percentile} {value(line.unit, line.limit)} ({value(line.unit, line.at_limit) or '-'})"
+
+
 def subtitle(document: Document) -> str:
     """The window, the engine and how often it answered."""
     report = document.figures
@@ -247,7 +254,7 @@ def _cells(document: Document, line: Line) -> list[str]:
         value(line.unit, line.measured) or "-",
         value(line.unit, line.p95),
         planned,
-        value(line.unit, line.limit),
+        limited(line),
     ]
     if document.before is not None:
         change = "" if line.change_fraction is None else f"{line.change_fraction:+.1%}"

@@ -25,13 +25,21 @@ _LABEL = "aim_measure"
 class Prometheus:
     """One server, asked for the series of one deployment."""
 
-    def __init__(self, url: str, *, selector: str = "", devices: str | None = None, token: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        selector: str = "",
+        devices: str | None = None,
+        token: str | None = None,
+        prefill: str = "",
+    ) -> None:
         """`selector` are label matchers such as `namespace="models",pod=~"qwen-.*"`; `devices` those of the exporter's series.
 
-        Without `devices` no card is asked for.
+        Without `devices` no card is asked for. `prefill` is a matcher of the servers that only prefill.
         """
         self.url = url.rstrip("/")
-        self._selector, self._devices = selector, devices
+        self._selector, self._devices, self._prefill = selector, devices, prefill
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def window(self, begin_s: float, end_s: float) -> Span:
@@ -70,6 +78,7 @@ class Prometheus:
             {name: _gauge(found, end_s - begin_s) for name, found in gauges.items() if len(found) == 5},
             {name: _histogram(found, sums[name]) for name, found in buckets.items() if name in sums},
             scrapes=int(max((found.get("count", 0.0) for found in gauges.values()), default=0.0)),
+            side="both" if self._prefill else "",
         )
 
     def query(self, expression: str, time_s: float) -> list[tuple[dict[str, str], float]]:
@@ -116,8 +125,11 @@ class Prometheus:
         """(measure, labels, value) for each measure that the server has, under the newest of its names."""
         parts, order = [], {}
         for measure in asked:
-            chosen = self._devices if measure.device else self._selector
             for place, name in enumerate(prometheus_names(measure, None, suffix)):
+                engine = "sglang" if name.startswith("sglang:") else "vllm"
+                chosen = (
+                    self._devices if measure.device else formula.chosen(measure, engine, self._selector, self._prefill)
+                )
                 labels = ",".join(
                     (*((chosen,) if chosen else ()), *(f'{key}="{value}"' for key, value in measure.where))
                 )

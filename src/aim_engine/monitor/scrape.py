@@ -22,7 +22,7 @@ Labels = tuple[tuple[str, str], ...]
 
 _LABEL = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^\s=,{}"]+)\s*(?:=\s*"((?:[^"\\]|\\.)*)")?\s*(,|$)')
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:.\-]*")
-_OTHER_NAMES = ("amd_", "ray_", "vllm_", "sglang_", "GPU_", "PCIE_")
+_OTHER_NAMES = ("amd_", "ray_", "vllm_", "sglang_", "atom_", "GPU_", "PCIE_")
 """How names begin that others write in another way."""
 _KNOWN = measures.wanted()
 _PREFIXED = re.compile(
@@ -76,9 +76,9 @@ def fetch(endpoint: str, *, timeout_s: float = 5.0, wanted: frozenset[str] | Non
 
 
 def address(endpoint: str) -> str:
-    """The address of the metrics page of an engine. Raises: InvalidInput."""
+    """The address of the metrics page of an engine, or of all engines behind a router of SGLang. Raises: InvalidInput."""
     url = http.normalise(endpoint)
-    return url if url.endswith("/metrics") else url + "/metrics"
+    return url if url.endswith(("/metrics", "/engine_metrics")) else url + "/metrics"
 
 
 def read(page: str, url: str, time_s: float, wanted: frozenset[str] | None = None) -> Snapshot:
@@ -103,15 +103,16 @@ def parse(page: str, *, time_s: float | None = None, wanted: frozenset[str] | No
             continue
         front, _, number = line.rpartition(" ")
         series = _seen.get(front)
+        sample: Sample | None = None
         if series is not None:
             try:
-                last = Sample(series[0], series[1], float(number), series[2])
+                sample = Sample(series[0], series[1], float(number), series[2])
             except ValueError:
-                skipped += 1
+                sample = None  # the last space was another one than that before the number
+        if sample is None:
+            named = _NAME.match(line) if wanted is not None else None
+            if wanted is not None and named is not None and _usually(named[0]) not in wanted:
                 continue
-        elif wanted is not None and _NAME.match(line) and _name_of(line) not in wanted:
-            continue
-        else:
             line = line.strip()
             if not line or line.startswith("#"):
                 continue
@@ -119,7 +120,7 @@ def parse(page: str, *, time_s: float | None = None, wanted: frozenset[str] | No
             if sample is None:
                 skipped += 1
                 continue
-            last = sample
+        last = sample
         samples.setdefault(last.name, []).append(last)
     return Snapshot(
         samples={name: tuple(group) for name, group in samples.items()},
@@ -143,8 +144,7 @@ def unprefixed(page: str) -> str:
     return re.sub(rf"^{re.escape(found[1])}", "", page, flags=re.MULTILINE)
 
 
-def _name_of(line: str) -> str:
-    name = line.partition("{")[0].partition(" ")[0]
+def _usually(name: str) -> str:
     return _usual(name) if name.startswith(_OTHER_NAMES) else name
 
 
@@ -155,7 +155,7 @@ def _usual(name: str) -> str:
     for other in (
         name.removeprefix("amd_"),
         name.lower(),
-        re.sub(r"^(?:ray_)?(vllm|sglang)_", r"\1:", name),
+        re.sub(r"^(?:ray_)?(vllm|sglang|atom)_", r"\1:", name),
     ):
         if other != name and other in _KNOWN:
             return other
@@ -189,8 +189,7 @@ def _sample(line: str, front: str) -> Sample | None:
         number = float(fields[0])
     except ValueError:
         return None
-    if name.startswith(_OTHER_NAMES):
-        name = _usual(name)
+    name = _usually(name)
     known = tuple(sorted(labels))
     group = name + repr([pair for pair in known if pair[0] not in RANKS])
     if line == f"{front} {fields[0]}":

@@ -113,6 +113,8 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     scrapes: int = 0
     failed: int = 0
     restarts: int = 0
+    side: str = ""
+    """`prefill` or `decode` of a server that does only that; `both` of several of which some do only that."""
 
     def source(self, parameters: Mapping[str, float]) -> Source:
         """Answers of this span to the questions of figures."""
@@ -195,6 +197,7 @@ def in_a_row(spans: Iterable[Span]) -> Span:
         sum(span.scrapes for span in found),
         sum(span.failed for span in found),
         sum(span.restarts for span in found),
+        next((span.side for span in reversed(found) if span.side), ""),
     )
 
 
@@ -211,9 +214,13 @@ def _together(group: Sequence[Histogram]) -> Histogram:
 
 
 def side_by_side(spans: Sequence[Span]) -> Span:
-    """Spans of the same time, of replicas and cards of one deployment, as one."""
+    """Spans of the same time, of replicas and cards of one deployment, as one.
+
+    Where some servers only prefill and others only decode, each request is counted once; see `Measure.side`.
+    """
     if len(spans) == 1:
         return spans[0]
+    spans, split = _each_once(spans)
     counters: dict[str, float] = {}
     histograms: dict[str, Histogram] = {}
     beside: dict[str, list[Gauge]] = {}
@@ -230,7 +237,55 @@ def side_by_side(spans: Sequence[Span]) -> Span:
         sum(span.scrapes for span in spans),
         sum(span.failed for span in spans),
         sum(span.restarts for span in spans),
+        "both" if split else "",
     )
+
+
+def _each_once(spans: Sequence[Span]) -> tuple[Sequence[Span], bool]:
+    """Spans without what another server counts of the same requests, and whether there is such."""
+    told = {span.side for span in spans} >= {"prefill", "decode"}
+    sides = [span.side for span in spans] if told else [_side_by_work(span) for span in spans]
+    if not {"prefill", "decode"} <= set(sides):
+        return spans, False
+    first = "decode" if told else "prefill"
+    found = []
+    for span, side in zip(spans, sides, strict=True):
+        if side not in ("prefill", "decode"):
+            found.append(span)
+            continue
+
+        def counts(name: str, side: str = side) -> bool:
+            own = measures.BY_NAME[name].side
+            return own == "both" or (first if own == "first" else own) == side
+
+        found.append(
+            msgspec.structs.replace(
+                span,
+                counters={name: value for name, value in span.counters.items() if counts(name)},
+                gauges={name: gauge for name, gauge in span.gauges.items() if counts(name)},
+                histograms={name: histogram for name, histogram in span.histograms.items() if counts(name)},
+            )
+        )
+    return found, True
+
+
+def _side_by_work(span: Span) -> str:
+    """What a server of vLLM does, which does not say so: one that decodes got its prompts' cache from others, one that prefills ends each
+    request after one token, for its length.
+
+    Some caches outside of the engine count as others, too; the other kind of server must be there for either to matter.
+    """
+    counters = span.counters
+    requests, tokens = counters.get("requests", 0.0), counters.get("output_tokens", 0.0)
+    if counters.get("transferred_tokens", 0.0) > 0:
+        return "decode"
+    if (
+        requests
+        and abs(tokens - requests) <= max(2.0, 0.02 * requests)
+        and counters.get("finished_length", 0.0) >= 0.9 * requests
+    ):
+        return "prefill"
+    return ""
 
 
 def quantile(buckets: Sequence[tuple[float, float]], share: float) -> Quantile | None:

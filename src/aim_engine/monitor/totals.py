@@ -44,6 +44,8 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     engine: str | None = None
     models: tuple[str, ...] = ()
     skipped: int = 0
+    side: str = ""
+    """`prefill` or `decode` where the server says that it does only that."""
 
 
 def read(snapshot: Snapshot, kept: Iterable[Measure] = measures.ENGINE) -> Totals:
@@ -53,17 +55,20 @@ def read(snapshot: Snapshot, kept: Iterable[Measure] = measures.ENGINE) -> Total
     histograms: dict[str, Buckets] = {}
     families: dict[str, str] = {}
     samples = snapshot.samples
+    kinds = _kinds(snapshot)
+    both = {"prefill", "decode"} <= kinds  # the page of a router, with the figures of both kinds of servers
     for measure in kept:
+        other = _OTHER_SIDE[measure.side] if both else ""
         for family, name in _NAMES[measure.name]:
             if name not in samples:
                 continue
             if measure.kind == "histogram":
-                found = _buckets(snapshot, family)
+                found = _buckets(snapshot, family, other)
                 if found is None:
                     continue
                 histograms[measure.name] = found
             else:
-                values = _by_engine(samples[name], measure.where)
+                values = _by_engine(samples[name], measure.where, other)
                 if measure.zero_is_unknown:
                     values = [value for value in values if value]
                 if measure.unit == "fraction":
@@ -89,7 +94,22 @@ def read(snapshot: Snapshot, kept: Iterable[Measure] = measures.ENGINE) -> Total
         ),
         models=_models(snapshot),
         skipped=snapshot.skipped,
+        side=next(iter(kinds & {"prefill", "decode"}), "") if not both else "",
     )
+
+
+_OTHER_SIDE = {"both": "", "prefill": "decode", "decode": "prefill", "first": "prefill"}
+"""Side that counts for a measure -> kind of server of SGLang that does not."""
+
+
+def _kinds(snapshot: Snapshot) -> set[str]:
+    """The kinds of servers that a page tells of."""
+    return {
+        kind
+        for name in ("sglang:num_running_reqs", "sglang:token_usage", "sglang:num_requests_total")
+        for sample in snapshot.samples.get(name, ())
+        if (kind := sample.label(measures.SERVER_KIND))
+    }
 
 
 def by_card(snapshot: Snapshot, pods: str = "") -> dict[str, Snapshot]:
@@ -121,12 +141,13 @@ def _across(measure: Measure, values: list[float]) -> float:
     return max(values) if measure.across == "max" else math.fsum(values) / len(values)
 
 
-def _by_engine(samples: Sequence[Sample], where: tuple[tuple[str, str], ...] = ()) -> list[float]:
+def _by_engine(samples: Sequence[Sample], where: tuple[tuple[str, str], ...] = (), other: str = "") -> list[float]:
+    """One value for each engine. Samples of servers of kind `other` are left out."""
     groups: dict[str, float] = {}
     # SGLang with priorities: one series for each of them, and with an empty label their sum.
     summed = samples[0].name.startswith("sglang:") and any(sample.label("priority") == "" for sample in samples)
     for sample in samples:
-        if summed and sample.label("priority"):
+        if (summed and sample.label("priority")) or (other and sample.label(measures.SERVER_KIND) == other):
             continue
         if not math.isfinite(sample.value) or any(pair not in sample.labels for pair in where):
             continue
@@ -135,16 +156,19 @@ def _by_engine(samples: Sequence[Sample], where: tuple[tuple[str, str], ...] = (
     return list(groups.values())
 
 
-def _buckets(snapshot: Snapshot, family: str) -> Buckets | None:
+def _buckets(snapshot: Snapshot, family: str, other: str = "") -> Buckets | None:
     """A histogram, None when a part of it is missing: the page was cut off in it, or it holds no number."""
     told = snapshot.samples.get(f"{family}_sum", ())
-    counts, sums = _by_engine(snapshot.samples[f"{family}_count"]), _by_engine(told) if told else []
+    counts = _by_engine(snapshot.samples[f"{family}_count"], other=other)
+    sums = _by_engine(told, other=other) if told else []
     if not counts or not sums:
         return None
     all_of = math.fsum(counts)
     groups: dict[float, dict[str, float]] = {}
     for sample in snapshot.samples.get(f"{family}_bucket", ()):
         edge = _edge(sample)
+        if other and sample.label(measures.SERVER_KIND) == other:
+            continue
         if not math.isnan(edge) and math.isfinite(sample.value):
             known = groups.setdefault(edge, {})
             known[sample.group] = max(sample.value, known.get(sample.group, 0.0))

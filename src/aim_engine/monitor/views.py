@@ -22,7 +22,8 @@ from aim_engine.monitor.span import Gauge, Span, side_by_side
 from aim_engine.monitor.track import Event
 from aim_engine.perf.estimate import Estimate, Range
 from aim_engine.planner.plan import Plan
-from aim_engine.workload import Workload
+from aim_engine.render import alert_rules
+from aim_engine.workload import Limit, Workload
 
 Predict = Callable[[Plan, Workload], Estimate | None]
 CURVES = (
@@ -74,6 +75,10 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     """Band of the prediction."""
     limit: float | None = None
     """What the plan was asked to keep."""
+    limit_percentile: int | None = None
+    """What of it has to keep the limit; None: the mean."""
+    at_limit: float | None = None
+    """What was measured of that."""
     before: float | None = None
     change_fraction: float | None = None
     verdict: Literal["met", "missed", "inside", "outside", ""] = ""
@@ -114,11 +119,7 @@ def parameters(plan: Plan | None) -> dict[str, float]:
     """Numbers of the plan that figures and limits are made of; what it does not say is absent."""
     if plan is None:
         return {}
-    found: dict[str, float | None] = {
-        "slo_ttft_ms": plan.inputs.slo.ttft_ms,
-        "slo_tpot_ms": plan.inputs.slo.tpot_ms,
-        "slo_e2e_ms": plan.inputs.slo.e2e_ms,
-    }
+    found: dict[str, float | None] = {**alert_rules.of_limits(plan.inputs.slo)}
     if plan.chosen is not None:
         recipe = plan.chosen.recipe
         found |= {
@@ -199,6 +200,7 @@ def joined(engines: Sequence[Span], cards: Sequence[Span]) -> Span:
         engine.scrapes,
         engine.failed,
         engine.restarts,
+        engine.side,
     )
 
 
@@ -241,6 +243,7 @@ def of_history(
     notes = []
     if begins and min(begins) > begin_s + 60:
         notes.append(f"the history begins {(min(begins) - begin_s) / 60:.0f} minutes after the window")
+    notes += now.notes
     if not kept:
         notes.append("nothing of this deployment was kept yet")
     return Document(
@@ -323,7 +326,8 @@ def lines(
     for kpi in names.ALL:
         reading = now.readings[kpi.name]
         was = before.value(kpi.name) if before is not None else None
-        planned, limit = planned_for(plan, kpi.name)
+        planned, limit = planned_for(plan, kpi.name), limit_on(plan, kpi.name)
+        reached = None if limit is None else at_level(now, kpi.name, limit.percentile)
         expected = planned if predicted is None else ranges(predicted).get(kpi.name)
         if reading.value is None and was is None and planned is None:
             continue
@@ -342,21 +346,33 @@ def lines(
                 predicted=expected.value if expected is not None and predicted is not None else None,
                 low=expected.low if expected is not None else None,
                 high=expected.high if expected is not None else None,
-                limit=limit,
+                limit=None if limit is None else limit.ms,
+                limit_percentile=None if limit is None else limit.percentile,
+                at_limit=reached,
                 before=was,
                 change_fraction=change,
-                verdict=_verdict(kpi, reading.value, expected, limit),
+                verdict=_verdict(kpi, reading.value, expected, reached, limit),
                 trend=_trend(kpi, change),
             )
         )
     return tuple(found)
 
 
-def planned_for(plan: Plan | None, kpi: str) -> tuple[Range | None, float | None]:
-    """What the plan predicted of a figure, and the limit it was asked to keep."""
-    if plan is None or plan.chosen is None:
-        return None, None
-    return ranges(plan.chosen.estimate).get(kpi), parameters(plan).get(f"slo_{kpi}")
+def planned_for(plan: Plan | None, kpi: str) -> Range | None:
+    """What the plan predicted of a figure."""
+    return None if plan is None or plan.chosen is None else ranges(plan.chosen.estimate).get(kpi)
+
+
+def limit_on(plan: Plan | None, kpi: str) -> Limit | None:
+    """The limit on a figure that the plan was asked to keep."""
+    if plan is None:
+        return None
+    return next((limit for limit in plan.inputs.slo.limits if kpi == f"{limit.name}_ms"), None)
+
+
+def at_level(report: KpiReport, kpi: str, percentile: int | None) -> float | None:
+    """What is held against a limit: the mean of a figure, or the percentile that the limit is on."""
+    return report.value(kpi) if percentile is None else report.quantile(kpi, f"p{percentile}")
 
 
 def ranges(estimate: Estimate) -> dict[str, Range]:
@@ -413,12 +429,12 @@ def _model(plan: Plan | None, now: KpiReport) -> str:
 
 
 def _verdict(
-    kpi: Kpi, value: float | None, planned: Range | None, limit: float | None
+    kpi: Kpi, value: float | None, planned: Range | None, reached: float | None, limit: Limit | None
 ) -> Literal["met", "missed", "inside", "outside", ""]:
     if value is None:
         return ""
     if limit is not None:
-        return "met" if value <= limit else "missed"
+        return "" if reached is None else "met" if reached <= limit.ms else "missed"
     if planned is not None and kpi.better == "lower":
         return "inside" if planned.low <= value <= planned.high else "outside"
     return ""

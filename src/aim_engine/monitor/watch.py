@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -41,6 +41,12 @@ class Watch:
         self._history, self._ledger, self._rules = history, ledger, tuple(rules)
         self._plans, self._receivers, self._findings = dict(plans), tuple(receivers), frozenset(findings)
         self._renewed = 0.0
+        self._dropped: frozenset[str] = frozenset()
+
+    def follow(self, plans: Mapping[str, Plan | None]) -> None:
+        """Judge these deployments from now on. The alerts of those that are not among them are over."""
+        self._dropped = (self._dropped | self._plans.keys()) - plans.keys()
+        self._plans = dict(plans)
 
     def judge(self, now_s: float) -> tuple[Alert, ...]:
         """Every rule at every deployment, now; keeps the states and the messages they call for. Gives what is or was on."""
@@ -48,22 +54,42 @@ class Watch:
         found: list[Alert] = []
         for deployment, plan in self._plans.items():
             found += self._of(deployment, plan, known, now_s)
+        found += self._left_behind(known.values(), now_s)
         marked = alerts.muted(found, self._rules, self._ledger.silences(now_s), now_s)
         news: list[Message] = []
         kept = []
         for alert in marked:
-            told = alert
-            if alerts.to_tell(alert, now_s):
-                told = alerts.told(alert, now_s)
+            told = msgspec.structs.replace(alert, judged_s=now_s)
+            if alerts.to_tell(told, now_s):
+                told = alerts.told(told, now_s)
                 news += notify.messages(told, self._receivers)
             kept.append(told)
         news += self._renewals(kept, now_s)
         self._ledger.put_alerts(kept, news, now_s)
         present = {(alert.deployment, alert.rule) for alert in kept}
         for key, alert in known.items():
-            if key not in present and alert.deployment in self._plans:
+            if key not in present and (alert.deployment in self._plans or self._is_left(alert, now_s)):
                 self._ledger.forget_alert(alert)
         return tuple(kept)
+
+    def _left_behind(self, known: Iterable[Alert], now_s: float) -> list[Alert]:
+        """What is still to be told of deployments that went away, or that nobody watches any more."""
+        found = []
+        for alert in known:
+            if self._is_left(alert, now_s):
+                why = alerts.GONE if alert.deployment in self._dropped else "no monitor watches the deployment any more"
+                ended = alerts.over(alert, now_s, why)
+                if ended is not None and (ended is not alert or not _over(alert, now_s)):
+                    found.append(ended)
+        return found
+
+    def _is_left(self, alert: Alert, now_s: float) -> bool:
+        """Is an alert one of a deployment that is gone? Those that another monitor judges are not ours to end."""
+        return alert.deployment not in self._plans and (
+            alert.deployment in self._dropped
+            or alerts.is_stale(alert, now_s)
+            or (bool(self._receivers) and alert.state == "resolved" and alerts.to_tell(alert, now_s))
+        )
 
     def deliver(self, now_s: float) -> tuple[int, tuple[str, ...]]:
         """Hand out what is due; see `notify.deliver`."""
@@ -126,14 +152,36 @@ def _over(alert: Alert, now_s: float) -> bool:
     return now_s - alert.since_s > 3600
 
 
+def taken_down(ledger: Ledger, deployments: Iterable[str], receivers: Sequence[str], now_s: float) -> tuple[Alert, ...]:
+    """End the alerts of deployments that are no more, and tell `receivers`; gives those that fired.
+
+    Without receivers the news waits for the next monitor, which knows its own.
+    """
+    gone = frozenset(deployments)
+    ended = []
+    for alert in ledger.alerts():
+        if alert.deployment not in gone or alert.state == "resolved":
+            continue
+        found = alerts.over(alert, now_s, alerts.DOWN)
+        if found is None:
+            ledger.forget_alert(alert)
+            continue
+        telling = bool(receivers) and alerts.to_tell(found, now_s)
+        found = alerts.told(found, now_s) if telling else found
+        ledger.put_alerts([found], notify.messages(found, receivers) if telling else [], now_s)
+        ended.append(found)
+    return tuple(ended)
+
+
 def run(
     collector: Collector,
     watch: Watch,
     stop: threading.Event,
     *,
+    renew: Callable[[], None] = lambda: None,
     hourly: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Look and judge until `stop`; `hourly` is called with the time once an hour."""
+    """Look and judge until `stop`. `renew` is called before each judgement, `hourly` with the time once an hour."""
     judged, hour = 0.0, time.monotonic()
 
     def batch(_: list[Look]) -> None:
@@ -142,6 +190,7 @@ def run(
             return
         judged = time.monotonic()
         try:
+            renew()
             now_s = time.time()
             for alert in watch.judge(now_s):
                 if alert.told_s == now_s:

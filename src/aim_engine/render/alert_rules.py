@@ -14,6 +14,7 @@ import msgspec
 
 from aim_engine import facts
 from aim_engine.backend import rules as expressions
+from aim_engine.workload import Slo
 
 Limit = float | str
 """A number, or an expression over parameters of the plan such as `slo_ttft_ms`."""
@@ -25,8 +26,8 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     kpi: str
     over: str
     """Length of the window, such as 5m."""
-    quantile: float | None = None
-    """Of the histogram behind the figure, instead of its mean."""
+    quantile: Limit | None = None
+    """Of the histogram behind the figure, instead of its mean; a share, or an expression over parameters that gives one."""
     above: Limit | None = None
     below: Limit | None = None
     equals: Limit | None = None
@@ -46,7 +47,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: str
     severity: Literal["critical", "warning", "info"]
     summary: str
-    """With `{value}` and parameters in braces."""
+    """With `{value}`, `{percent}`, `{share}` and parameters in braces; the share is of what lies beyond the first quantile."""
     basis: str
     """Where the limit comes from."""
     all_of: tuple[Condition, ...] = ()
@@ -100,6 +101,22 @@ def limit(value: Limit, parameters: Mapping[str, float]) -> float | None:
     except expressions.UnknownName:
         return None
     return None if found is None else float(found)
+
+
+def of_limits(slo: Slo) -> dict[str, float]:
+    """Parameters of the limits that are set: `slo_ttft_ms` and the percentile that it is on, 0 for the mean."""
+    found: dict[str, float] = {}
+    for each in slo.limits:
+        found[f"slo_{each.name}_ms"] = each.ms
+        found[f"slo_{each.name}_percentile"] = float(each.percentile or 0)
+    return found
+
+
+def share_beyond(rule: Rule, parameters: Mapping[str, float]) -> float | None:
+    """The share of observations that lies beyond the first quantile that a rule asks for; None where it asks for none."""
+    asked = next((each.quantile for group in rule.groups for each in group if each.quantile is not None), None)
+    found = None if asked is None else limit(asked, parameters)
+    return None if found is None else 1 - found
 
 
 def applies(rule: Rule, parameters: Mapping[str, float]) -> bool:

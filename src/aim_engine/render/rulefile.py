@@ -38,20 +38,21 @@ def export(
     devices: str,
     parameters: Mapping[str, float],
     engine: str = "vllm",
+    prefill: str = "",
 ) -> Exported:
-    """The rules of one deployment. `selector` picks its engines' series, `devices` those of its cards."""
+    """The rules of one deployment. `selector` picks its engines' series, `devices` those of its cards, `prefill` servers that only prefill."""
     found, left_out = [], {}
     for rule in rules:
         if rule.facts:
             left_out[rule.name] = "no series tells what doctor finds"
             continue
         if not alert_rules.applies(rule, parameters):
-            left_out[rule.name] = f"the plan does not say whether {rule.needs}"
+            left_out[rule.name] = f"of this plan it does not hold, or is not known, that {rule.needs}"
             continue
         told_apart = rule.scope == "card" and all(_counted(each) is not None for group in rule.groups for each in group)
         try:
             groups = [
-                " and ".join(_condition(each, selector, devices, parameters, engine) for each in group)
+                " and ".join(_condition(each, selector, devices, parameters, engine, prefill) for each in group)
                 for group in rule.groups
             ]
         except Unknown as err:
@@ -91,8 +92,13 @@ def _counted(condition: Condition) -> Measure | None:
     return measure if measure.device else None
 
 
-def _condition(condition: Condition, selector: str, devices: str, parameters: Mapping[str, float], engine: str) -> str:
-    figure = _figure(condition, selector, devices, parameters, engine)
+def _condition(
+    condition: Condition, selector: str, devices: str, parameters: Mapping[str, float], engine: str, prefill: str
+) -> str:
+    def made(one: Condition, offset: str = "") -> str:
+        return _figure(one, selector, devices, parameters, engine, prefill, offset)
+
+    figure = made(condition)
     parts = []
     if condition.missing:
         return f"(absent({figure}) or {figure} == 0)"
@@ -104,9 +110,9 @@ def _condition(condition: Condition, selector: str, devices: str, parameters: Ma
             parts.append(f"{figure} {operator} {number:.12g}")
     if condition.beyond is not None:
         other = msgspec.structs.replace(condition, kpi=condition.beyond, quantile=None)
-        parts.append(f"{figure} > {_figure(other, selector, devices, parameters, engine)}")
+        parts.append(f"{figure} > {made(other)}")
     if condition.rising:
-        parts.append(f"{figure} > {_figure(condition, selector, devices, parameters, engine, offset=condition.over)}")
+        parts.append(f"{figure} > {made(condition, condition.over)}")
     return " and ".join(f"({part})" for part in parts) if len(parts) > 1 else parts[0]
 
 
@@ -116,7 +122,8 @@ def _figure(
     devices: str,
     parameters: Mapping[str, float],
     engine: str,
-    offset: str = "",
+    prefill: str,
+    offset: str,
 ) -> str:
     kpi = names.BY_NAME[condition.kpi]
     if kpi.formula is None:
@@ -130,8 +137,11 @@ def _figure(
             for metric in formula.prometheus_names(counted, engine)
         )
     elif condition.quantile is not None and kpi.measure is not None:
+        share = alert_rules.limit(condition.quantile, parameters)
+        if share is None:
+            raise Unknown(f"the plan does not say {condition.quantile}")
         text = formula.quantile_promql(
-            kpi.measure, condition.quantile, selector=selector, window=condition.over, engine=engine
+            kpi.measure, share, selector=selector, window=condition.over, engine=engine, prefill=prefill
         )
     else:
         text = formula.promql(
@@ -142,6 +152,7 @@ def _figure(
             engine=engine,
             parameters=parameters,
             offset=offset,
+            prefill=prefill,
         )
     return text if kpi.scale == 1.0 else f"({text} * {kpi.scale:.12g})"
 
@@ -149,6 +160,9 @@ def _figure(
 def _summary(rule: Rule, parameters: Mapping[str, float]) -> str:
     shown = {name: f"{number:g}" for name, number in parameters.items()}
     shown |= {"value": "{{ $value | humanize }}", "percent": "{{ $value | humanizePercentage }}"}
+    share = alert_rules.share_beyond(rule, parameters)
+    if share is not None:
+        shown["share"] = f"{share:.1%}"
     text = rule.summary
     for name, value in shown.items():
         text = text.replace("{" + name + "}", value)

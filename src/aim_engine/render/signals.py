@@ -109,9 +109,3 @@ def scaling_notes(plan: Plan, options: Options, field: str) -> list[str]:
     if recipe.replicas == 1 and not options.cache_per_replica and not options.model_path:
         notes.append("The cache claim must be ReadWriteMany: plan with replicas, or set its access mode.")
     return notes
-
-
-def mean_s(series: str, options: Options) -> str:
-    """PromQL: mean of a histogram over five minutes, in seconds."""
-    own = selector(options)
-    return f"sum(rate({series}_sum{{{own}}}[5m])) / sum(rate({series}_count{{{own}}}[5m]))"

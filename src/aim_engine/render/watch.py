@@ -7,28 +7,16 @@ from typing import Any
 from aim_engine.planner.plan import Plan
 from aim_engine.render import alert_rules, rulefile, serving, signals
 from aim_engine.render.artifact import Options
-from aim_engine.workload import Limit
 
-_LIMITED = {
-    "ttft": ("TimeToFirstToken", "vllm:time_to_first_token_seconds"),
-    "tpot": ("TimePerOutputToken", "vllm:request_time_per_output_token_seconds"),
-    "e2e": ("RequestTime", "vllm:e2e_request_latency_seconds"),
-}
-"""A limit of the plan -> what its rule is called, and the series it is on, all of them over requests."""
 _KNOWS_REPLICAS = ("EngineDown", "ReplicaDown")
 """Rules that `AimEngineReplicaMissing` is there for: it knows how many replicas there should be and how long a start takes."""
-_BUDGET_PERCENTILE = 99
-"""The catalogue's rules on limits judge a budget of one request in a hundred; a limit on another level is judged as it was asked."""
-_BUDGETED = ("ttft", "tpot")
-"""Limits that the catalogue has rules on."""
 
 
 def rules(plan: Plan, options: Options) -> dict[str, Any]:
     """Alerting rules, as a Prometheus rule file has them: the catalogue's, and those that only this deployment's plan can give."""
     own, cards = signals.selector(options), signals.has_card_series(plan)
-    budgeted = [limit for limit in plan.inputs.slo.limits if _is_budgeted(limit)]
     recipe = serving.chosen(plan).recipe
-    given = {f"slo_{limit.name}_ms": limit.ms for limit in budgeted} | {
+    given = alert_rules.of_limits(plan.inputs.slo) | {
         "gpus": float(recipe.gpu_count),
         "replicas": float(recipe.replicas),
         "max_num_seqs": float(recipe.max_num_seqs),
@@ -53,27 +41,9 @@ def rules(plan: Plan, options: Options) -> dict[str, Any]:
         options,
         f"{{{{ $value }}}} of {recipe.replicas} replicas, for longer than a start takes",
     )
-    missed = [_missed(limit, options) for limit in plan.inputs.slo.limits if not _is_budgeted(limit)]
     (group,) = exported.groups
     name = f"aim-engine.{options.namespace}.{options.name}"
-    return {"groups": [{"name": name, "rules": [missing, *missed, *group["rules"]]}]}
-
-
-def _is_budgeted(limit: Limit) -> bool:
-    return limit.name in _BUDGETED and limit.percentile == _BUDGET_PERCENTILE
-
-
-def _missed(limit: Limit, options: Options) -> dict[str, Any]:
-    """A limit of the plan on the level that it was asked on."""
-    name, series = _LIMITED[limit.name]
-    limit_s = f"{limit.ms / 1000:g}"
-    figure, told = signals.mean_s(series, options), "the mean"
-    if limit.percentile is not None:
-        own = signals.selector(options)
-        figure = f"histogram_quantile({limit.percentile / 100:g}, sum by (le) (rate({series}_bucket{{{own}}}[5m])))"
-        told = f"p{limit.percentile}"
-    summary = f"{told} is {{{{ $value }}}} s, the limit it was planned for is {limit_s} s"
-    return _rule(f"AimEngine{name}Missed", f"{figure} > {limit_s}", "10m", "warning", options, summary)
+    return {"groups": [{"name": name, "rules": [missing, *group["rules"]]}]}
 
 
 def _rule(name: str, expression: str, patience: str, severity: str, options: Options, summary: str) -> dict[str, Any]:
