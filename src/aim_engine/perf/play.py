@@ -25,7 +25,9 @@ MOST = 3000
 """Requests that are played at most: what keeps a simulation of one recipe below a tenth of a second or so."""
 LEAST_FIXED_S = 0.005
 """What a request takes beyond its steps, at least: 5 to 16 ms of server and transport were published for vLLM."""
-_CACHE = tuple(INDEX[name] for name in ("kv_read", "kv_flop", "full_context", "latent_context", "indexer_read", "latent_rereads"))
+_CACHE = tuple(
+    INDEX[name] for name in ("kv_read", "kv_flop", "full_context", "latent_context", "indexer_read", "latent_rereads")
+)
 _BY_CONTEXT = tuple(INDEX[name] for name in ("prefill_attention_flop", "prefill_sparse_flop"))
 _PLAIN = tuple(INDEX[f"{part}_{bound}"] for part in ("attention", "dense", "expert") for bound in ("weights", "flop"))
 """Weights in a step that only decodes; in one with prompt tokens their `mixed` twins stand in for them."""
