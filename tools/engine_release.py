@@ -37,7 +37,12 @@ def main() -> None:
 
     parser = parser_maker()(FlexibleArgumentParser())
     version = asked.version or vllm.__version__.split("+")[0]
-    flags = sorted((row(action) for action in parser._actions), key=lambda each: (each["flags"][:1], each["dest"]))  # noqa: SLF001
+    hidden: dict[int, list[str]] = {}
+    for option, action in parser._option_string_actions.items():  # noqa: SLF001
+        if option not in action.option_strings:
+            hidden.setdefault(id(action), []).append(option)
+    rows = (row(action, hidden.get(id(action), [])) for action in parser._actions)  # noqa: SLF001
+    flags = sorted(rows, key=lambda each: (each["flags"][:1], each["dest"]))
     document = {
         "engine": "vllm",
         "version": version,
@@ -93,14 +98,16 @@ def parser_maker() -> Any:
     raise SystemExit("this release keeps its argument parser elsewhere")
 
 
-def row(action: argparse.Action) -> dict[str, Any]:
-    """One argument as plain data, defaults left out: they depend on the machine that asks."""
+def row(action: argparse.Action, hidden: list[str]) -> dict[str, Any]:
+    """One argument as plain data, defaults left out: they depend on the machine that asks. `hidden` are spellings it does not show."""
     kind = getattr(action.type, "__name__", None) if action.type else None
     found: dict[str, Any] = {
         "flags": list(action.option_strings),
         "dest": action.dest,
         "action": type(action).__name__.strip("_").removesuffix("Action").lower() or "store",
     }
+    if hidden:
+        found["hidden"] = sorted(hidden)
     if kind:
         found["type"] = kind
     if action.nargs is not None:

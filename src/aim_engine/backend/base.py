@@ -34,6 +34,8 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     flags: tuple[str, ...]
     """Option strings, aliases and the --no- form included; empty for a positional."""
+    hidden: tuple[str, ...] = ()
+    """Older spellings that the release takes and does not show."""
     dest: str
     type: str | None = None
     action: str = "store"

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from aim_engine.backend import kernels, rules
+from aim_engine.backend import kernels, lint, rules
 from aim_engine.backend.base import Image
 from aim_engine.backend.release import FlagTable, ReleaseFacts, number
 from aim_engine.hardware.gpu import Gpu
@@ -68,6 +68,19 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         if self.model is not None:
             found |= _model(self.model)
         return found
+
+
+def supposed(line: Line, value: str) -> Line:
+    """`line` as if all that only its caller knows were `value`."""
+
+    def filled(word: str) -> str:
+        name, equals, given = word.partition("=")
+        if equals and word.startswith("-") and not lint.is_open(name):
+            return f"{name}={value}" if lint.is_open(given) else word
+        return value if lint.is_open(word) else word
+
+    env = {name: value if lint.is_open(given) else given for name, given in line.env.items()}
+    return msgspec.structs.replace(line, args=tuple(filled(word) for word in line.args), env=env)
 
 
 def staging_gib(ranks: int, nodes: int) -> int:

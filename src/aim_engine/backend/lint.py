@@ -18,6 +18,7 @@ from aim_engine.hardware.cluster import Finding
 _HUMAN = re.compile(r"^\d+(\.\d+)?[kKmMgGtT]?$")
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
 _NESTED = re.compile(r"^(--[a-z][a-z0-9_-]*|-[a-z]{2,})\.")
+_OPEN = re.compile(r"\$[A-Za-z_{(0-9@*]|`|\{\{|<[A-Za-z_][^<>]*>")
 TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
 PREFIXES = {"vllm": ("VLLM_",), "sglang": ("SGLANG_", "SGL_")}
 """What the variables begin with that only this engine reads."""
@@ -62,6 +63,11 @@ def parse_command_line(text: str) -> CommandLine:
     )
 
 
+def is_open(text: str) -> bool:
+    """`text` holds a variable whose value only somebody else knows, or a placeholder."""
+    return _OPEN.search(text) is not None
+
+
 def check(
     args: tuple[str, ...], env: dict[str, str], table: FlagTable, removed: Callable[[], Removed]
 ) -> tuple[Finding, ...]:
@@ -78,11 +84,11 @@ def title(table: FlagTable) -> str:
 
 def values(args: tuple[str, ...], table: FlagTable) -> dict[str, str]:
     """Dest -> last value given, for arguments of the table that take one; switches map to true or false."""
-    known = by_flag(table)
+    known = by_flag(table, hidden=True)
     found: dict[str, str] = {}
     for name, value, flag in _walk(args, known):
         if flag is not None:
-            found[flag.dest] = value if value is not None else ("false" if name.startswith("--no-") else "true")
+            found[flag.dest] = value if value is not None else ("false" if _denies(name, flag) else "true")
     return found
 
 
@@ -119,7 +125,7 @@ def _server(words: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[F
 
 
 def _arguments(args: tuple[str, ...], table: FlagTable, removed: Callable[[], Removed]) -> Iterator[Finding]:
-    known = by_flag(table)
+    known = by_flag(table, hidden=True)
     given: dict[str, str] = {}
     for name, value, flag in _walk(args, known):
         if flag is None:
@@ -186,6 +192,13 @@ def _walk(args: tuple[str, ...], known: dict[str, Flag]) -> Iterator[tuple[str, 
             yield name, " ".join(words[1:]) if words[1:] else ("" if flag.nargs in ("?", "*") else None), flag
 
 
+def _denies(name: str, flag: Flag) -> bool:
+    """A switch is written so that it says no to what it is called after."""
+    plain = name.replace("_", "-")
+    other = {"enable": "--disable-", "disable": "--enable-"}.get(flag.dest.partition("_")[0])
+    return plain.startswith("--no-") or (other is not None and plain.startswith(other))
+
+
 def _is_flag(word: str) -> bool:
     return word.startswith("-") and word != "-" and not _negative(word)
 
@@ -225,7 +238,7 @@ def negation(name: str, known: dict[str, Flag]) -> str | None:
 
 
 def _value_problem(name: str, value: str | None, flag: Flag) -> Finding | None:
-    if is_switch(flag):
+    if is_switch(flag) or (value is not None and is_open(value)):
         return None
     if value is None:
         return _finding("VER020", "error", f"{name} needs a value", "")
@@ -296,9 +309,9 @@ def _unknown(name: str, known: dict[str, Flag], table: FlagTable, removed: Calla
     return _finding("VER001", "error", f"{title(table)} {table.version} has no argument {name}", remedy)
 
 
-def by_flag(table: FlagTable) -> dict[str, Flag]:
-    """The entries of a table by each of their option strings."""
-    return {option: flag for flag in table.flags for option in flag.flags}
+def by_flag(table: FlagTable, *, hidden: bool = False) -> dict[str, Flag]:
+    """The entries of a table by each of their option strings, with those that the release takes and does not show or without."""
+    return {option: flag for flag in table.flags for option in (*flag.flags, *(flag.hidden if hidden else ()))}
 
 
 def is_switch(flag: Flag) -> bool:

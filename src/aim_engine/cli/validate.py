@@ -29,6 +29,7 @@ from aim_engine.render import (
     check_kubernetes,
     check_values,
     document,
+    script,
 )
 from aim_engine.settings import Settings
 
@@ -101,7 +102,7 @@ def validate(
     checker = Checker(
         backend=chosen, version=version, kubernetes_version=kubernetes_version, settings=settings, gpu=gpu
     )
-    if check_command.starts_engine(check_command.Line(words=_without_assignments(items), env={})):
+    if check_command.starts_engine(script.Line(words=_without_assignments(items), env={})):
         if fix:
             items = _fixed_line(items, checker)
         findings = check_command.argv(items, "command", chosen, version)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
-import shlex
 from collections.abc import Iterator, Mapping
-
-import msgspec
 
 from aim_engine.backend.base import Backend
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
-from aim_engine.render import check_engine, check_host
+from aim_engine.render import check_engine, check_host, script
 from aim_engine.render.check_engine import Container
 from aim_engine.render.check_host import HostContainer
 from aim_engine.render.findings import error, info, warning
+from aim_engine.render.script import Line
 
 _ENGINES = ("docker", "podman", "nerdctl")
 _SWITCH_NAMES = (
@@ -38,45 +36,23 @@ _LONG_OF_SHORT = {
     "c": "--cpu-shares",
 }
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
-_WRAPPERS = ("exec", "sudo", "nohup", "time", "env", "command")
 _WHEELS = "wheels.vllm.ai/rocm"
 WHEEL_PYTHON = "3.12"
 """Source: vllm-project/vllm:docs/getting_started/installation/gpu.rocm.inc.md@v0.33.0."""
-_SEPARATOR = re.compile(r"[;&|()<>]+")
-
-
-class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One command of a text."""
-
-    words: tuple[str, ...]
-    env: dict[str, str]
-    """Assignments in front of it and exports before it."""
 
 
 def commands(content: str) -> tuple[Line, ...]:
     """The simple commands of a shell text, read without running anything; continued lines and quotes are followed."""
-    found: list[Line] = []
-    exported: dict[str, str] = {}
-    for words in _lines(content):
-        env: dict[str, str] = {}
-        rest = list(words)
-        is_export = False
-        while rest and (rest[0] in (*_WRAPPERS, "export") or _ASSIGNMENT.fullmatch(rest[0])):
-            word = rest.pop(0)
-            is_export = is_export or word == "export"
-            if _ASSIGNMENT.fullmatch(word):
-                name, _, value = word.partition("=")
-                env[name] = value
-        if is_export or not rest:
-            exported |= env
-        else:
-            found.append(Line(words=tuple(rest), env={**exported, **env}))
-    return tuple(found)
+    return script.commands(content, _starts)
 
 
 def starts_engine(line: Line) -> bool:
     """The command is one this module checks."""
-    return _container_words(line.words) is not None or _serves(line.words)
+    return _starts(line.words)
+
+
+def _starts(words: tuple[str, ...]) -> bool:
+    return _container_words(words) is not None or _serves(words)
 
 
 def check(content: str, backend: Backend, version: str | None = None) -> tuple[Finding, ...]:
@@ -270,46 +246,3 @@ def _serves(words: tuple[str, ...]) -> bool:
         ):
             return True
     return False
-
-
-def _lines(content: str) -> Iterator[list[str]]:
-    """The words of each simple command.
-
-    A line that ends inside quotes goes on with the next, unless that one starts an engine by itself: then the quote was an
-    apostrophe in some prose.
-    """
-    pending = ""
-    for line in re.sub(r"\\\r?\n", " ", content).splitlines():
-        if pending and _starts_engine(line):
-            pending = ""
-        pending = f"{pending}\n{line}" if pending else line
-        try:
-            words = _words(pending)
-        except ValueError:
-            continue
-        pending = ""
-        yield from _simple_commands(words)
-
-
-def _starts_engine(line: str) -> bool:
-    try:
-        return any(_container_words(tuple(words)) or _serves(tuple(words)) for words in _simple_commands(_words(line)))
-    except ValueError:
-        return False
-
-
-def _simple_commands(words: list[str]) -> Iterator[list[str]]:
-    command: list[str] = []
-    for word in words:
-        if _SEPARATOR.fullmatch(word) or word in ("{", "}", "then", "do", "else", "```"):
-            yield command
-            command = []
-        else:
-            command.append(word)
-    yield command
-
-
-def _words(line: str) -> list[str]:
-    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-    lexer.whitespace_split = True
-    return list(lexer)

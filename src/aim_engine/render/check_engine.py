@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from aim_engine.backend import lint
 from aim_engine.backend.base import Backend
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
@@ -48,8 +49,8 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     args: tuple[str, ...]
     version: str
     """The release its arguments were checked against."""
-    gpus: int
-    """Devices it spreads over."""
+    gpus: int | None
+    """Devices it spreads over; None where only its caller knows."""
 
 
 def check(container: Container, backend: Backend, version: str | None) -> tuple[Engine | None, tuple[Finding, ...]]:
@@ -134,8 +135,11 @@ def _risks(container: Container, args: tuple[str, ...]) -> Iterator[Finding]:
             )
 
 
-def spread(args: tuple[str, ...]) -> int:
-    """Devices that the arguments ask for: tensor x pipeline x data parallel, the last not where it divides the first."""
+def spread(args: tuple[str, ...]) -> int | None:
+    """Devices that the arguments ask for: tensor x pipeline x data parallel, the last not where it divides the first.
+
+    None where one of them is a variable that nobody has set.
+    """
     total = 1
     inside = "--enable-dp-attention" in args
     for names in (
@@ -144,6 +148,8 @@ def spread(args: tuple[str, ...]) -> int:
         () if inside else ("--data-parallel-size", "-dp", "--dp-size", "--dp"),
     ):
         value = option(args, *names)
+        if value is not None and lint.is_open(value):
+            return None
         total *= int(value) if value is not None and value.isdecimal() and int(value) > 0 else 1
     return total
 
@@ -263,8 +269,6 @@ def _after_entrypoint(container: Container) -> tuple[tuple[str, ...] | None, lis
 
 
 def _program_args(container: Container, words: tuple[str, ...]) -> tuple[tuple[str, ...] | None, list[Finding]]:
-    from aim_engine.backend import lint
-
     programs = ("vllm.entrypoints", "sglang.launch_server")
     if not any(word.rsplit("/", 1)[-1] in ("vllm", "sglang") or word.startswith(programs) for word in words):
         return None, []
