@@ -98,6 +98,27 @@ def parser_maker() -> Any:
     raise SystemExit("this release keeps its argument parser elsewhere")
 
 
+def keys_of(kind: Any) -> list[str]:
+    """The keys that a structured argument takes, those of structures inside it with a dot; nothing where it takes any."""
+    import dataclasses
+    import typing
+
+    whole = (getattr(kind, "__defaults__", None) or (None,))[0]
+    if getattr(kind, "__name__", "") != "parse_dataclass" or not dataclasses.is_dataclass(whole):
+        return []
+    found = []
+    for field in dataclasses.fields(whole):
+        found.append(field.name)
+        inside = [each for each in (field.type, *typing.get_args(field.type)) if dataclasses.is_dataclass(each)]
+        found += [f"{field.name}.{each.name}" for cls in inside if forbids(cls) for each in dataclasses.fields(cls)]
+    return sorted(found) if forbids(whole) else []
+
+
+def forbids(structure: Any) -> bool:
+    """Whether it refuses keys that it does not know."""
+    return (getattr(structure, "__pydantic_config__", None) or {}).get("extra") == "forbid"
+
+
 def row(action: argparse.Action, hidden: list[str]) -> dict[str, Any]:
     """One argument as plain data, defaults left out: they depend on the machine that asks. `hidden` are spellings it does not show."""
     kind = getattr(action.type, "__name__", None) if action.type else None
@@ -106,6 +127,9 @@ def row(action: argparse.Action, hidden: list[str]) -> dict[str, Any]:
         "dest": action.dest,
         "action": type(action).__name__.strip("_").removesuffix("Action").lower() or "store",
     }
+    keys = keys_of(action.type)
+    if keys:
+        found["keys"] = keys
     if hidden:
         found["hidden"] = sorted(hidden)
     if kind:

@@ -37,6 +37,8 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hidden: tuple[str, ...] = ()
     """Older spellings that the release takes and does not show."""
     dest: str
+    keys: tuple[str, ...] = ()
+    """Those of a structured argument that refuses others, inner ones with a dot; none where it takes any."""
     type: str | None = None
     action: str = "store"
     nargs: str | int | None = None

@@ -190,6 +190,7 @@ class Engine(abc.ABC):
     ) -> tuple[rules.Hit, ...]:
         by_flag = lint.by_flag(self._flags(version), hidden=True)
         named = model.model_id if model is not None else lint.model_of(args, by_flag)
+        told = model is not None
         if model is None and named is not None and self._describe is not None:
             model = self._describe(named)
         line = Line(
@@ -204,6 +205,8 @@ class Engine(abc.ABC):
             overlay=self._overlay,
         )
         found = self._known(line, named)
+        if not told and model is not None and model.basis == "name":
+            found = {name: value for name, value in found.items() if name not in _OF_ONE_CHECKPOINT}
         if named is not None:
             found.setdefault("model_id", named)
         return rules.judge({**UNPLANNED, **self._around, **found, **(about or {})}, self.name, self._overlay)
@@ -213,7 +216,9 @@ class Engine(abc.ABC):
         found = self._subject(line, named)
         if not any(lint.is_open(word) for word in (*line.args, *line.env.values())):
             return found
-        one, other = (self._subject(supposed(line, value), named) for value in ("1", "8"))
+        one, other = (
+            self._subject(supposed(line, value, more=more), named) for value, more in (("1", False), ("8", True))
+        )
         return {
             name: value
             for name, value in found.items()
@@ -240,6 +245,26 @@ class Engine(abc.ABC):
 
 _WRITTEN = ("args", "words", "envs")
 """What rules look up in a line as it is written."""
+_OF_ONE_CHECKPOINT = frozenset(
+    [
+        "model_len",
+        "method",
+        "form",
+        "group_size",
+        "kv_calibrated",
+        "total_gib",
+        "roomy_tp",
+        "roomy_gib",
+        "least_tp",
+        "kv_left_gib",
+        "moe_dtype",
+        "moe_tuned",
+        "needs_code",
+        "gated",
+        "fallback",
+    ]
+)
+"""What a checkpoint need not share with the one that its name is taken for."""
 UNPLANNED: dict[str, Any] = {
     "objective": "",
     "tpot_limit": None,

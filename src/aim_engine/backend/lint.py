@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -18,7 +18,7 @@ from aim_engine.hardware.cluster import Finding
 _HUMAN = re.compile(r"^\d+(\.\d+)?[kKmMgGtT]?$")
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
 _NESTED = re.compile(r"^(--[a-z][a-z0-9_-]*|-[a-z]{2,})\.")
-_OPEN = re.compile(r"\$[A-Za-z_{(0-9@*]|`|\{\{|<[A-Za-z_][^<>]*>")
+_OPEN = re.compile(r"\$[A-Za-z_{(0-9@*]|`|\{\{|<[A-Za-z_][^<>]*>|^\.\.\.$")
 TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
 PREFIXES = {"vllm": ("VLLM_",), "sglang": ("SGLANG_", "SGL_")}
 """What the variables begin with that only this engine reads."""
@@ -47,20 +47,26 @@ def parse_command_line(text: str) -> CommandLine:
             words = shlex.split(line, comments=True)
         except ValueError as err:
             raise InvalidInput("the command line cannot be read", why=f"{err} in: {line.strip()[:80]}") from err
-        while words and (words[0] in ("export", "exec", "env", "nohup", "sudo") or _ASSIGNMENT.match(words[0])):
-            word = words.pop(0)
-            if _ASSIGNMENT.match(word):
-                name, _, value = word.partition("=")
-                env[name] = value
-        found = _server(words)
+        found = command_of(words, env)
         if found is not None:
-            program, args, findings = found
-            return CommandLine(env=env, program=program, args=args, findings=findings)
+            return found
     raise InvalidInput(
         "this starts no engine",
         why="neither `vllm serve` nor `sglang.launch_server` was found in it",
         hint="give a line such as: vllm serve MODEL --port 8000",
     )
+
+
+def command_of(words: Sequence[str], env: dict[str, str]) -> CommandLine | None:
+    """The engine's command in separate words, None when they start none; assignments before it are noted in `env`."""
+    rest = list(words)
+    while rest and (rest[0] in ("export", "exec", "env", "nohup", "sudo") or _ASSIGNMENT.match(rest[0])):
+        word = rest.pop(0)
+        if _ASSIGNMENT.match(word):
+            name, _, value = word.partition("=")
+            env[name] = value
+    found = _server(rest)
+    return None if found is None else CommandLine(env=env, program=found[0], args=found[1], findings=found[2])
 
 
 def is_open(text: str) -> bool:
@@ -137,6 +143,8 @@ def _arguments(args: tuple[str, ...], table: FlagTable, removed: Callable[[], Re
         problem = _value_problem(name, value, flag)
         if problem is not None:
             yield problem
+        elif flag.keys:
+            yield from _key_problems(name, value or "", flag, table)
         elif value is not None:
             given[flag.dest] = value
     yield from _ranges(given)
@@ -260,6 +268,30 @@ def _value_problem(name: str, value: str | None, flag: Flag) -> Finding | None:
         except ValueError as err:
             return _finding("VER023", "error", f"{name} needs JSON", str(err))
     return None
+
+
+def _key_problems(name: str, value: str, flag: Flag, table: FlagTable) -> Iterator[Finding]:
+    """Keys of a structured argument that the release refuses: of `--a.b` and of JSON, and of what lies inside one level below."""
+    whole, dot, path = name.partition(".")
+    given = [path.replace("-", "_").rstrip("+")] if dot else list(_json_keys(value))
+    nested = {key.partition(".")[0] for key in flag.keys if "." in key}
+    for key in given:
+        first, _, rest = key.partition(".")
+        known = f"{first}.{rest.partition('.')[0]}" if rest and first in nested else first
+        if known not in flag.keys:
+            close = difflib.get_close_matches(known, flag.keys, n=1, cutoff=0.75)
+            remedy = f"did you mean {close[0]}?" if close else "leave it out"
+            yield _finding("VER024", "error", f"{whole} of {title(table)} {table.version} has no key {known}", remedy)
+
+
+def _json_keys(value: str) -> Iterator[str]:
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return
+    for key, below in found.items() if isinstance(found, dict) else ():
+        yield str(key)
+        yield from (f"{key}.{each}" for each in (below if isinstance(below, dict) else ()))
 
 
 def _ranges(given: dict[str, str]) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 
+from aim_engine.backend import lint
 from aim_engine.backend.base import Backend
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
@@ -35,6 +36,9 @@ _LONG_OF_SHORT = {
     "a": "--attach",
     "c": "--cpu-shares",
 }
+_IMAGE_VARIABLE = re.compile(r"\$\{?\w*(?:image|img|container)", re.IGNORECASE)
+_TALKERS = ("echo", "printf", "cat", "grep", "pgrep", "pkill", "which", "man")
+"""Commands that speak of an engine and start none."""
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _WHEELS = "wheels.vllm.ai/rocm"
 WHEEL_PYTHON = "3.12"
@@ -52,6 +56,8 @@ def starts_engine(line: Line) -> bool:
 
 
 def _starts(words: tuple[str, ...]) -> bool:
+    if words and words[0] in _TALKERS:
+        return False
     return _container_words(words) is not None or _serves(words)
 
 
@@ -132,6 +138,8 @@ def docker_run(words: tuple[str, ...], where: str) -> tuple[HostContainer, tuple
     rest = list(words)
     unknown = ""
     while rest and (rest[0].startswith(("-", "$")) or not rest[0]):
+        if _IMAGE_VARIABLE.match(rest[0]):
+            break
         word = rest.pop(0)
         if word == "--":
             break
@@ -158,6 +166,8 @@ def docker_run(words: tuple[str, ...], where: str) -> tuple[HostContainer, tuple
         problems.append(
             info("DOC012", f"the image is in {unknown}, so nothing about the engine was checked", "", where)
         )
+    elif rest and lint.is_open(check_engine.split_image(rest[0])[0]):
+        problems.append(info("DOC012", f"the image is in {rest[0]}, so what is in it was not checked", "", where))
     elif not rest:
         problems.append(error("DOC011", "no image is named", "give the image after the options", where))
     return _described(options, tuple(rest), where), tuple(problems)

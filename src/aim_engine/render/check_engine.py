@@ -11,7 +11,6 @@ import msgspec
 
 from aim_engine.backend import lint
 from aim_engine.backend.base import Backend
-from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
 
 OFFICIAL = "vllm/vllm-openai-rocm"
@@ -20,6 +19,8 @@ CUDA = "vllm/vllm-openai"
 SGLANG = ("lmsysorg/sglang", "lmsysorg/sglang-rocm")
 DOCKERFILE = "vllm-project/vllm:docker/Dockerfile.rocm@v0.33.0"
 _RELEASE = re.compile(r"^v?(\d+\.\d+(?:\.\d+)?)$|vllm[_-]v?(\d+\.\d+(?:\.\d+)?)|^v?(\d+\.\d+\.\d+(?:\.post\d+)?)-rocm")
+_SERVES_BY_TAG = re.compile(r"^(?!lmcache/)(?:.*/)?(?:[\w.-]*(?:vllm|sglang|sgl)[\w.-]*)$")
+"""Images whose tag is the engine's release, as far as it names one; LMCache numbers its own."""
 _FLOATING = re.compile(r"latest|nightly|main|master|dev|base|instinct_main", re.IGNORECASE)
 _PINNED_NIGHTLY = re.compile(r"nightly-[0-9a-f]{40}")
 _SECRET_NAME = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD|CREDENTIALS?)$")
@@ -63,6 +64,7 @@ def check(container: Container, backend: Backend, version: str | None) -> tuple[
     found += [*entry_findings, *_secret_arguments(container, container.args if args is None else args)]
     if args is None:
         return None, tuple(found)
+    tag = tag if _SERVES_BY_TAG.search(repository) else None
     release, note = _release(tag, backend, version)
     found += [_at(container, "args", note)] if note is not None else []
     exact = named_release(tag) if version is None else None
@@ -178,6 +180,8 @@ def split_image(reference: str) -> tuple[str, str | None, str | None]:
 
 def _image(container: Container, repository: str, tag: str | None, digest: str | None) -> Iterator[Finding]:
     name = container.image
+    if lint.is_open(repository):
+        return
     if repository in OLD_ROCM:
         yield _at(
             container,
@@ -217,7 +221,7 @@ def _image(container: Container, repository: str, tag: str | None, digest: str |
 def _secrets(container: Container) -> Iterator[Finding]:
     for name in sorted(container.env):
         value = container.env[name]
-        if value and not value.startswith("$") and _SECRET_NAME.search(name.upper()) and name not in _NOT_SECRET:
+        if value and not lint.is_open(value) and _SECRET_NAME.search(name.upper()) and name not in _NOT_SECRET:
             yield _at(
                 container,
                 f"env {name}",
@@ -230,7 +234,7 @@ def _secrets(container: Container) -> Iterator[Finding]:
 def _secret_arguments(container: Container, args: tuple[str, ...]) -> Iterator[Finding]:
     for flag in _SECRET_FLAGS:
         given = option(args, flag)
-        if given and not given.startswith("$"):
+        if given and not lint.is_open(given):
             yield _at(
                 container,
                 "args",
@@ -272,9 +276,8 @@ def _program_args(container: Container, words: tuple[str, ...]) -> tuple[tuple[s
     programs = ("vllm.entrypoints", "sglang.launch_server")
     if not any(word.rsplit("/", 1)[-1] in ("vllm", "sglang") or word.startswith(programs) for word in words):
         return None, []
-    try:
-        line = lint.parse_command_line(shlex.join(words))
-    except InvalidInput:
+    line = lint.command_of(words, {})
+    if line is None:
         return None, []
     return line.args, [_at(container, "command", finding) for finding in line.findings]
 

@@ -26,6 +26,8 @@ _OPENING = frozenset(("if", "case", "for", "while", "until", "select"))
 _CLOSING = frozenset(("fi", "esac", "done"))
 _BREAKS = frozenset(("{", "}", "then", "do", "else", "elif", "!", "```"))
 _SHELLS = frozenset(("sh", "bash", "dash", "ash", "zsh", "ssh", "tmux", "screen"))
+_MOST_LINES = 200
+"""A list that goes on for longer was none."""
 _MOST_WORDS = 4096
 """A variable that would unfold to more is left as it is written."""
 
@@ -38,6 +40,10 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     """Assignments in front of it and exports before it."""
     unexported: dict[str, str] = {}
     """Variables of the script that its commands do not see."""
+
+
+class _OpenList(ValueError):
+    """A list of words goes on."""
 
 
 class _Command(NamedTuple):
@@ -64,6 +70,8 @@ class _Reader:
         self.known: dict[str, list[str] | None] = {}
         """What variables hold, as words; None where that is not known."""
         self.exported: set[str] = set()
+        self.in_branch: set[str] = set()
+        """Variables that were first set in a branch."""
 
     def read(self, content: str) -> Iterator[Line]:
         depth = 0
@@ -75,17 +83,21 @@ class _Reader:
 
     def _logical(self, content: str) -> Iterator[list[str]]:
         """The parts of each line that is whole."""
-        pending = ""
+        pending, lines_of_list = "", 0
         for line in content.splitlines():
-            if pending and self._matters(line):
+            if pending and lines_of_list in (0, _MOST_LINES) and self._matters(line):
                 pending = ""
             pending = f"{pending}\n{line}" if pending else line
             try:
-                found = list(_parts(pending))
-            except ValueError:
+                parts = list(_parts(pending))
+            except _OpenList:
+                lines_of_list = min(lines_of_list + 1, _MOST_LINES)
                 continue
-            yield found
-            pending = ""
+            except ValueError:
+                lines_of_list = 0
+                continue
+            yield parts
+            pending, lines_of_list = "", 0
 
     def _matters(self, line: str) -> bool:
         try:
@@ -141,16 +153,20 @@ class _Reader:
                     yield msgspec.structs.replace(inner, env=line.env | inner.env)
 
     def _assign(self, name: str, how: str, value: str, depth: int) -> str:
-        """Note what a variable holds now; in a branch one that held something else may hold either."""
+        """Note what a variable holds, on the way that takes no branch; of one that only branches set, and differently, nothing is known."""
         words = self._list(value) if value.startswith("(") else self._words(value, one=True)
         before = self.known.get(name, [])
         after: list[str] | None = words
-        if how == "+=":
+        if how == "+=" and depth > 0:
+            after = before if before is None or f"${{{name}[@]}}" in before else [*before, f"${{{name}[@]}}"]
+        elif how == "+=":
             after = (
                 None if before is None else [*before, *words] if value.startswith("(") else ["".join((*before, *words))]
             )
         elif depth > 0 and before not in ([], [""], words):
-            after = None
+            after = None if name in self.in_branch else before
+        if depth > 0 and name not in self.known:
+            self.in_branch.add(name)
         self.known[name] = after if after is None or len(after) <= _MOST_WORDS else None
         return " ".join(words)
 
@@ -177,7 +193,10 @@ class _Reader:
                 quote, quoted = "" if quote else char, True
             elif char in "$`" and quote != "'":
                 end = _reference_end(raw, position)
-                pieces = self._pieces(raw[position:end], split=not quote and not one)
+                reference = raw[position:end]
+                pieces = self._pieces(reference, split=not quote and not one)
+                if not any(pieces) and raw.strip('"') != reference:
+                    pieces = [reference]  # set where this is not read, in all likelihood
                 text += pieces[0] if pieces else ""
                 for piece in pieces[1:]:
                     parts.append(text)
@@ -247,7 +266,10 @@ def _parts(text: str) -> Iterator[str]:
                 position = end
                 continue
         elif char == "(" and re.fullmatch(r"[A-Za-z_]\w*\+?=", word):
-            end = _bracket_end(text, position, "()")
+            try:
+                end = _bracket_end(text, position, "()")
+            except ValueError as err:
+                raise _OpenList(*err.args) from err
         elif char == "<" and (match := _PLACEHOLDER.match(text, position)) is not None:
             end = match.end()
         elif char.isspace() or char in _OPERATORS or (char == "#" and not word):
