@@ -183,7 +183,7 @@ def preference(chosen: Rated, other: Rated) -> str:
 
 
 def _standing(rated: Rated) -> tuple[object, ...]:
-    return (rated.waits, rated.generated, rated.devices, rated.lossy, rated.split.pp, rated.split.ep)
+    return (rated.waits, rated.generated, rated.devices, rated.lossy, rated.split.pp, rated.split.ep, rated.replicas)
 
 
 def _simplicity(rated: Rated) -> tuple[object, ...]:

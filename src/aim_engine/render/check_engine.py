@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from aim_engine.backend import lint
+from aim_engine.backend import release as releases
 from aim_engine.backend.base import Backend
 from aim_engine.hardware.cluster import Finding
 
@@ -311,21 +312,12 @@ def _release(tag: str | None, backend: Backend, version: str | None) -> tuple[st
         )
     if wanted in known:
         return wanted, None
-    nearest = min(known, key=lambda candidate: (_distance(candidate, wanted), candidate))
+    nearest = releases.nearest(wanted, known)
     return nearest, _finding(
         "VER030",
         "info",
         f"{backend.title} {wanted} is not in the catalogue; checked as {nearest}, the nearest",
         "",
-    )
-
-
-def _distance(one: str, other: str) -> int:
-    weights = (1_000_000, 1000, 1)
-    left, right = ([int(part) for part in re.findall(r"\d+", text)][:3] for text in (one, other))
-    return abs(
-        sum(a * b for a, b in zip(left, weights, strict=False))
-        - sum(a * b for a, b in zip(right, weights, strict=False))
     )
 
 
