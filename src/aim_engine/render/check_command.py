@@ -99,14 +99,16 @@ def check_line(line: Line, where: str, backend: Backend, version: str | None) ->
     """What is wrong with one command that starts an engine."""
     words = _container_words(line.words)
     if words is None:
-        container = Container(where=where, image="", entrypoint=line.words, env=line.env)
+        env = line.env | script.handed_on(line.words)
+        container = Container(where=where, image="", entrypoint=line.words, env=env)
         name = check_engine.engine_of(container, "", backend.name)
         named = backend if name == backend.name else backend.sibling(name)
         known = named.versions()
         engine, found = check_engine.check(container, named, version if version in known else known[0])
         yield from (finding for finding in found if finding.id != "VER009")
         if engine is not None:
-            yield from _reach(engine, line.env, where)
+            yield from _reach(engine, env, where)
+            yield from _unseen(line, named, engine.version, where)
         return
     container, problems = docker_run(words, where)
     yield from problems
@@ -237,6 +239,19 @@ def _reach(engine: check_engine.Engine, env: Mapping[str, str], where: str) -> I
             + (", or set VLLM_API_KEY" if engine.name == "vllm" else ", or a proxy that asks for one"),
             where,
         )
+
+
+def _unseen(line: Line, engine: Backend, version: str, where: str) -> Iterator[Finding]:
+    """Variables that are meant for the engine and never get there."""
+    read = engine.release(version).env
+    for name, value in sorted(line.unexported.items()):
+        if name in read and name.startswith(lint.PREFIXES[engine.name]):
+            yield warning(
+                "ENV014",
+                f"{name}={value} is set but not exported, so the engine does not see it",
+                f"export {name}={value}",
+                where,
+            )
 
 
 def _container_words(words: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 
 import msgspec
@@ -13,6 +12,7 @@ from aim_engine.backend import lint
 from aim_engine.backend import release as releases
 from aim_engine.backend.base import Backend
 from aim_engine.hardware.cluster import Finding
+from aim_engine.render import script
 
 OFFICIAL = "vllm/vllm-openai-rocm"
 OLD_ROCM = ("rocm/vllm", "rocm/vllm-dev")
@@ -58,6 +58,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
 def check(container: Container, backend: Backend, version: str | None) -> tuple[Engine | None, tuple[Finding, ...]]:
     """The engine in `container`, None when it is another program, and what is wrong. `version` overrides the image's tag."""
     repository, tag, digest = split_image(container.image)
+    container = _out_of_shell(container, repository)
     name = engine_of(container, repository, backend.name)
     backend = backend if name == backend.name else backend.sibling(name)
     found: list[Finding] = [*_image(container, repository, tag, digest), *_secrets(container)]
@@ -249,10 +250,26 @@ def engine_args(container: Container, repository: str) -> tuple[tuple[str, ...] 
     """The engine's own arguments; None when the container runs something else."""
     if container.entrypoint is None and repository.endswith((OFFICIAL, CUDA)):
         return _after_entrypoint(container)
+    return _program_args(container, (*(container.entrypoint or ()), *container.args))
+
+
+def _out_of_shell(container: Container, repository: str) -> Container:
+    """`sh -c "..."` as the engine that the script starts, with the variables that it sets; as it is when it starts none."""
     words = (*(container.entrypoint or ()), *container.args)
-    if len(words) >= 3 and words[0].rsplit("/", 1)[-1] in _SHELLS and words[1].startswith("-") and "c" in words[1]:
-        words = tuple(_shell_words(words[2]))
-    return _program_args(container, words)
+    if (container.entrypoint is None and repository.endswith((OFFICIAL, CUDA))) or not words:
+        return container
+    place = next((n for n, word in enumerate(words) if n > 0 and not word.startswith("-")), 0)
+    if words[0].rsplit("/", 1)[-1] not in _SHELLS or not any("c" in word for word in words[1:place]):
+        return container
+
+    def starts(inner: tuple[str, ...]) -> bool:
+        return lint.command_of(inner, {}) is not None
+
+    lines = script.commands(words[place], starts, container.env)
+    line = next((line for line in lines if starts(line.words)), None)
+    if line is None:
+        return container
+    return msgspec.structs.replace(container, entrypoint=line.words, args=(), env={**container.env, **line.env})
 
 
 def _after_entrypoint(container: Container) -> tuple[tuple[str, ...] | None, list[Finding]]:
@@ -281,14 +298,6 @@ def _program_args(container: Container, words: tuple[str, ...]) -> tuple[tuple[s
     if line is None:
         return None, []
     return line.args, [_at(container, "command", finding) for finding in line.findings]
-
-
-def _shell_words(script: str) -> list[str]:
-    """The words of a shell line that starts vLLM, as far as quotes can be followed."""
-    try:
-        return shlex.split(script.replace("\\\n", " "), comments=True)
-    except ValueError:
-        return script.split()
 
 
 def named_release(tag: str | None) -> str | None:

@@ -6,8 +6,9 @@ variables that branches set differently. Prose around commands is passed over.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -39,7 +40,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str]
     """Assignments in front of it and exports before it."""
     unexported: dict[str, str] = {}
-    """Variables of the script that its commands do not see."""
+    """Variables that neither its commands nor the script itself ask for."""
 
 
 class _OpenList(ValueError):
@@ -53,23 +54,37 @@ class _Command(NamedTuple):
     """Branches and loops around it."""
 
 
-def commands(content: str, starts: Callable[[tuple[str, ...]], bool]) -> tuple[Line, ...]:
-    """The simple commands of a text; `starts` tells the words of one that matters from others.
+def commands(
+    content: str, starts: Callable[[tuple[str, ...]], bool], exported: Mapping[str, str] | None = None
+) -> tuple[Line, ...]:
+    """The simple commands of a text; `starts` tells the words of one that matters from others, `exported` is its environment.
 
     A line that ends inside quotes goes on with the next, unless that one matters by itself: then the quote was an apostrophe in
     some prose. What a shell is given as one word (`bash -c "..."`) is read as well.
     """
-    return tuple(_Reader(starts).read(content))
+    return tuple(_Reader(starts, exported or {}).read(content))
+
+
+def handed_on(words: Sequence[str]) -> dict[str, str]:
+    """What `docker exec -e A=1` and its kin give to the command behind them."""
+    pairs = [
+        after if before in ("-e", "--env") else after.removeprefix("--env=")
+        for before, after in itertools.pairwise(words)
+        if before in ("-e", "--env") or after.startswith("--env=")
+    ]
+    return {match[1]: match[3] for pair in pairs if (match := _ASSIGNMENT.fullmatch(pair)) is not None}
 
 
 class _Reader:
     """A text from its first line to its last."""
 
-    def __init__(self, starts: Callable[[tuple[str, ...]], bool]) -> None:
+    def __init__(self, starts: Callable[[tuple[str, ...]], bool], exported: Mapping[str, str]) -> None:
         self.starts = starts
-        self.known: dict[str, list[str] | None] = {}
+        self.known: dict[str, list[str] | None] = {name: [value] for name, value in exported.items()}
         """What variables hold, as words; None where that is not known."""
-        self.exported: set[str] = set()
+        self.exported: set[str] = set(exported)
+        self.used: set[str] = set()
+        """Variables that the script itself asks for."""
         self.in_branch: set[str] = set()
         """Variables that were first set in a branch."""
 
@@ -141,16 +156,17 @@ class _Reader:
         return Line(
             words=words,
             env={name: value for name, value in held.items() if name in self.exported} | env,
-            unexported={name: value for name, value in held.items() if name not in self.exported},
+            unexported={n: value for n, value in held.items() if n not in self.exported and n not in self.used},
         )
 
     def _inner(self, line: Line) -> Iterator[Line]:
         """The commands in a word that another shell reads."""
         shells = [place for place, word in enumerate(line.words) if word.rsplit("/", 1)[-1] in _SHELLS]
+        env = line.env | handed_on(line.words[: shells[0]]) if shells else {}
         for word in line.words[shells[0] + 1 :] if shells else ():
             for inner in commands(word, self.starts) if " " in word.strip() else ():
                 if self.starts(inner.words):
-                    yield msgspec.structs.replace(inner, env=line.env | inner.env)
+                    yield msgspec.structs.replace(inner, env=env | inner.env)
 
     def _assign(self, name: str, how: str, value: str, depth: int) -> str:
         """Note what a variable holds, on the way that takes no branch; of one that only branches set, and differently, nothing is known."""
@@ -213,6 +229,7 @@ class _Reader:
         if match is None or reference.startswith(("$(", "`")):
             return [reference]
         name, default = match.groups()
+        self.used.add(name)
         held = self.known.get(name)
         if default is not None and (name not in self.known or held in ([], [""])):
             held = self._words(default, one=True)
