@@ -272,16 +272,24 @@ def _value_problem(name: str, value: str | None, flag: Flag) -> Finding | None:
 
 def _key_problems(name: str, value: str, flag: Flag, table: FlagTable) -> Iterator[Finding]:
     """Keys of a structured argument that the release refuses: of `--a.b` and of JSON, and of what lies inside one level below."""
-    whole, dot, path = name.partition(".")
-    given = [path.replace("-", "_").rstrip("+")] if dot else list(_json_keys(value))
+    for key in refused_keys(name, value, flag):
+        close = difflib.get_close_matches(key, flag.keys, n=1, cutoff=0.75)
+        remedy = f"did you mean {close[0]}?" if close else "leave it out"
+        what = f"{name.partition('.')[0]} of {title(table)} {table.version} has no key {key}"
+        yield _finding("VER024", "error", what, remedy)
+
+
+def refused_keys(name: str, value: str, flag: Flag) -> tuple[str, ...]:
+    """The keys in a structured argument that its release does not take; inner ones with a dot."""
+    _, dot, path = name.partition(".")
     nested = {key.partition(".")[0] for key in flag.keys if "." in key}
-    for key in given:
+    found = []
+    for key in [path.replace("-", "_").rstrip("+")] if dot else _json_keys(value):
         first, _, rest = key.partition(".")
         known = f"{first}.{rest.partition('.')[0]}" if rest and first in nested else first
-        if known not in flag.keys:
-            close = difflib.get_close_matches(known, flag.keys, n=1, cutoff=0.75)
-            remedy = f"did you mean {close[0]}?" if close else "leave it out"
-            yield _finding("VER024", "error", f"{whole} of {title(table)} {table.version} has no key {known}", remedy)
+        if flag.keys and known not in flag.keys:
+            found.append(known)
+    return tuple(dict.fromkeys(found))
 
 
 def _json_keys(value: str) -> Iterator[str]:
