@@ -9,7 +9,9 @@ files of another release before the installed one, whose dependencies are then u
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -24,6 +26,9 @@ def main() -> None:
     options.add_argument(
         "--defaults", action="store_true", help="print the release's defaults instead of its arguments"
     )
+    options.add_argument(
+        "--judge", action="store_true", help="answer a JSON list of argument lists with the parser's complaints"
+    )
     asked = options.parse_args()
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
     if asked.package:
@@ -36,6 +41,9 @@ def main() -> None:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = parser_maker()(FlexibleArgumentParser())
+    if asked.judge:
+        json.dump([complaint(parser, line) for line in json.load(sys.stdin)], sys.stdout)
+        return
     version = asked.version or vllm.__version__.split("+")[0]
     hidden: dict[int, list[str]] = {}
     for option, action in parser._option_string_actions.items():  # noqa: SLF001
@@ -52,6 +60,17 @@ def main() -> None:
     }
     json.dump(document, sys.stdout, indent=0, sort_keys=True)
     sys.stdout.write("\n")
+
+
+def complaint(parser: argparse.ArgumentParser, line: list[str]) -> str | None:
+    """What the parser says against a command line; None when it takes it."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            parser.parse_args(line)
+    except SystemExit:
+        return said.getvalue().strip()
+    return None
 
 
 def defaults() -> dict[str, Any]:
