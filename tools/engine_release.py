@@ -9,7 +9,9 @@ files of another release before the installed one, whose dependencies are then u
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -24,6 +26,9 @@ def main() -> None:
     options.add_argument(
         "--defaults", action="store_true", help="print the release's defaults instead of its arguments"
     )
+    options.add_argument(
+        "--judge", action="store_true", help="answer a JSON list of argument lists with the parser's complaints"
+    )
     asked = options.parse_args()
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
     if asked.package:
@@ -36,8 +41,16 @@ def main() -> None:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = parser_maker()(FlexibleArgumentParser())
+    if asked.judge:
+        json.dump([complaint(parser, line) for line in json.load(sys.stdin)], sys.stdout)
+        return
     version = asked.version or vllm.__version__.split("+")[0]
-    flags = sorted((row(action) for action in parser._actions), key=lambda each: (each["flags"][:1], each["dest"]))  # noqa: SLF001
+    hidden: dict[int, list[str]] = {}
+    for option, action in parser._option_string_actions.items():  # noqa: SLF001
+        if option not in action.option_strings:
+            hidden.setdefault(id(action), []).append(option)
+    rows = (row(action, hidden.get(id(action), [])) for action in parser._actions)  # noqa: SLF001
+    flags = sorted(rows, key=lambda each: (each["flags"][:1], each["dest"]))
     document = {
         "engine": "vllm",
         "version": version,
@@ -47,6 +60,17 @@ def main() -> None:
     }
     json.dump(document, sys.stdout, indent=0, sort_keys=True)
     sys.stdout.write("\n")
+
+
+def complaint(parser: argparse.ArgumentParser, line: list[str]) -> str | None:
+    """What the parser says against a command line; None when it takes it."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            parser.parse_args(line)
+    except SystemExit:
+        return said.getvalue().strip()
+    return None
 
 
 def defaults() -> dict[str, Any]:
@@ -93,14 +117,40 @@ def parser_maker() -> Any:
     raise SystemExit("this release keeps its argument parser elsewhere")
 
 
-def row(action: argparse.Action) -> dict[str, Any]:
-    """One argument as plain data, defaults left out: they depend on the machine that asks."""
+def keys_of(kind: Any) -> list[str]:
+    """The keys that a structured argument takes, those of structures inside it with a dot; nothing where it takes any."""
+    import dataclasses
+    import typing
+
+    whole = (getattr(kind, "__defaults__", None) or (None,))[0]
+    if getattr(kind, "__name__", "") != "parse_dataclass" or not dataclasses.is_dataclass(whole):
+        return []
+    found = []
+    for field in dataclasses.fields(whole):
+        found.append(field.name)
+        inside = [each for each in (field.type, *typing.get_args(field.type)) if dataclasses.is_dataclass(each)]
+        found += [f"{field.name}.{each.name}" for cls in inside if forbids(cls) for each in dataclasses.fields(cls)]
+    return sorted(found) if forbids(whole) else []
+
+
+def forbids(structure: Any) -> bool:
+    """Whether it refuses keys that it does not know."""
+    return (getattr(structure, "__pydantic_config__", None) or {}).get("extra") == "forbid"
+
+
+def row(action: argparse.Action, hidden: list[str]) -> dict[str, Any]:
+    """One argument as plain data, defaults left out: they depend on the machine that asks. `hidden` are spellings it does not show."""
     kind = getattr(action.type, "__name__", None) if action.type else None
     found: dict[str, Any] = {
         "flags": list(action.option_strings),
         "dest": action.dest,
         "action": type(action).__name__.strip("_").removesuffix("Action").lower() or "store",
     }
+    keys = keys_of(action.type)
+    if keys:
+        found["keys"] = keys
+    if hidden:
+        found["hidden"] = sorted(hidden)
     if kind:
         found["type"] = kind
     if action.nargs is not None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_engine import backend
-from aim_engine.backend import lint
+from aim_engine.backend import lint, release
 from aim_engine.errors import AimError, InvalidInput
 
 ENGINE = backend.get("vllm")
@@ -111,3 +111,38 @@ def test_no_text_raises_anything_else(text: str) -> None:
         lint.parse_command_line(text)
     except AimError as err:
         assert err.what  # noqa: PT017 - the refusal itself is looked at
+
+
+def test_spellings_that_a_release_hides_are_taken_and_mean_the_same() -> None:
+    table = release.flags("vllm", "0.33.0")
+    for word in ("--no-enable-prefix-caching", "--disable-prefix-caching"):
+        assert lint.check((word,), {}, table, lambda: release.removed("vllm")) == ()
+        assert lint.values((word,), table)["enable_prefix_caching"] == "false"
+    assert lint.values(("--enable-prefix-caching",), table)["enable_prefix_caching"] == "true"
+    assert lint.values(("--disable-cascade-attn",), table)["disable_cascade_attn"] == "true"
+    assert lint.values(("--enable-cascade-attn",), table)["disable_cascade_attn"] == "false"
+
+
+def test_a_value_that_only_the_caller_knows_is_not_judged() -> None:
+    table = release.flags("vllm", "0.33.0")
+    args = ("m", "--tensor-parallel-size", "$TP", "--dtype=${D}", "--port", "{{ port }}")
+    assert lint.check(args, {}, table, lambda: release.removed("vllm")) == ()
+    judged = {finding.id for finding in ENGINE.check((*args, "--enable-expert-parallel"), {}, RELEASE)}
+    assert not any(identity.startswith("PAR") for identity in judged)
+    assert "PAR027" not in judged
+
+
+@pytest.mark.parametrize(
+    ("args", "wrong"),
+    [
+        (("--compilation-config", '{"mode": 3, "pass_config": {"fuse_rope_kvcache": true}}'), ""),
+        (("--compilation-config", '{"full_cuda_graph": true}'), "full_cuda_graph"),
+        (("--compilation-config.pass_config.no_such", "1"), "pass_config.no_such"),
+        (("--attention-config.use-prefill-decode-attention-no", "1"), "use_prefill_decode_attention_no"),
+    ],
+)
+def test_keys_of_structured_arguments_are_those_of_the_release(args: tuple[str, ...], wrong: str) -> None:
+    said = [
+        each.message for each in lint.check(args, {}, release.flags("vllm", "0.33.0"), lambda: release.removed("vllm"))
+    ]
+    assert [message.endswith(f"no key {wrong}") for message in said] == ([True] if wrong else [])

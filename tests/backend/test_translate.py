@@ -86,3 +86,15 @@ def test_adopting_takes_switches_and_leaves_what_takes_abilities_away() -> None:
     plain, lossy = (ENGINE.adopt(recipe, other, allow_lossy=allowed) for allowed in (False, True))
     assert "VLLM_ROCM_QUICK_REDUCE_QUANTIZATION" not in plain.env
     assert lossy.env["VLLM_ROCM_QUICK_REDUCE_QUANTIZATION"] == "INT4"
+
+
+def test_keys_that_a_release_refuses_are_dropped_and_listed() -> None:
+    args = ("m", "--attention-config.no_such_key", "1", "--compilation-config", '{"full_cuda_graph": true, "mode": 3}')
+    done = ENGINE.translate(args, {}, "0.33.0")
+    assert done.args == ("m", "--compilation-config", '{"mode": 3}')
+    assert [change.what for change in done.changes] == [
+        "--attention-config.no_such_key",
+        "--compilation-config.full_cuda_graph",
+    ]
+    gone = ENGINE.translate(("m", "--compilation-config", '{"full_cuda_graph": true}'), {}, "0.33.0")
+    assert gone.args == ("m",)

@@ -8,6 +8,7 @@ import pytest
 
 import specs
 from aim_engine import backend
+from aim_engine.backend import lint, release
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware import catalog
 from aim_engine.recipe.database import RecipeDatabase
@@ -40,8 +41,13 @@ def test_rendered_bundled_recipes_hold_nothing_their_release_lacks(version: str)
     for known in RecipeDatabase():
         recipe = engine.adopt(specs.recipe(specs.dense(), engine_version=version), known, allow_lossy=True)
         command = engine.command(recipe, model_ref=known.model_id, host="127.0.0.1", port=8000)
-        wrong = [f for f in engine.check(command.args, command.env, version) if f.id in ("VER001", "VER002", "VER003")]
-        assert wrong == [], known
+        table = release.flags("vllm", version)
+        assert lint.check(command.args, command.env, table, lambda: release.removed("vllm")) == (), known
+        shown = lint.by_flag(table)
+        hidden = [
+            words[0] for words, flag in lint.groups(command.args, shown) if flag is None and words[0].startswith("-")
+        ]
+        assert hidden == [], known
 
 
 def test_another_format_of_a_model_shares_its_family() -> None:

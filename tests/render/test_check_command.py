@@ -74,6 +74,11 @@ def test_our_own_scripts_are_clean(target: str, case: str) -> None:
         (GOOD.replace("-d ", "-d -e HSA_OVERRIDE_GFX_VERSION=10.3.0 "), "ENV005"),
         ("HIP_VISIBLE_DEVICES= vllm serve m --host 127.0.0.1", "ENV004"),
         (GOOD + " --trust-remote-code", "SEC003"),
+        ("VLLM_ROCM_USE_AITER=1\nvllm serve m --host 127.0.0.1", "ENV014"),
+        ("TP=3\nvllm serve m --host 127.0.0.1 --max-num-seqs ${X:-many}", "VER022"),
+        ("docker exec -e VLLM_USE_V1=1 c vllm serve m --host 127.0.0.1", "VER003"),
+        ("vllm serve m --host 127.0.0.1 --compilation-config '{\"full_cuda_graph\":\n true}'", "VER024"),
+        ("vllm serve m --host 127.0.0.1 -cc.no_such_key=1", "VER024"),
         ("docker run --rm", "DOC011"),
         ("docker run --rm --name", "DOC011"),
     ],
@@ -96,6 +101,11 @@ def test_a_mistake_is_found(text: str, identity: str) -> None:
         "docker run --rm $IMAGE",
         "vllm serve Qwen/Qwen3-32B --host 127.0.0.1 --max-model-len 4k --tensor-parallel-size=2",
         "VLLM_API_KEY=$KEY vllm serve m --host 0.0.0.0",
+        "vllm serve m --host 127.0.0.1 --tensor-parallel-size $TP --max-num-seqs ${SEQS} --dtype $D",
+        "vllm serve m --host 127.0.0.1 --no-enable-prefix-caching",
+        "vllm serve m --host 127.0.0.1 -cc.pass_config.fuse_rope_kvcache=True -O3",
+        "vllm serve a/Unknown-48B --host 127.0.0.1 --max-model-len 1048576",
+        "docker run --rm $IMAGE bash -c 'sleep 1'",
     ],
 )
 def test_a_good_line_has_no_findings(text: str) -> None:

@@ -178,3 +178,10 @@ def test_our_own_files_pass_the_published_schema(case: str) -> None:
     jsonschema = pytest.importorskip("jsonschema")
 
     jsonschema.Draft7Validator(json.loads(found[0].read_text())).validate(yaml.safe_load(text(case)))
+
+
+def test_short_devices_and_home_folders_are_compose() -> None:
+    made = ours()
+    service(made)["devices"] = ["/dev/kfd", "/dev/dri"]
+    service(made)["volumes"] = ["~/.cache/huggingface:/root/.cache/huggingface"]
+    assert [finding for finding in problems(made) if finding.id == "CMP001"] == []

@@ -299,3 +299,23 @@ def test_no_value_anywhere_breaks_the_rules(place: tuple[Any, ...], junk: Any) -
 
 
 OURS = ours()
+
+
+def test_variables_from_a_config_map_of_the_same_files_are_judged() -> None:
+    made = deployment()
+    held = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"VLLM_USE_V1": "1"}}
+    container(made)["envFrom"] = [{"configMapRef": {"name": "c"}}]
+    assert any("VLLM_USE_V1" in finding.message for finding in problems([made, held], "0.32.0"))
+    assert not any("VLLM_USE_V1" in finding.message for finding in problems([made], "0.32.0"))
+
+
+def test_a_shell_inside_a_pod_is_read_as_a_shell() -> None:
+    made = deployment()
+    container(made)["command"] = ["/bin/bash", "-c"]
+    container(made)["args"] = [
+        "export VLLM_USE_V1=1\nTP=3\nvllm serve m --tensor-parallel-size $TP \\\n --swap-space 4\n"
+    ]
+    said = " ".join(finding.message for finding in problems([made], "0.32.0"))
+    assert "VLLM_USE_V1" in said
+    assert "--swap-space" in said
+    assert "3" in said

@@ -34,7 +34,11 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     flags: tuple[str, ...]
     """Option strings, aliases and the --no- form included; empty for a positional."""
+    hidden: tuple[str, ...] = ()
+    """Older spellings that the release takes and does not show."""
     dest: str
+    keys: tuple[str, ...] = ()
+    """Those of a structured argument that refuses others, inner ones with a dot; none where it takes any."""
     type: str | None = None
     action: str = "store"
     nargs: str | int | None = None

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from aim_engine.backend import lint, release, rules, translate
 from aim_engine.backend.base import Backend, Defaults, Image, Release, Translation
-from aim_engine.backend.line import Line
+from aim_engine.backend.line import Line, supposed
 from aim_engine.backend.release import Family as NamedFamily
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
@@ -188,7 +188,9 @@ class Engine(abc.ABC):
         exact: str | None,
         about: Mapping[str, Any] | None,
     ) -> tuple[rules.Hit, ...]:
-        named = model.model_id if model is not None else lint.model_of(args, lint.by_flag(self._flags(version)))
+        by_flag = lint.by_flag(self._flags(version), hidden=True)
+        named = model.model_id if model is not None else lint.model_of(args, by_flag)
+        told = model is not None
         if model is None and named is not None and self._describe is not None:
             model = self._describe(named)
         line = Line(
@@ -202,10 +204,26 @@ class Engine(abc.ABC):
             gpu=gpu or self._gpu,
             overlay=self._overlay,
         )
-        found = self._subject(line, named)
+        found = self._known(line, named)
+        if not told and model is not None and model.basis == "name":
+            found = {name: value for name, value in found.items() if name not in _OF_ONE_CHECKPOINT}
         if named is not None:
             found.setdefault("model_id", named)
         return rules.judge({**UNPLANNED, **self._around, **found, **(about or {})}, self.name, self._overlay)
+
+    def _known(self, line: Line, named: str | None) -> dict[str, Any]:
+        """What is known of a line: not what would change with a value that only its caller knows."""
+        found = self._subject(line, named)
+        if not any(lint.is_open(word) for word in (*line.args, *line.env.values())):
+            return found
+        one, other = (
+            self._subject(supposed(line, value, more=more), named) for value, more in (("1", False), ("8", True))
+        )
+        return {
+            name: value
+            for name, value in found.items()
+            if name in _WRITTEN or one.get(name) == other.get(name) == value
+        }
 
     def sibling(self, name: str) -> Backend:
         """Another engine that knows the same of models, card and host. Raises: InvalidInput."""
@@ -225,6 +243,28 @@ class Engine(abc.ABC):
         return self._bundled(model_id) or self._by_name(model_id)
 
 
+_WRITTEN = ("args", "words", "envs")
+"""What rules look up in a line as it is written."""
+_OF_ONE_CHECKPOINT = frozenset(
+    [
+        "model_len",
+        "method",
+        "form",
+        "group_size",
+        "kv_calibrated",
+        "total_gib",
+        "roomy_tp",
+        "roomy_gib",
+        "least_tp",
+        "kv_left_gib",
+        "moe_dtype",
+        "moe_tuned",
+        "needs_code",
+        "gated",
+        "fallback",
+    ]
+)
+"""What a checkpoint need not share with the one that its name is taken for."""
 UNPLANNED: dict[str, Any] = {
     "objective": "",
     "tpot_limit": None,

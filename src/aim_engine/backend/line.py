@@ -5,13 +5,15 @@ A name that is absent is not known, and rules that ask for it are not judged.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from aim_engine.backend import kernels, rules
+from aim_engine.backend import kernels, lint, rules
 from aim_engine.backend.base import Image
 from aim_engine.backend.release import FlagTable, ReleaseFacts, number
 from aim_engine.hardware.gpu import Gpu
@@ -25,6 +27,41 @@ SMALLEST_CDNA3 = 192 * GIB
 """Memory of an MI300X, the smallest of its kind: what a model is held against where no card is named."""
 STAGING_GIB = (16, 8)
 """Host memory for staging: per rank, and for the server. Engineering judgement, as in the planner's container sizes."""
+_LIST = re.compile(r"\[[@*]\]|\$[@*]|^\.\.\.$|(?i:args|opts|options|flags|extra)")
+"""What a variable that holds options looks like."""
+_ONE_OF_EACH = (
+    "--tensor-parallel-size=8",
+    "--tp-size=8",
+    "--pipeline-parallel-size=2",
+    "--pp-size=2",
+    "--data-parallel-size=2",
+    "--dp-size=2",
+    "--nnodes=2",
+    "--enable-expert-parallel",
+    "--ep-size=8",
+    "--decode-context-parallel-size=2",
+    "--distributed-executor-backend=mp",
+    "--attention-backend=other",
+    "--kv-cache-dtype=other",
+    "--block-size=1",
+    "--page-size=1",
+    "--dtype=other",
+    "--quantization=other",
+    "--max-model-len=1",
+    "--context-length=1",
+    "--max-num-seqs=1",
+    "--max-running-requests=1",
+    "--max-num-batched-tokens=1",
+    "--chunked-prefill-size=1",
+    "--gpu-memory-utilization=0.1",
+    "--mem-fraction-static=0.1",
+    "--tool-call-parser=other",
+    "--all2all-backend=other",
+    "--disable-radix-cache",
+    "--host=0.0.0.0",
+    "--api-key=other",
+)
+"""What a list of options may say that rules ask for."""
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 
 
@@ -68,6 +105,24 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         if self.model is not None:
             found |= _model(self.model)
         return found
+
+
+def supposed(line: Line, value: str, *, more: bool) -> Line:
+    """`line` as if all that only its caller knows were `value`; with `more`, as if its lists of options held one of each that matters."""
+
+    def filled(word: str) -> str:
+        name, equals, given = word.partition("=")
+        if equals and word.startswith("-") and not lint.is_open(name):
+            return f"{name}={value}" if lint.is_open(given) else word
+        return value if lint.is_open(word) else word
+
+    lists = more and any(
+        lint.is_open(word) and not word.startswith("-") and (not before.startswith("-") or _LIST.search(word))
+        for before, word in itertools.pairwise(line.args)
+    )
+    env = {name: value if lint.is_open(given) else given for name, given in line.env.items()}
+    args = (*(_ONE_OF_EACH if lists else ()), *(filled(word) for word in line.args))
+    return msgspec.structs.replace(line, args=args, env=env)
 
 
 def staging_gib(ranks: int, nodes: int) -> int:

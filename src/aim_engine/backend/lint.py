@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -18,6 +18,7 @@ from aim_engine.hardware.cluster import Finding
 _HUMAN = re.compile(r"^\d+(\.\d+)?[kKmMgGtT]?$")
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
 _NESTED = re.compile(r"^(--[a-z][a-z0-9_-]*|-[a-z]{2,})\.")
+_OPEN = re.compile(r"\$[A-Za-z_{(0-9@*]|`|\{\{|<[A-Za-z_][^<>]*>|^\.\.\.$")
 TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
 PREFIXES = {"vllm": ("VLLM_",), "sglang": ("SGLANG_", "SGL_")}
 """What the variables begin with that only this engine reads."""
@@ -46,20 +47,31 @@ def parse_command_line(text: str) -> CommandLine:
             words = shlex.split(line, comments=True)
         except ValueError as err:
             raise InvalidInput("the command line cannot be read", why=f"{err} in: {line.strip()[:80]}") from err
-        while words and (words[0] in ("export", "exec", "env", "nohup", "sudo") or _ASSIGNMENT.match(words[0])):
-            word = words.pop(0)
-            if _ASSIGNMENT.match(word):
-                name, _, value = word.partition("=")
-                env[name] = value
-        found = _server(words)
+        found = command_of(words, env)
         if found is not None:
-            program, args, findings = found
-            return CommandLine(env=env, program=program, args=args, findings=findings)
+            return found
     raise InvalidInput(
         "this starts no engine",
         why="neither `vllm serve` nor `sglang.launch_server` was found in it",
         hint="give a line such as: vllm serve MODEL --port 8000",
     )
+
+
+def command_of(words: Sequence[str], env: dict[str, str]) -> CommandLine | None:
+    """The engine's command in separate words, None when they start none; assignments before it are noted in `env`."""
+    rest = list(words)
+    while rest and (rest[0] in ("export", "exec", "env", "nohup", "sudo") or _ASSIGNMENT.match(rest[0])):
+        word = rest.pop(0)
+        if _ASSIGNMENT.match(word):
+            name, _, value = word.partition("=")
+            env[name] = value
+    found = _server(rest)
+    return None if found is None else CommandLine(env=env, program=found[0], args=found[1], findings=found[2])
+
+
+def is_open(text: str) -> bool:
+    """`text` holds a variable whose value only somebody else knows, or a placeholder."""
+    return _OPEN.search(text) is not None
 
 
 def check(
@@ -78,11 +90,11 @@ def title(table: FlagTable) -> str:
 
 def values(args: tuple[str, ...], table: FlagTable) -> dict[str, str]:
     """Dest -> last value given, for arguments of the table that take one; switches map to true or false."""
-    known = by_flag(table)
+    known = by_flag(table, hidden=True)
     found: dict[str, str] = {}
     for name, value, flag in _walk(args, known):
         if flag is not None:
-            found[flag.dest] = value if value is not None else ("false" if name.startswith("--no-") else "true")
+            found[flag.dest] = value if value is not None else ("false" if _denies(name, flag) else "true")
     return found
 
 
@@ -119,7 +131,7 @@ def _server(words: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[F
 
 
 def _arguments(args: tuple[str, ...], table: FlagTable, removed: Callable[[], Removed]) -> Iterator[Finding]:
-    known = by_flag(table)
+    known = by_flag(table, hidden=True)
     given: dict[str, str] = {}
     for name, value, flag in _walk(args, known):
         if flag is None:
@@ -131,6 +143,8 @@ def _arguments(args: tuple[str, ...], table: FlagTable, removed: Callable[[], Re
         problem = _value_problem(name, value, flag)
         if problem is not None:
             yield problem
+        elif flag.keys:
+            yield from _key_problems(name, value or "", flag, table)
         elif value is not None:
             given[flag.dest] = value
     yield from _ranges(given)
@@ -186,6 +200,13 @@ def _walk(args: tuple[str, ...], known: dict[str, Flag]) -> Iterator[tuple[str, 
             yield name, " ".join(words[1:]) if words[1:] else ("" if flag.nargs in ("?", "*") else None), flag
 
 
+def _denies(name: str, flag: Flag) -> bool:
+    """A switch is written so that it says no to what it is called after."""
+    plain = name.replace("_", "-")
+    other = {"enable": "--disable-", "disable": "--enable-"}.get(flag.dest.partition("_")[0])
+    return plain.startswith("--no-") or (other is not None and plain.startswith(other))
+
+
 def _is_flag(word: str) -> bool:
     return word.startswith("-") and word != "-" and not _negative(word)
 
@@ -225,7 +246,7 @@ def negation(name: str, known: dict[str, Flag]) -> str | None:
 
 
 def _value_problem(name: str, value: str | None, flag: Flag) -> Finding | None:
-    if is_switch(flag):
+    if is_switch(flag) or (value is not None and is_open(value)):
         return None
     if value is None:
         return _finding("VER020", "error", f"{name} needs a value", "")
@@ -247,6 +268,38 @@ def _value_problem(name: str, value: str | None, flag: Flag) -> Finding | None:
         except ValueError as err:
             return _finding("VER023", "error", f"{name} needs JSON", str(err))
     return None
+
+
+def _key_problems(name: str, value: str, flag: Flag, table: FlagTable) -> Iterator[Finding]:
+    """Keys of a structured argument that the release refuses: of `--a.b` and of JSON, and of what lies inside one level below."""
+    for key in refused_keys(name, value, flag):
+        close = difflib.get_close_matches(key, flag.keys, n=1, cutoff=0.75)
+        remedy = f"did you mean {close[0]}?" if close else "leave it out"
+        what = f"{name.partition('.')[0]} of {title(table)} {table.version} has no key {key}"
+        yield _finding("VER024", "error", what, remedy)
+
+
+def refused_keys(name: str, value: str, flag: Flag) -> tuple[str, ...]:
+    """The keys in a structured argument that its release does not take; inner ones with a dot."""
+    _, dot, path = name.partition(".")
+    nested = {key.partition(".")[0] for key in flag.keys if "." in key}
+    found = []
+    for key in [path.replace("-", "_").rstrip("+")] if dot else _json_keys(value):
+        first, _, rest = key.partition(".")
+        known = f"{first}.{rest.partition('.')[0]}" if rest and first in nested else first
+        if flag.keys and known not in flag.keys:
+            found.append(known)
+    return tuple(dict.fromkeys(found))
+
+
+def _json_keys(value: str) -> Iterator[str]:
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return
+    for key, below in found.items() if isinstance(found, dict) else ():
+        yield str(key)
+        yield from (f"{key}.{each}" for each in (below if isinstance(below, dict) else ()))
 
 
 def _ranges(given: dict[str, str]) -> Iterator[Finding]:
@@ -296,9 +349,9 @@ def _unknown(name: str, known: dict[str, Flag], table: FlagTable, removed: Calla
     return _finding("VER001", "error", f"{title(table)} {table.version} has no argument {name}", remedy)
 
 
-def by_flag(table: FlagTable) -> dict[str, Flag]:
-    """The entries of a table by each of their option strings."""
-    return {option: flag for flag in table.flags for option in flag.flags}
+def by_flag(table: FlagTable, *, hidden: bool = False) -> dict[str, Flag]:
+    """The entries of a table by each of their option strings, with those that the release takes and does not show or without."""
+    return {option: flag for flag in table.flags for option in (*flag.flags, *(flag.hidden if hidden else ()))}
 
 
 def is_switch(flag: Flag) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -108,6 +110,16 @@ def number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
+def nearest(wanted: str, known: Sequence[str]) -> str:
+    """Of the known releases, newest first, the one whose number is closest."""
+
+    def apart(candidate: str) -> tuple[int, ...]:
+        pairs = itertools.zip_longest(number(candidate)[:3], number(wanted)[:3], fillvalue=0)
+        return tuple(abs(one - other) for one, other in pairs)
+
+    return min(known, key=apart)
+
+
 @functools.cache
 def load(engine: str, version: str, overlay: Path | None = None) -> ReleaseFacts:
     """The facts of one release; 0.33 is 0.33.0 where no other begins so. Raises: InvalidInput with the known ones."""
@@ -120,7 +132,8 @@ def load(engine: str, version: str, overlay: Path | None = None) -> ReleaseFacts
         raise InvalidInput(
             f"{engine} {version} is not a known release",
             why=f"known: {', '.join(known)}",
-            hint="tools/engine_release.py adds one from its public package",
+            hint=f"--engine-version {nearest(plain, known)}, the nearest; newer versions of aim-engine know newer releases, and so does "
+            f"an AIM_ENGINE_CATALOG_DIR that holds engines/{engine}/{plain}.yaml and {plain}.flags.json",
         )
     return facts.load(f"engines/{engine}/{plain}.yaml", ReleaseFacts, overlay)
 
@@ -131,7 +144,9 @@ def flags(engine: str, version: str, overlay: Path | None = None) -> FlagTable:
     path = facts.find(f"engines/{engine}/{version}.flags.json", overlay)
     if path is None:
         raise InvalidInput(
-            f"the argument table of {engine} {version} is missing", hint="tools/engine_release.py makes it"
+            f"the argument table of {engine} {version} is missing",
+            why=f"no engines/{engine}/{version}.flags.json stands beside {version}.yaml",
+            hint=f"write it like the table of another release in {facts.BUNDLED / 'engines' / engine}, or take {version}.yaml away",
         )
     try:
         return msgspec.json.decode(path.read_bytes(), type=FlagTable)
@@ -144,7 +159,11 @@ def tuned(engine: str, overlay: Path | None = None) -> Tuned:
     """What the engine ships for models and cards. Raises: Corrupt, InvalidInput."""
     path = facts.find(f"engines/{engine}/tuned.json", overlay)
     if path is None:
-        raise InvalidInput(f"the tuned tables of {engine} are missing", hint="tools/engine_tuned.py writes them")
+        raise InvalidInput(
+            f"the tuned tables of {engine} are missing",
+            why=f"there is no engines/{engine}/tuned.json",
+            hint="install aim-engine anew, or take the engines in AIM_ENGINE_CATALOG_DIR away",
+        )
     try:
         return msgspec.json.decode(path.read_bytes(), type=Tuned)
     except msgspec.DecodeError as err:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Literal
 
@@ -34,6 +35,17 @@ def translate(
             why = f"{lint.title(table)} {table.version} does not take that value"
             changes.append(Change(what=" ".join(words), to="", kind="dropped", why=why))
             continue
+        if flag is not None and flag.keys:
+            words, lost = _with_known_keys(words, flag)
+            changes += [
+                Change(
+                    what=f"{flag.flags[0]}.{key}",
+                    to="",
+                    kind="dropped",
+                    why=f"{lint.title(table)} {table.version} has no such key",
+                )
+                for key in lost
+            ]
         if flag is not None or not words[0].startswith("-"):
             kept += words
             continue
@@ -90,6 +102,25 @@ def repaired(done: Translation, repair: Repair, finding: Finding, known: dict[st
             kind = "added" if not old else "renamed" if new else "dropped"
             changes.append(Change(what=old, to=new, kind=kind, why=f"{finding.id}: {finding.message}"))
     return Translation(args=tuple(kept), env=env, changes=tuple(changes))
+
+
+def _with_known_keys(words: tuple[str, ...], flag: Flag) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A structured argument less the keys that the release refuses, and those keys; no words when nothing is left."""
+    name, equals, inline = words[0].partition("=")
+    value = inline if equals else " ".join(words[1:])
+    lost = lint.refused_keys(name, value, flag)
+    if not lost or "." in name:
+        return (() if lost else words), lost
+    held = json.loads(value)
+    for key in lost:
+        first, dot, inner = key.partition(".")
+        if not dot:
+            del held[first]
+        elif isinstance(held.get(first), dict):
+            del held[first][inner]
+            held = {k: v for k, v in held.items() if k != first or v}
+    said = json.dumps(held)
+    return ((f"{name}={said}",) if equals else (name, said)) if held else (), lost
 
 
 def _refused(words: tuple[str, ...], flag: Flag) -> bool:

@@ -29,6 +29,7 @@ from aim_engine.render import (
     check_kubernetes,
     check_values,
     document,
+    script,
 )
 from aim_engine.settings import Settings
 
@@ -101,7 +102,7 @@ def validate(
     checker = Checker(
         backend=chosen, version=version, kubernetes_version=kubernetes_version, settings=settings, gpu=gpu
     )
-    if check_command.starts_engine(check_command.Line(words=_without_assignments(items), env={})):
+    if check_command.starts_engine(script.Line(words=_without_assignments(items), env={})):
         if fix:
             items = _fixed_line(items, checker)
         findings = check_command.argv(items, "command", chosen, version)
@@ -169,14 +170,16 @@ def _card(named: str | None, settings: Settings) -> Gpu | None:
 def _knowing(engine: Backend, gpu: Gpu | None, facts: dict[str, Any], settings: Settings) -> Backend:
     """The engine with what is known here of models, card and host, so that its rules can ask."""
     from aim_engine import workflow
+    from aim_engine.model import library
 
     offline = msgspec.structs.replace(settings, offline=True)
 
     def describe(model: str) -> ModelSpec | None:
         try:
-            return workflow.describe(model, offline)
+            found = workflow.describe(model, offline)
         except AimError:
             return None
+        return found if library.has_its_shapes(found) else None
 
     return engine.knowing(describe, gpu, facts)
 
@@ -189,9 +192,8 @@ def _fixed_line(words: tuple[str, ...], checker: Checker) -> tuple[str, ...]:
 
     start = len(words) - len(_without_assignments(words))
     plain = words[start:]
-    try:
-        line = lint.parse_command_line(shlex.join(words))
-    except InvalidInput:
+    line = lint.command_of(words, {})
+    if line is None:
         output.note("only lines with an engine's own command are rewritten; the remedies below are for you to apply")
         return words
     engine = checker.backend.sibling("sglang" if any("sglang" in word for word in line.program) else "vllm")

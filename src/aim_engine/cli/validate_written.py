@@ -82,12 +82,17 @@ def _rules(recipe: Recipe, checker: Checker) -> tuple[Finding, ...]:
     """The planner's rules when model and card are known here, else what the engine says of the command line."""
     from aim_engine import workflow
     from aim_engine.hardware import catalog
+    from aim_engine.model import library
     from aim_engine.planner import validate as rules
 
     try:
         offline = msgspec.structs.replace(checker.settings, offline=True)
         gpu = catalog.load(recipe.gpu, workflow.overlay_dir(checker.settings))
         spec = workflow.describe(recipe.model_id, offline)
+        if not library.has_its_shapes(spec):
+            raise InvalidInput(
+                f"{recipe.model_id} is not known here", hint="aim-engine model with network describes it"
+            )
     except AimError as err:
         command = checker.backend.command(recipe, model_ref=recipe.model_id, host="127.0.0.1", port=8000)
         unnamed = recipe.gpu == seed_shape.UNNAMED_GPU

@@ -10,6 +10,7 @@ from aim_engine.model import catalog, naming, source
 from aim_engine.model.naming import Library
 from aim_engine.model.spec import ModelSpec
 
+_SHAPES = "the shapes of"
 _SAME_SIZE = 1.5
 """Two models are alike in size up to this ratio."""
 _SIDE_FILES = (".hf_quant_config.json", ".safetensors_index.json")
@@ -43,6 +44,11 @@ def _configs(folder: Path) -> dict[str, Path]:
     }
 
 
+def has_its_shapes(spec: ModelSpec) -> bool:
+    """`spec` was read, or is taken for one of the same family and size; a likeness of another of its size has shapes of its own."""
+    return spec.basis != "name" or f": {_SHAPES} " in spec.source
+
+
 def likeness(ref: str, size_billions: float | None, overlay: Path | None = None) -> tuple[ModelSpec, str] | None:
     """A bundled model like the one `ref` names, and in what: its family and size, else the size alone; None when neither is said.
 
@@ -50,7 +56,7 @@ def likeness(ref: str, size_billions: float | None, overlay: Path | None = None)
     """
     named = build(None, overlay).find(ref)
     if named is not None:
-        return named.spec, f"the shapes of {named.spec.model_id}"
+        return named.spec, f"{_SHAPES} {named.spec.model_id}"
     if size_billions is None:
         return None
     closest: tuple[float, str, ModelSpec] | None = None

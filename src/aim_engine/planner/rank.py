@@ -103,7 +103,7 @@ def order(candidates: Sequence[One], objective: Objective, *, open_count: bool =
 
     Those that do not are ordered by how little they miss. Among the others the best credited value leads; within the error band of it,
     one that runs all requests at once beats one that lets some wait for a slot, a known recipe beats a generated one, fewer devices beat
-    more, and one kind of parallelism beats two; where as much is done (a rate is served), the quicker answer. The rest follows by value.
+    more, one kind of parallelism beats two, and one server beats several behind a balancer; where as much is done (a rate is served), the quicker answer. The rest follows by value.
     """
     if not candidates:
         return []
@@ -114,7 +114,7 @@ def order(candidates: Sequence[One], objective: Objective, *, open_count: bool =
         return ranked
     kept = [c for c in ranked if c.missed_fraction <= 0]
     if best.generated and objective != "cost":
-        floor = worth[id(best)] * (1 - KNOWN_BAND_FRACTION)
+        floor = worth[id(best)] * (1 - KNOWN_BAND_FRACTION) ** _powers(objective)
         known = [c for c in kept if not c.generated and c.waits <= best.waits and worth[id(c)] >= floor]
         best, kept = (known[0], known) if known else (best, kept)
     level = [c for c in kept if worth[id(c)] >= worth[id(best)] * (1 - band(objective))]
@@ -126,8 +126,8 @@ def order(candidates: Sequence[One], objective: Objective, *, open_count: bool =
 
 
 def band(objective: Objective) -> float:
-    """By what share of its value one may be behind another and still not be told apart from it."""
-    return NOISE_FRACTION if objective == "latency" else ERROR_BAND_FRACTION
+    """By what share of its value one may be behind another and still not be told apart from it: a product of two speeds errs twice."""
+    return NOISE_FRACTION if objective == "latency" else 1 - (1 - ERROR_BAND_FRACTION) ** _powers(objective)
 
 
 def _powers(objective: Objective) -> int:
@@ -179,11 +179,17 @@ def preference(chosen: Rated, other: Rated) -> str:
         return f"{what} measured {lead(other):.0%} slower beside tensor parallelism than predicted"
     if chosen.devices < other.devices:
         return f"the chosen one needs {other.devices - chosen.devices} GPUs less"
+    if chosen.replicas < other.replicas:
+        return f"the chosen one is {_servers(chosen.replicas)} instead of {other.replicas}"
     return "the chosen one is simpler"
 
 
+def _servers(count: int) -> str:
+    return "one server" if count == 1 else f"{count} servers"
+
+
 def _standing(rated: Rated) -> tuple[object, ...]:
-    return (rated.waits, rated.generated, rated.devices, rated.lossy, rated.split.pp, rated.split.ep)
+    return (rated.waits, rated.generated, rated.devices, rated.lossy, rated.split.pp, rated.split.ep, rated.replicas)
 
 
 def _simplicity(rated: Rated) -> tuple[object, ...]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 
-import msgspec
-
+from aim_engine.backend import lint
 from aim_engine.backend.base import Backend
 from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
-from aim_engine.render import check_engine, check_host
+from aim_engine.render import check_engine, check_host, script
 from aim_engine.render.check_engine import Container
 from aim_engine.render.check_host import HostContainer
 from aim_engine.render.findings import error, info, warning
+from aim_engine.render.script import Line
 
 _ENGINES = ("docker", "podman", "nerdctl")
 _SWITCH_NAMES = (
@@ -37,46 +36,29 @@ _LONG_OF_SHORT = {
     "a": "--attach",
     "c": "--cpu-shares",
 }
+_IMAGE_VARIABLE = re.compile(r"\$\{?\w*(?:image|img|container)", re.IGNORECASE)
+_TALKERS = ("echo", "printf", "cat", "grep", "pgrep", "pkill", "which", "man")
+"""Commands that speak of an engine and start none."""
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
-_WRAPPERS = ("exec", "sudo", "nohup", "time", "env", "command")
 _WHEELS = "wheels.vllm.ai/rocm"
 WHEEL_PYTHON = "3.12"
 """Source: vllm-project/vllm:docs/getting_started/installation/gpu.rocm.inc.md@v0.33.0."""
-_SEPARATOR = re.compile(r"[;&|()<>]+")
-
-
-class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One command of a text."""
-
-    words: tuple[str, ...]
-    env: dict[str, str]
-    """Assignments in front of it and exports before it."""
 
 
 def commands(content: str) -> tuple[Line, ...]:
     """The simple commands of a shell text, read without running anything; continued lines and quotes are followed."""
-    found: list[Line] = []
-    exported: dict[str, str] = {}
-    for words in _lines(content):
-        env: dict[str, str] = {}
-        rest = list(words)
-        is_export = False
-        while rest and (rest[0] in (*_WRAPPERS, "export") or _ASSIGNMENT.fullmatch(rest[0])):
-            word = rest.pop(0)
-            is_export = is_export or word == "export"
-            if _ASSIGNMENT.fullmatch(word):
-                name, _, value = word.partition("=")
-                env[name] = value
-        if is_export or not rest:
-            exported |= env
-        else:
-            found.append(Line(words=tuple(rest), env={**exported, **env}))
-    return tuple(found)
+    return script.commands(content, _starts)
 
 
 def starts_engine(line: Line) -> bool:
     """The command is one this module checks."""
-    return _container_words(line.words) is not None or _serves(line.words)
+    return _starts(line.words)
+
+
+def _starts(words: tuple[str, ...]) -> bool:
+    if words and words[0] in _TALKERS:
+        return False
+    return _container_words(words) is not None or _serves(words)
 
 
 def check(content: str, backend: Backend, version: str | None = None) -> tuple[Finding, ...]:
@@ -117,14 +99,16 @@ def check_line(line: Line, where: str, backend: Backend, version: str | None) ->
     """What is wrong with one command that starts an engine."""
     words = _container_words(line.words)
     if words is None:
-        container = Container(where=where, image="", entrypoint=line.words, env=line.env)
+        env = line.env | script.handed_on(line.words)
+        container = Container(where=where, image="", entrypoint=line.words, env=env)
         name = check_engine.engine_of(container, "", backend.name)
         named = backend if name == backend.name else backend.sibling(name)
         known = named.versions()
         engine, found = check_engine.check(container, named, version if version in known else known[0])
         yield from (finding for finding in found if finding.id != "VER009")
         if engine is not None:
-            yield from _reach(engine, line.env, where)
+            yield from _reach(engine, env, where)
+            yield from _unseen(line, named, engine.version, where)
         return
     container, problems = docker_run(words, where)
     yield from problems
@@ -156,6 +140,8 @@ def docker_run(words: tuple[str, ...], where: str) -> tuple[HostContainer, tuple
     rest = list(words)
     unknown = ""
     while rest and (rest[0].startswith(("-", "$")) or not rest[0]):
+        if _IMAGE_VARIABLE.match(rest[0]):
+            break
         word = rest.pop(0)
         if word == "--":
             break
@@ -182,6 +168,8 @@ def docker_run(words: tuple[str, ...], where: str) -> tuple[HostContainer, tuple
         problems.append(
             info("DOC012", f"the image is in {unknown}, so nothing about the engine was checked", "", where)
         )
+    elif rest and lint.is_open(check_engine.split_image(rest[0])[0]):
+        problems.append(info("DOC012", f"the image is in {rest[0]}, so what is in it was not checked", "", where))
     elif not rest:
         problems.append(error("DOC011", "no image is named", "give the image after the options", where))
     return _described(options, tuple(rest), where), tuple(problems)
@@ -253,6 +241,19 @@ def _reach(engine: check_engine.Engine, env: Mapping[str, str], where: str) -> I
         )
 
 
+def _unseen(line: Line, engine: Backend, version: str, where: str) -> Iterator[Finding]:
+    """Variables that are meant for the engine and never get there."""
+    read = engine.release(version).env
+    for name, value in sorted(line.unexported.items()):
+        if name in read and name.startswith(lint.PREFIXES[engine.name]):
+            yield warning(
+                "ENV014",
+                f"{name}={value} is set but not exported, so the engine does not see it",
+                f"export {name}={value}",
+                where,
+            )
+
+
 def _container_words(words: tuple[str, ...]) -> tuple[str, ...] | None:
     """What follows `docker run`, wrappers such as `sudo -E` before it or not; None for another command."""
     for start, word in enumerate(words[:5]):
@@ -270,46 +271,3 @@ def _serves(words: tuple[str, ...]) -> bool:
         ):
             return True
     return False
-
-
-def _lines(content: str) -> Iterator[list[str]]:
-    """The words of each simple command.
-
-    A line that ends inside quotes goes on with the next, unless that one starts an engine by itself: then the quote was an
-    apostrophe in some prose.
-    """
-    pending = ""
-    for line in re.sub(r"\\\r?\n", " ", content).splitlines():
-        if pending and _starts_engine(line):
-            pending = ""
-        pending = f"{pending}\n{line}" if pending else line
-        try:
-            words = _words(pending)
-        except ValueError:
-            continue
-        pending = ""
-        yield from _simple_commands(words)
-
-
-def _starts_engine(line: str) -> bool:
-    try:
-        return any(_container_words(tuple(words)) or _serves(tuple(words)) for words in _simple_commands(_words(line)))
-    except ValueError:
-        return False
-
-
-def _simple_commands(words: list[str]) -> Iterator[list[str]]:
-    command: list[str] = []
-    for word in words:
-        if _SEPARATOR.fullmatch(word) or word in ("{", "}", "then", "do", "else", "```"):
-            yield command
-            command = []
-        else:
-            command.append(word)
-    yield command
-
-
-def _words(line: str) -> list[str]:
-    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-    lexer.whitespace_split = True
-    return list(lexer)

@@ -93,6 +93,7 @@ def _specification(document: dict[str, Any]) -> Iterator[Finding]:
             named, _, digest = str(service.get("image")).partition("@")
             if digest and ":" in named.rpartition("/")[2]:  # Compose takes a tag before a digest, this reader does not
                 service["image"] = f"{named.rpartition(':')[0]}@{digest}"
+            _lengthen(service)
     rest = _fill_in(rest)
     for _ in range(MAX_ERRORS):
         try:
@@ -108,6 +109,19 @@ def _specification(document: dict[str, Any]) -> Iterator[Finding]:
             yield error("CMP001", message, "", where or "the file")
             if not _take_out(rest, where):
                 return
+
+
+def _lengthen(service: dict[str, Any]) -> None:
+    """Write out what Compose understands in short and the reader does not: a device without its place inside, a home folder."""
+    if isinstance(service.get("devices"), list):
+        service["devices"] = [
+            f"{each}:{each}" if isinstance(each, str) and each.startswith("/") and ":" not in each else each
+            for each in service["devices"]
+        ]
+    if isinstance(service.get("volumes"), list):
+        service["volumes"] = [
+            f"/x{each[1:]}" if isinstance(each, str) and each.startswith("~") else each for each in service["volumes"]
+        ]
 
 
 def _unknown_keys(holder: dict[str, Any], known: set[str], where: str) -> Iterator[Finding]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from aim_engine.backend import lint
+from aim_engine.backend import release as releases
 from aim_engine.backend.base import Backend
-from aim_engine.errors import InvalidInput
 from aim_engine.hardware.cluster import Finding
+from aim_engine.render import script
 
 OFFICIAL = "vllm/vllm-openai-rocm"
 OLD_ROCM = ("rocm/vllm", "rocm/vllm-dev")
@@ -19,6 +20,8 @@ CUDA = "vllm/vllm-openai"
 SGLANG = ("lmsysorg/sglang", "lmsysorg/sglang-rocm")
 DOCKERFILE = "vllm-project/vllm:docker/Dockerfile.rocm@v0.33.0"
 _RELEASE = re.compile(r"^v?(\d+\.\d+(?:\.\d+)?)$|vllm[_-]v?(\d+\.\d+(?:\.\d+)?)|^v?(\d+\.\d+\.\d+(?:\.post\d+)?)-rocm")
+_SERVES_BY_TAG = re.compile(r"^(?!lmcache/)(?:.*/)?(?:[\w.-]*(?:vllm|sglang|sgl)[\w.-]*)$")
+"""Images whose tag is the engine's release, as far as it names one; LMCache numbers its own."""
 _FLOATING = re.compile(r"latest|nightly|main|master|dev|base|instinct_main", re.IGNORECASE)
 _PINNED_NIGHTLY = re.compile(r"nightly-[0-9a-f]{40}")
 _SECRET_NAME = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD|CREDENTIALS?)$")
@@ -48,13 +51,14 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     args: tuple[str, ...]
     version: str
     """The release its arguments were checked against."""
-    gpus: int
-    """Devices it spreads over."""
+    gpus: int | None
+    """Devices it spreads over; None where only its caller knows."""
 
 
 def check(container: Container, backend: Backend, version: str | None) -> tuple[Engine | None, tuple[Finding, ...]]:
     """The engine in `container`, None when it is another program, and what is wrong. `version` overrides the image's tag."""
     repository, tag, digest = split_image(container.image)
+    container = _out_of_shell(container, repository)
     name = engine_of(container, repository, backend.name)
     backend = backend if name == backend.name else backend.sibling(name)
     found: list[Finding] = [*_image(container, repository, tag, digest), *_secrets(container)]
@@ -62,6 +66,7 @@ def check(container: Container, backend: Backend, version: str | None) -> tuple[
     found += [*entry_findings, *_secret_arguments(container, container.args if args is None else args)]
     if args is None:
         return None, tuple(found)
+    tag = tag if _SERVES_BY_TAG.search(repository) else None
     release, note = _release(tag, backend, version)
     found += [_at(container, "args", note)] if note is not None else []
     exact = named_release(tag) if version is None else None
@@ -134,8 +139,11 @@ def _risks(container: Container, args: tuple[str, ...]) -> Iterator[Finding]:
             )
 
 
-def spread(args: tuple[str, ...]) -> int:
-    """Devices that the arguments ask for: tensor x pipeline x data parallel, the last not where it divides the first."""
+def spread(args: tuple[str, ...]) -> int | None:
+    """Devices that the arguments ask for: tensor x pipeline x data parallel, the last not where it divides the first.
+
+    None where one of them is a variable that nobody has set.
+    """
     total = 1
     inside = "--enable-dp-attention" in args
     for names in (
@@ -144,6 +152,8 @@ def spread(args: tuple[str, ...]) -> int:
         () if inside else ("--data-parallel-size", "-dp", "--dp-size", "--dp"),
     ):
         value = option(args, *names)
+        if value is not None and lint.is_open(value):
+            return None
         total *= int(value) if value is not None and value.isdecimal() and int(value) > 0 else 1
     return total
 
@@ -172,6 +182,8 @@ def split_image(reference: str) -> tuple[str, str | None, str | None]:
 
 def _image(container: Container, repository: str, tag: str | None, digest: str | None) -> Iterator[Finding]:
     name = container.image
+    if lint.is_open(repository):
+        return
     if repository in OLD_ROCM:
         yield _at(
             container,
@@ -211,7 +223,7 @@ def _image(container: Container, repository: str, tag: str | None, digest: str |
 def _secrets(container: Container) -> Iterator[Finding]:
     for name in sorted(container.env):
         value = container.env[name]
-        if value and not value.startswith("$") and _SECRET_NAME.search(name.upper()) and name not in _NOT_SECRET:
+        if value and not lint.is_open(value) and _SECRET_NAME.search(name.upper()) and name not in _NOT_SECRET:
             yield _at(
                 container,
                 f"env {name}",
@@ -224,7 +236,7 @@ def _secrets(container: Container) -> Iterator[Finding]:
 def _secret_arguments(container: Container, args: tuple[str, ...]) -> Iterator[Finding]:
     for flag in _SECRET_FLAGS:
         given = option(args, flag)
-        if given and not given.startswith("$"):
+        if given and not lint.is_open(given):
             yield _at(
                 container,
                 "args",
@@ -238,10 +250,26 @@ def engine_args(container: Container, repository: str) -> tuple[tuple[str, ...] 
     """The engine's own arguments; None when the container runs something else."""
     if container.entrypoint is None and repository.endswith((OFFICIAL, CUDA)):
         return _after_entrypoint(container)
+    return _program_args(container, (*(container.entrypoint or ()), *container.args))
+
+
+def _out_of_shell(container: Container, repository: str) -> Container:
+    """`sh -c "..."` as the engine that the script starts, with the variables that it sets; as it is when it starts none."""
     words = (*(container.entrypoint or ()), *container.args)
-    if len(words) >= 3 and words[0].rsplit("/", 1)[-1] in _SHELLS and words[1].startswith("-") and "c" in words[1]:
-        words = tuple(_shell_words(words[2]))
-    return _program_args(container, words)
+    if (container.entrypoint is None and repository.endswith((OFFICIAL, CUDA))) or not words:
+        return container
+    place = next((n for n, word in enumerate(words) if n > 0 and not word.startswith("-")), 0)
+    if words[0].rsplit("/", 1)[-1] not in _SHELLS or not any("c" in word for word in words[1:place]):
+        return container
+
+    def starts(inner: tuple[str, ...]) -> bool:
+        return lint.command_of(inner, {}) is not None
+
+    lines = script.commands(words[place], starts, container.env)
+    line = next((line for line in lines if starts(line.words)), None)
+    if line is None:
+        return container
+    return msgspec.structs.replace(container, entrypoint=line.words, args=(), env={**container.env, **line.env})
 
 
 def _after_entrypoint(container: Container) -> tuple[tuple[str, ...] | None, list[Finding]]:
@@ -263,24 +291,13 @@ def _after_entrypoint(container: Container) -> tuple[tuple[str, ...] | None, lis
 
 
 def _program_args(container: Container, words: tuple[str, ...]) -> tuple[tuple[str, ...] | None, list[Finding]]:
-    from aim_engine.backend import lint
-
     programs = ("vllm.entrypoints", "sglang.launch_server")
     if not any(word.rsplit("/", 1)[-1] in ("vllm", "sglang") or word.startswith(programs) for word in words):
         return None, []
-    try:
-        line = lint.parse_command_line(shlex.join(words))
-    except InvalidInput:
+    line = lint.command_of(words, {})
+    if line is None:
         return None, []
     return line.args, [_at(container, "command", finding) for finding in line.findings]
-
-
-def _shell_words(script: str) -> list[str]:
-    """The words of a shell line that starts vLLM, as far as quotes can be followed."""
-    try:
-        return shlex.split(script.replace("\\\n", " "), comments=True)
-    except ValueError:
-        return script.split()
 
 
 def named_release(tag: str | None) -> str | None:
@@ -304,21 +321,12 @@ def _release(tag: str | None, backend: Backend, version: str | None) -> tuple[st
         )
     if wanted in known:
         return wanted, None
-    nearest = min(known, key=lambda candidate: (_distance(candidate, wanted), candidate))
+    nearest = releases.nearest(wanted, known)
     return nearest, _finding(
         "VER030",
         "info",
         f"{backend.title} {wanted} is not in the catalogue; checked as {nearest}, the nearest",
         "",
-    )
-
-
-def _distance(one: str, other: str) -> int:
-    weights = (1_000_000, 1000, 1)
-    left, right = ([int(part) for part in re.findall(r"\d+", text)][:3] for text in (one, other))
-    return abs(
-        sum(a * b for a, b in zip(left, weights, strict=False))
-        - sum(a * b for a, b in zip(right, weights, strict=False))
     )
 
 

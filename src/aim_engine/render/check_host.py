@@ -115,11 +115,11 @@ def _devices(container: HostContainer) -> Iterator[Finding]:
         )
 
 
-def _by_rules(container: HostContainer, gpus: int, backend: Backend) -> Iterator[Finding]:
+def _by_rules(container: HostContainer, gpus: int | None, backend: Backend) -> Iterator[Finding]:
     """The rules of `rules/container.yaml`."""
     files = [device.split(":")[0].rstrip("/") for device in container.devices]
     about = {
-        "world": gpus,
+        **({} if gpus is None else {"world": gpus}),
         "all_devices": "/dev/dri" in files or any("amd.com/gpu=all" in file for file in files),
         "pinned": any(container.env.get(name) for name in _VISIBILITY),
         "by_cdi": any("amd.com/gpu=" in file for file in files),
@@ -133,8 +133,8 @@ def _by_rules(container: HostContainer, gpus: int, backend: Backend) -> Iterator
         yield msgspec.structs.replace(finding, evidence=container.where)
 
 
-def _memory(container: HostContainer, gpus: int) -> Iterator[Finding]:
-    if container.host_ipc or gpus < 2 or "/dev/shm" in container.mounts:  # noqa: S108 - the engine's own place
+def _memory(container: HostContainer, gpus: int | None) -> Iterator[Finding]:
+    if container.host_ipc or gpus is None or gpus < 2 or "/dev/shm" in container.mounts:  # noqa: S108 - the engine's own place
         return
     if container.shm_bytes is None:
         yield error(

@@ -222,6 +222,7 @@ def _workload(
         claimed = texts(get(manifest, "spec", "volumeClaimTemplates"), "metadata", "name") - texts(volumes, "name")
         more = [{"name": name} for name in sorted(claimed)]
         spec = {**pod.spec, "volumes": [*volumes, *more]} if claimed else pod.spec
+        spec = _with_config(spec, objects)
         yield from check_pod.check(spec, place, backend, version, complete=pod.complete, starts=pod.starts)
     if kind in _KEPT_RUNNING:
         template = get(manifest, "spec", "template")
@@ -233,6 +234,35 @@ def _workload(
             )
         if replicas is not None and whole(replicas) is None:
             yield error("MAN003", f"replicas {replicas!r} is not a whole number", "", f"{where}: spec.replicas")
+
+
+def _with_config(spec: dict[str, Any], objects: list[dict[str, Any]]) -> dict[str, Any]:
+    """A pod's spec with the variables that its containers take from ConfigMaps of the same files."""
+    maps = {
+        str(get(each, "metadata", "name")): mapping(each.get("data"))
+        for each in objects
+        if each.get("kind") == "ConfigMap"
+    }
+    if not maps or not mappings(spec.get("containers")):
+        return spec
+    containers = []
+    for container in mappings(spec.get("containers")):
+        env: list[dict[str, Any]] = []
+        for entry in mappings(container.get("env")):
+            wanted = mapping(get(entry, "valueFrom", "configMapKeyRef"))
+            value = maps.get(str(wanted.get("name")), {}).get(str(wanted.get("key")))
+            env.append(entry if value is None else {"name": entry.get("name"), "value": str(value)})
+        own = texts(env, "name")
+        for source in mappings(container.get("envFrom")):
+            prefix = str(source.get("prefix") or "")
+            held = maps.get(str(get(source, "configMapRef", "name")), {})
+            env += [
+                {"name": f"{prefix}{name}", "value": str(value)}
+                for name, value in held.items()
+                if f"{prefix}{name}" not in own
+            ]
+        containers.append({**container, "env": env} if env else container)
+    return {**spec, "containers": containers}
 
 
 def _selector(manifest: dict[str, Any], template: Any, where: str) -> Iterator[Finding]:

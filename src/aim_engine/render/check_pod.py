@@ -18,7 +18,6 @@ ENGINE_READY_S = 600
 """How long vLLM waits for its own workers unless told otherwise. Source: vllm/envs.py VLLM_ENGINE_READY_TIMEOUT_S."""
 SHM = "/dev/shm"  # noqa: S108 - the place where ranks of an engine share memory, not a file of ours
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
-_UNKNOWN_VALUE = re.compile(r"(?:--?[A-Za-z_-]+=)?\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -214,8 +213,11 @@ def _engine(
         return
     gpus = amount(get(container, "resources", "limits", GPU) or get(container, "resources", "requests", GPU))
     hosts = check_engine.option(engine.args, "--nnodes") or "1"
-    wanted = engine.gpus // max(1, int(hosts)) if hosts.isdecimal() else engine.gpus
-    if gpus is not None and gpus == gpus.to_integral_value() and wanted > gpus:
+    nodes = max(1, int(hosts)) if hosts.isdecimal() else None
+    wanted = engine.gpus // nodes if engine.gpus is not None and nodes is not None else None
+    if wanted is None:
+        pass  # only the caller knows
+    elif gpus is not None and gpus == gpus.to_integral_value() and wanted > gpus:
         yield error(
             "PAR006", f"the engine spreads over {wanted} GPUs, the pod has {gpus}", "make them equal", f"{where}: args"
         )
@@ -223,7 +225,7 @@ def _engine(
         yield warning(
             "PAR026", f"the engine uses {wanted} of the pod's {gpus} GPUs", "make them equal", f"{where}: args"
         )
-    several = max(wanted, int(gpus or 1))
+    several = max(wanted or 1, int(gpus or 1))
     yield from _shared_memory(container, pod, several, where)
     if complete and "--headless" not in engine.args:  # such a rank serves no HTTP
         yield from _patience(container, env, where)
@@ -246,19 +248,11 @@ def _engine(
 
 
 def _expanded(args: tuple[str, ...], env: dict[str, str]) -> tuple[str, ...]:
-    """`args` as the kubelet hands them on: `$$` is `$`, `$(NAME)` the variable's value, or itself where there is none.
+    """`args` as the kubelet hands them on: `$$` is `$`, `$(NAME)` the variable's value, or itself where nobody can know it.
 
-    Options whose whole value is one that nobody can know from the file, such as a controller's variable, are left out.
     Source: Kubernetes API reference, Container.args.
     """
-    found: list[str] = []
-    for word in args:
-        unknown = _UNKNOWN_VALUE.fullmatch(word)
-        if unknown is None or unknown[1] in env:
-            found.append(_REFERENCE.sub(lambda it: "$" if it[0] == "$$" else env.get(it[1], it[0]), word))
-        elif not word.startswith("-") and found and found[-1].startswith("--"):
-            found.pop()
-    return tuple(found)
+    return tuple(_REFERENCE.sub(lambda it: "$" if it[0] == "$$" else env.get(it[1], it[0]), word) for word in args)
 
 
 def _shared_memory(container: dict[str, Any], pod: dict[str, Any], gpus: int, where: str) -> Iterator[Finding]:
