@@ -103,7 +103,8 @@ def order(candidates: Sequence[One], objective: Objective, *, open_count: bool =
 
     Those that do not are ordered by how little they miss. Among the others the best credited value leads; within the error band of it,
     one that runs all requests at once beats one that lets some wait for a slot, a known recipe beats a generated one, fewer devices beat
-    more, one kind of parallelism beats two, and one server beats several behind a balancer; where as much is done (a rate is served), the quicker answer. The rest follows by value.
+    more, one kind of parallelism beats two, and one server beats several behind a balancer; where as much is done (a rate is served),
+    the quicker answer. The rest follows by value.
     """
     if not candidates:
         return []
