@@ -217,7 +217,7 @@ class Collector:
         """
         self._pages = [_Page(each, history) for each in watched]
         self._history = history
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._timeout_s = timeout_s
         self._workers = workers
         self._fetcher = Fetcher(hosts=len(watched) + 4, key=key)
@@ -285,19 +285,19 @@ class Collector:
             while not stop.is_set():
                 now = time.monotonic()
                 for page in self._arrived:
-                    heapq.heappush(due, (now + _place(page.watched.url) * self._interval_s, next(order), page))
+                    heapq.heappush(due, (now + _place(page.watched.url) * self.interval_s, next(order), page))
                 self._arrived = []
                 while due and due[0][0] <= now:
                     at, _, page = heapq.heappop(due)
                     if page.dropped and not page.busy:
                         page.close()
                         continue
-                    heapq.heappush(due, (max(at + page.wait_s(self._interval_s), now), next(order), page))
+                    heapq.heappush(due, (max(at + page.wait_s(self.interval_s), now), next(order), page))
                     if not page.busy:
                         page.busy = True
                         (slow_lane if page.misses else pool).submit(work, page)
                 if self._cards is not None and now >= next_cards:
-                    next_cards = now + self._interval_s
+                    next_cards = now + self.interval_s
                     for look in self._own_cards():
                         self._looks.put(look)
                 if now >= next_write:
@@ -312,9 +312,9 @@ class Collector:
         try:
             if page.watched.namespace:
                 return page.pods(self._timeout_s)
-            return page.read(self._fetcher.get(page.watched.url, self._timeout_s), self._interval_s)
+            return page.read(self._fetcher.get(page.watched.url, self._timeout_s), self.interval_s)
         except (Unreachable, MissingExtra) as err:
-            return page.missed(_said(err), self._interval_s)
+            return page.missed(_said(err), self.interval_s)
 
     def _own_cards(self) -> list[Look]:
         if self._cards is None or not self._pages:

@@ -20,6 +20,7 @@ from aim_engine.render.alert_rules import Rule, applies
 
 logger = logging.getLogger(__name__)
 JUDGE_S, HOUR_S = 10.0, 3600.0
+"""Rules are judged after every second look, and at least so often."""
 FEW_RATINGS = 10
 """Of fewer, one bad answer would be a drop."""
 
@@ -183,10 +184,11 @@ def run(
 ) -> None:
     """Look and judge until `stop`. `renew` is called before each judgement, `hourly` with the time once an hour."""
     judged, hour = 0.0, time.monotonic()
+    judge_s = min(JUDGE_S, 2 * collector.interval_s)
 
     def batch(_: list[Look]) -> None:
         nonlocal judged, hour
-        if time.monotonic() - judged < JUDGE_S:
+        if time.monotonic() - judged < judge_s:
             return
         judged = time.monotonic()
         try:
