@@ -17,8 +17,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import loopback
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".safetensors", ".bin", ".gguf")
@@ -309,7 +311,7 @@ def serving(hub: Hub, tls: ssl.SSLContext | None = None) -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             pass
 
-    servers = [_Server(("127.0.0.1", 0), Handler) for _ in range(2)]
+    servers = [loopback.Patient(("127.0.0.1", 0), Handler) for _ in range(2)]
     for server in servers if tls is not None else ():
         assert tls is not None
         server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
@@ -325,14 +327,6 @@ def serving(hub: Hub, tls: ssl.SSLContext | None = None) -> Iterator[str]:
             server.shutdown()
             thread.join()
             server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that was killed is no error of the server."""
 
 
 @functools.lru_cache(maxsize=64)  # a file in many pieces is asked for often

@@ -8,10 +8,22 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
+class Patient(ThreadingHTTPServer):
+    """A server whose clients may be killed."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed is no error of the server."""
+
+
 @contextmanager
-def http(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+def http(
+    handler: Callable[..., BaseHTTPRequestHandler], kind: type[ThreadingHTTPServer] = ThreadingHTTPServer
+) -> Iterator[str]:
     """The address of a server that answers with `handler`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = kind(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -15,9 +15,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import hub_server
+import loopback
 
 CHUNK = 64 * 1024
 CHUNKS_PER_XORB = 32
@@ -68,7 +69,6 @@ def _xorb(content: bytes, number: int) -> bytes:
 def serving(hub: hub_server.Hub) -> Iterator[Xet]:
     """The storage beside a hub that is served; the hub gives tokens for it meanwhile."""
     xet = Xet(hub)
-    address = ""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -149,23 +149,9 @@ def serving(hub: hub_server.Hub) -> Iterator[Xet]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = _Server(("127.0.0.1", 0), Handler)
-    address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    hub.xet = (address, TOKEN)
-    try:
-        yield xet
-    finally:
-        hub.xet = None
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that was killed is no error of the server."""
+    with loopback.http(Handler, loopback.Patient) as address:
+        hub.xet = (address, TOKEN)
+        try:
+            yield xet
+        finally:
+            hub.xet = None

@@ -9,13 +9,13 @@ files of another release before the installed one, whose dependencies are then u
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from engine_judge import complaint
 
 
 def main() -> None:
@@ -60,17 +60,6 @@ def main() -> None:
     }
     json.dump(document, sys.stdout, indent=0, sort_keys=True)
     sys.stdout.write("\n")
-
-
-def complaint(parser: argparse.ArgumentParser, line: list[str]) -> str | None:
-    """What the parser says against a command line; None when it takes it."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            parser.parse_args(line)
-    except SystemExit:
-        return said.getvalue().strip()
-    return None
 
 
 def defaults() -> dict[str, Any]:

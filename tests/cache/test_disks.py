@@ -62,7 +62,7 @@ def mounted(what: str, options: str, address: str, tmp_path: Path) -> str:
         ["unshare", "--user", "--map-root-user", "--mount", "true"], capture_output=True, check=False
     )
     if probe.returncode != 0:
-        pytest.skip("no namespaces for mounting here")
+        pytest.skip("no user namespaces for mounting here: apt-get install util-linux, sysctl user.max_user_namespaces")
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", command, "sh", *arguments],
         capture_output=True, text=True, check=False, timeout=120,

@@ -131,7 +131,7 @@ def lose_power(rounds: int, tmp_path: Path, seed: int) -> int:
 @pytest.fixture(autouse=True)
 def mounting_is_possible() -> None:
     if os.geteuid() != 0 or shutil.which("mkfs.ext4") is None or not Path("/dev/loop-control").exists():
-        pytest.skip("mounting a disk of one's own takes root, mkfs.ext4 and loop devices")
+        pytest.skip("mounting a disk of one's own takes root, loop devices and mkfs.ext4: apt-get install e2fsprogs")
 
 
 def test_losing_power_loses_nothing_that_was_promised(tmp_path: Path) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import loopback
 from aim_engine.errors import InvalidInput, Unreachable
 from aim_engine.kpi import measures
 from aim_engine.monitor import scrape
@@ -137,15 +137,8 @@ class _Page(BaseHTTPRequestHandler):
 @contextmanager
 def serving(**pages: tuple[int, str]) -> Iterator[str]:
     handler = type("Handler", (_Page,), {"pages": {f"/{path}": reply for path, reply in pages.items()}})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with loopback.http(handler) as address:
+        yield address.removeprefix("http://")
 
 
 def test_a_page_is_fetched_by_host_and_port_base_url_or_its_own_address() -> None:

@@ -215,16 +215,18 @@ def _engine(
     hosts = check_engine.option(engine.args, "--nnodes") or "1"
     nodes = max(1, int(hosts)) if hosts.isdecimal() else None
     wanted = engine.gpus // nodes if engine.gpus is not None and nodes is not None else None
-    if wanted is None:
-        pass  # only the caller knows
-    elif gpus is not None and gpus == gpus.to_integral_value() and wanted > gpus:
-        yield error(
-            "PAR006", f"the engine spreads over {wanted} GPUs, the pod has {gpus}", "make them equal", f"{where}: args"
-        )
-    elif gpus is not None and wanted < gpus:
-        yield warning(
-            "PAR026", f"the engine uses {wanted} of the pod's {gpus} GPUs", "make them equal", f"{where}: args"
-        )
+    if wanted is not None and gpus is not None:  # else only the caller knows
+        if gpus == gpus.to_integral_value() and wanted > gpus:
+            yield error(
+                "PAR006",
+                f"the engine spreads over {wanted} GPUs, the pod has {gpus}",
+                "make them equal",
+                f"{where}: args",
+            )
+        elif wanted < gpus:
+            yield warning(
+                "PAR026", f"the engine uses {wanted} of the pod's {gpus} GPUs", "make them equal", f"{where}: args"
+            )
     several = max(wanted or 1, int(gpus or 1))
     yield from _shared_memory(container, pod, several, where)
     if complete and "--headless" not in engine.args:  # such a rank serves no HTTP
